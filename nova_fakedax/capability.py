@@ -1,0 +1,77 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Whether this host can run instances with disks on fake DAX."""
+
+import typing as ty
+
+from lxml import etree
+from nova.virt.libvirt import host as libvirt_host
+from oslo_config import cfg
+
+from nova_fakedax import emulator
+
+
+def reasons_against(
+    conf: cfg.ConfigOpts, host: libvirt_host.Host,
+) -> list[str]:
+    """Why this host cannot run such instances; empty if it can.
+
+    :param conf: nova's configuration, with ``[fakedax]``
+    :param host: the connection to libvirt
+    """
+    if conf.libvirt.virt_type not in ('kvm', 'qemu'):
+        return [f"[libvirt]virt_type is '{conf.libvirt.virt_type}'; "
+                f"allowed: 'kvm', 'qemu'"]
+    reasons = []
+    if conf.libvirt.images_type not in ('default', 'raw', 'flat', 'qcow2'):
+        reasons.append(
+            f"[libvirt]images_type is '{conf.libvirt.images_type}': images "
+            f"on fake DAX are files; allowed: 'raw', 'flat', 'qcow2', "
+            f"'default'")
+    if not conf.force_raw_images:
+        reasons.append(
+            'force_raw_images is off: images on fake DAX are raw')
+    if conf.libvirt.file_backed_memory:
+        reasons.append(
+            '[libvirt]file_backed_memory is set: the guest memory that it '
+            'accounts for would count the images too')
+    if conf.ephemeral_storage_encryption.enabled:
+        reasons.append(
+            '[ephemeral_storage_encryption]enabled is on: an encrypted image '
+            'cannot be mapped into a guest')
+    if not host.has_min_version(emulator.MIN_LIBVIRT):
+        wanted = '.'.join(str(part) for part in emulator.MIN_LIBVIRT)
+        reasons.append(
+            f"libvirt is older than {wanted}, the first that can start "
+            f"<memory model='virtio-pmem'>")
+    try:
+        emulator.probe(
+            conf.fakedax.emulator or _default_emulator(conf, host))
+    except emulator.ProbeError as exc:
+        reasons.append(str(exc))
+    return reasons
+
+
+def _default_emulator(
+    conf: cfg.ConfigOpts, host: libvirt_host.Host,
+) -> str:
+    """The QEMU binary that libvirt chooses.
+
+    https://libvirt.org/formatdomaincaps.html
+    """
+    try:
+        capabilities = host.get_connection().getDomainCapabilities(
+            None, None, None, conf.libvirt.virt_type, 0)
+    except libvirt_host.libvirt.libvirtError as exc:
+        raise emulator.ProbeError(f'libvirt has no emulator: {exc}')
+    return ty.cast(str, etree.fromstring(capabilities).findtext('path', ''))

@@ -1,0 +1,43 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The ``[fakedax]`` options."""
+
+from oslo_config import cfg
+
+group = cfg.OptGroup(
+    'fakedax',
+    title='Fake persistent memory',
+    help='Instances whose disks are fake persistent memory.')
+
+opts = [
+    cfg.StrOpt(
+        'emulator',
+        help="""
+Path of the QEMU binary that runs instances with disks on fake DAX.
+
+The binary must have the device ``virtio-pmem-pci``. Other instances, and all
+instances if this is not set, run the binary that libvirt chooses. Where
+AppArmor or SELinux confines QEMU, the binary must be one that the policy
+knows.
+"""),
+]
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    conf.register_group(group)
+    conf.register_opts(opts, group=group)
+
+
+def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+    """For the entry point ``oslo.config.opts``."""
+    return [(group, opts)]

@@ -1,0 +1,229 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Disks on fake DAX in a domain: Nova's LibvirtConfig objects.
+
+As in nova.virt.libvirt.config: objects to XML and back. What a disk is
+comes from its alias, so that a domain can be read back by itself.
+"""
+
+from collections.abc import Callable, Sequence
+import os
+
+from lxml import etree
+from nova import exception
+from nova.i18n import _
+from nova.virt.libvirt import config as vconfig
+from oslo_utils import units
+
+from nova_fakedax import disk
+from nova_fakedax import layout
+
+#: The serial number of the read-only view of the root disk's file, by which
+#: firmware and GRUB read the kernel.
+BOOT_VIEW_SERIAL = 'fakedax-boot'
+
+
+class LibvirtConfigGuestVirtioPMEM(vconfig.LibvirtConfigGuestDevice):
+    """``<memory model='virtio-pmem'>``.
+
+    https://libvirt.org/formatdomain.html#memory-devices
+
+    :ivar source_path: the backing file
+    :ivar target_size: its size in KiB
+    :ivar alias: ``ua-fakedax-...``
+    :ivar device_addr: where libvirt put it on the PCI bus, None if it has not
+    """
+
+    def __init__(self, **kwargs):  # type: ignore[no-untyped-def]
+        super().__init__(root_name='memory', **kwargs)
+        self.source_path: str = ''
+        self.target_size: int = 0
+        self.alias: str = ''
+        self.device_addr: vconfig.LibvirtConfigGuestDeviceAddressPCI | None = None
+
+    def format_dom(self) -> etree._Element:
+        memory = super().format_dom()
+        memory.set('model', 'virtio-pmem')
+        memory.set('access', 'shared')
+        source = etree.SubElement(memory, 'source')
+        source.append(self._text_node('path', self.source_path))
+        target = etree.SubElement(memory, 'target')
+        target.append(
+            self._text_node('size', self.target_size, unit='KiB'))
+        etree.SubElement(memory, 'alias', name=self.alias)
+        return memory
+
+    def parse_dom(self, xmldoc: etree._Element) -> None:
+        super().parse_dom(xmldoc)
+        self.source_path = xmldoc.findtext('./source/path', '')
+        self.target_size = int(xmldoc.findtext('./target/size', '0'))
+        alias = xmldoc.find('./alias')
+        if alias is not None:
+            self.alias = alias.get('name', '')
+        address = xmldoc.find("./address[@type='pci']")
+        if address is not None:
+            self.device_addr = vconfig.LibvirtConfigGuestDeviceAddressPCI()
+            self.device_addr.parse_dom(address)
+
+
+class LibvirtConfigGuestEmulator(vconfig.LibvirtConfigGuestDevice):
+    """``<emulator>``: the binary that runs the domain."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(root_name='emulator')
+        self.path = path
+
+    def format_dom(self) -> etree._Element:
+        return self._text_node('emulator', self.path)
+
+
+def parse_virtio_pmems(
+    guest: vconfig.LibvirtConfigGuest, xmldoc: etree._Element,
+) -> None:
+    """Add to a guest what its parser leaves out.
+
+    nova.virt.libvirt.config.LibvirtConfigGuest.parse_dom knows one model of
+    memory device, nvdimm.
+    """
+    for node in xmldoc.findall("./devices/memory[@model='virtio-pmem']"):
+        device = LibvirtConfigGuestVirtioPMEM()
+        device.parse_dom(node)
+        guest.add_device(device)
+
+
+def fake_dax_disks(
+    guest: vconfig.LibvirtConfigGuest,
+) -> list[tuple[disk.FakeDaxDisk, LibvirtConfigGuestVirtioPMEM]]:
+    """The disks on fake DAX of a guest, with their devices, in order."""
+    found = []
+    for device in guest.devices:
+        if isinstance(device, LibvirtConfigGuestVirtioPMEM):
+            disk_id = disk.DiskId.from_alias(device.alias)
+            if disk_id is not None:
+                found.append((
+                    disk.FakeDaxDisk(disk_id, device.source_path,
+                                     device.target_size * units.Ki),
+                    device))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def convert(
+    guest: vconfig.LibvirtConfigGuest,
+    instance_path: str,
+    wants: Callable[[str], bool],
+    emulator: str | None = None,
+) -> None:
+    """Turn ordinary disks of a guest into disks on fake DAX.
+
+    :param guest: as LibvirtDriver._get_guest_config makes it; changed
+    :param instance_path: the directory of the instance's own disks
+    :param wants: whether the disk with this path is to be on fake DAX
+    :param emulator: the QEMU binary to run it, None for libvirt's choice
+    :raises nova.exception.InvalidInput: a device or setting of the guest
+        cannot be beside fake DAX
+    :raises nova_fakedax.layout.InvalidLayout: a backing file is missing or
+        cannot be mapped
+    """
+    disks = []
+    for device in list(guest.devices):
+        if not (isinstance(device, vconfig.LibvirtConfigGuestDisk) and
+                device.source_type == 'file' and device.source_path and
+                os.path.dirname(device.source_path) == instance_path and
+                wants(device.source_path)):
+            continue
+        disk_id = disk.DiskId.from_path(device.source_path)
+        assert disk_id is not None  # or it would not be wanted
+        disks.append(disk.FakeDaxDisk(
+            disk_id, device.source_path,
+            layout.mapped_size(device.source_path)))
+        if disk_id.role == 'root' and not guest.os_kernel:
+            _make_boot_view(guest, device)
+        else:
+            guest.devices.remove(device)
+    if not disks:
+        return
+    _refuse_conflicts(guest)
+    _add_numa_cell(guest)
+    guest.max_memory_size = guest.memory
+    guest.max_memory_slots = len(disks)
+    for fake_dax_disk in sorted(disks):
+        pmem = LibvirtConfigGuestVirtioPMEM()
+        pmem.source_path = fake_dax_disk.path
+        pmem.target_size = fake_dax_disk.size // units.Ki
+        pmem.alias = fake_dax_disk.id.alias
+        guest.max_memory_size += pmem.target_size
+        guest.add_device(pmem)
+    if emulator:
+        guest.add_device(LibvirtConfigGuestEmulator(emulator))
+
+
+def _make_boot_view(
+    guest: vconfig.LibvirtConfigGuest,
+    device: vconfig.LibvirtConfigGuestDisk,
+) -> None:
+    """Let firmware, which knows no pmem, read the kernel from the file.
+
+    The view is the first disk, so that ``<boot dev='hd'/>`` means it.
+    """
+    device.readonly = True
+    device.serial = BOOT_VIEW_SERIAL
+    # A view that cannot be written has nothing to discard.
+    device.driver_discard = None
+    guest.devices.remove(device)
+    first = next(
+        (index for index, other in enumerate(guest.devices)
+         if isinstance(other, vconfig.LibvirtConfigGuestDisk)),
+        len(guest.devices))
+    guest.devices.insert(first, device)
+
+
+def _add_numa_cell(guest: vconfig.LibvirtConfigGuest) -> None:
+    """Say which of the domain's memory is RAM.
+
+    libvirt wants a NUMA cell as soon as there is maxMemory. Without one,
+    libvirt 11.3 takes the images' size out of the RAM.
+    """
+    if guest.cpu is None:
+        guest.cpu = vconfig.LibvirtConfigGuestCPU()
+    if guest.cpu.numa is not None:
+        return
+    cell = vconfig.LibvirtConfigGuestCPUNUMACell()
+    cell.id = 0
+    cell.cpus = set(range(guest.vcpus))
+    cell.memory = guest.memory
+    guest.cpu.numa = vconfig.LibvirtConfigGuestCPUNUMA()
+    guest.cpu.numa.cells.append(cell)
+
+
+def _refuse_conflicts(guest: vconfig.LibvirtConfigGuest) -> None:
+    """Refuse what would pin, lock or encrypt the images.
+
+    The last line of defence behind spec.CONFLICTS: devices also come from
+    ports, images and the host's configuration.
+    """
+    conflict = None
+    for device in guest.devices:
+        if isinstance(device, vconfig.LibvirtConfigGuestHostdev):
+            conflict = 'a passed-through device'
+        elif isinstance(device, vconfig.LibvirtConfigGuestInterface):
+            if device.net_type in ('hostdev', 'vdpa'):
+                conflict = f'a network interface of type {device.net_type}'
+        elif isinstance(device, vconfig.LibvirtConfigGuestVPMEM):
+            conflict = 'a vPMEM device (hw:pmem)'
+    if guest.membacking is not None and guest.membacking.locked:
+        conflict = 'locked memory'
+    if guest.launch_security is not None:
+        conflict = 'encrypted memory'
+    if conflict:
+        raise exception.InvalidInput(reason=_(
+            '%s cannot be beside disks on fake DAX') % conflict)

@@ -1,0 +1,80 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What a QEMU binary and a libvirt can do."""
+
+import dataclasses
+import functools
+import os
+import re
+
+from oslo_concurrency import processutils
+from oslo_log import log as logging
+
+LOG = logging.getLogger(__name__)
+
+DEVICE = 'virtio-pmem-pci'
+
+#: libvirt 9.0 defines a domain with ``<memory model='virtio-pmem'>`` but
+#: kills it once started: "virtio-pmem memory device info is not handled
+#: yet". 9.1.0 is the first release that leaves it running (libvirt commit
+#: "qemu: Don't error out on 'unknown' memory model in
+#: qemuMonitorJSONGetMemoryDeviceInfo()").
+MIN_LIBVIRT = (9, 1, 0)
+
+_PROPERTY = re.compile(r'^\s+(?P<name>[\w-]+)=<', re.MULTILINE)
+
+
+class ProbeError(Exception):
+    """The binary cannot be asked what it can do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Emulator:
+    """A QEMU binary that has the device.
+
+    :ivar path: the binary
+    :ivar properties: the names of the device's properties, by which it says
+        what it can do
+    """
+
+    path: str
+    properties: frozenset[str]
+
+
+def probe(path: str) -> Emulator:
+    """Ask the binary for its device's properties.
+
+    The answer is kept until the binary is replaced.
+
+    :raises ProbeError: says what the binary lacks
+    """
+    try:
+        status = os.stat(path)
+    except OSError as exc:
+        raise ProbeError(f'{path}: {exc.strerror}')
+    return _probe(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _probe(path: str, _mtime: int, _size: int) -> Emulator:
+    try:
+        stdout, _stderr = processutils.execute(
+            path, '-device', f'{DEVICE},help')
+    except (OSError, processutils.ProcessExecutionError) as exc:
+        LOG.debug('%(path)s: %(exc)s', {'path': path, 'exc': exc})
+        raise ProbeError(f'{path} cannot list the properties of a device')
+    properties = frozenset(_PROPERTY.findall(stdout))
+    # QEMU exits with 0 and prints nothing for a device it does not know.
+    if 'memdev' not in properties:
+        raise ProbeError(f'{path} has no device {DEVICE}')
+    return Emulator(path, properties)

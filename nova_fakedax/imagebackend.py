@@ -1,0 +1,75 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The raw backend that makes images for fake DAX."""
+
+import typing as ty
+
+from nova import exception
+from nova.i18n import _
+from nova.virt.libvirt import imagebackend
+from oslo_log import log as logging
+from oslo_utils import fileutils
+
+from nova_fakedax import layout
+from nova_fakedax import spec
+
+LOG = logging.getLogger(__name__)
+
+IMAGE_TYPE = 'fakedax'
+
+
+class NoSpace(exception.NovaException):
+    msg_fmt = _('Cannot allocate %(size)d bytes for %(path)s: %(reason)s')
+
+
+class FakeDaxImage(imagebackend.Flat):
+    """A raw image, aligned and fully allocated (:mod:`.layout`)."""
+
+    def cache(
+        self, fetch_func: ty.Any, filename: str, size: int | None = None,
+        safe: bool = False, *args: ty.Any, **kwargs: ty.Any,
+    ) -> None:
+        """Make the image as Flat does, then allocate all of it.
+
+        Follows nova.virt.libvirt.imagebackend.Image.cache, through which
+        LibvirtDriver._create_image makes every disk.
+
+        :param size: in bytes
+        :raises NoSpace: not all of it can be allocated; the image is removed
+        """
+        super().cache(fetch_func, filename, size, safe, *args, **kwargs)
+        if self.driver_format != 'raw':
+            raise exception.InvalidDiskFormat(disk_format=self.driver_format)
+        with fileutils.remove_path_on_error(self.path):
+            try:
+                layout.allocate(self.path, size or 0)
+            except OSError as exc:
+                raise NoSpace(size=size, path=self.path, reason=exc.strerror)
+
+
+class FakeDaxBackend(imagebackend.Backend):
+    """Gives disks that a flavor puts on fake DAX their backend."""
+
+    def __init__(self, use_cow: bool) -> None:
+        super().__init__(use_cow)
+        self.BACKEND[IMAGE_TYPE] = FakeDaxImage
+
+    def by_name(
+        self, instance: ty.Any, name: str, image_type: str | None = None,
+        disk_info_mapping: dict[str, ty.Any] | None = None,
+    ) -> imagebackend.Image:
+        # LibvirtDriver names the configured image type in every call, so
+        # the choice is made here and not by configuration.
+        if spec.FakeDaxSpec.from_flavor(instance.flavor).wants(name):
+            image_type = IMAGE_TYPE
+        return super().by_name(instance, name, image_type, disk_info_mapping)

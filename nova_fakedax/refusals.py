@@ -1,0 +1,54 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What is not right yet for an instance with disks on fake DAX.
+
+An operation leaves this table when its implementation lands.
+"""
+
+from collections.abc import Mapping
+import types
+
+from nova import exception
+from nova.i18n import _
+
+_NO_STATE = (
+    "QEMU's virtio-pmem does not save its state, and the guest's next fsync "
+    "would hang for ever")
+
+#: Operation, as users know it: why it is refused.
+REFUSED: Mapping[str, str] = types.MappingProxyType({
+    'suspend': _NO_STATE,
+    'live migration': _NO_STATE,
+    'resize or cold migration':
+        'the image would be copied with holes, or converted to qcow2',
+    'snapshot':
+        'a block job does not see what the guest stores through a mapping',
+    'shelve':
+        'it takes a snapshot, and a block job does not see what the guest '
+        'stores through a mapping',
+    'evacuate':
+        'nothing keeps two hosts from mapping the same image, and stale '
+        'pages of it may be cached here',
+    'attach of a passed-through interface':
+        'a passed-through device pins the whole image in memory',
+})
+
+
+class OperationRefused(exception.NovaException):
+    msg_fmt = _('Fake DAX: %(operation)s of an instance with disks on fake '
+                'DAX is not supported: %(reason)s')
+
+
+def refused(operation: str) -> OperationRefused:
+    """The error for an operation of the table."""
+    return OperationRefused(operation=operation, reason=REFUSED[operation])

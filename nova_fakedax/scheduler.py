@@ -1,0 +1,83 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Fail-closed placement of flavors with ``fakedax:*`` extra specs.
+
+Such a flavor must never land on a host that cannot run it: a plain
+LibvirtDriver there would silently give the instance ordinary disks. Naming
+:class:`FakeDaxFilter` in ``[filter_scheduler]available_filters`` and
+``enabled_filters`` of nova-scheduler does two things:
+
+* importing this module makes Nova ask placement for hosts with the trait
+  ``CUSTOM_FAKEDAX``, whether or not the operator put it on the flavor;
+* the filter checks, for every host, that placement was asked.
+"""
+
+import typing as ty
+
+from nova import context as nova_context
+from nova import objects
+from nova.scheduler import filters
+from nova.scheduler import request_filter
+from oslo_log import log as logging
+
+from nova_fakedax import spec
+
+LOG = logging.getLogger(__name__)
+
+
+def _asks(request_spec: objects.RequestSpec) -> bool:
+    """Whether the request's flavor has any extra spec of the namespace.
+
+    The value does not matter here: one that is unknown is for the compute
+    to refuse, by name.
+    """
+    flavor = request_spec.flavor
+    return any(key.partition(':')[0] == spec.NAMESPACE
+               for key in flavor.get('extra_specs', {}))
+
+
+@request_filter.trace_request_filter
+def require_fake_dax(
+    ctxt: nova_context.RequestContext, request_spec: objects.RequestSpec,
+) -> bool:
+    """Ask placement for hosts that can run the flavor.
+
+    Follows the filters of nova.scheduler.request_filter.
+    """
+    if not _asks(request_spec):
+        return False
+    request_spec.root_required.add(spec.TRAIT)
+    LOG.debug('require_fake_dax request filter added required trait %s',
+              spec.TRAIT)
+    return True
+
+
+# nova.scheduler.request_filter.process_reqspec has no configuration; this
+# list is all there is.
+if require_fake_dax not in request_filter.ALL_REQUEST_FILTERS:
+    request_filter.ALL_REQUEST_FILTERS.append(require_fake_dax)
+
+
+class FakeDaxFilter(filters.BaseHostFilter):
+    """Passes no host for a flavor that placement was not asked about."""
+
+    def host_passes(
+        self, host_state: ty.Any, spec_obj: objects.RequestSpec,
+    ) -> bool:
+        if not _asks(spec_obj) or spec.TRAIT in spec_obj.root_required:
+            return True
+        LOG.error(
+            'The flavor has %(namespace)s:* extra specs, but placement was '
+            'not asked for hosts with %(trait)s: require_fake_dax did not '
+            'run', {'namespace': spec.NAMESPACE, 'trait': spec.TRAIT})
+        return False
