@@ -48,8 +48,16 @@ class EditableWheel(editable_wheel.editable_wheel):
         shutil.copy(PTH, installation_dir)
 
 
+class Distribution(setuptools.Distribution):
+
+    def get_command_class(self, command):
+        # pbr replaces what setup() is given as cmdclass.
+        ours = {'build_py': BuildPy, 'editable_wheel': EditableWheel}
+        return ours.get(command) or super().get_command_class(command)
+
+
 setuptools.setup(
     setup_requires=['pbr'],
     pbr=True,
-    cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel},
+    distclass=Distribution,
 )

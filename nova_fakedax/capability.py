@@ -69,9 +69,10 @@ def _default_emulator(
 
     https://libvirt.org/formatdomaincaps.html
     """
+    arch = host.get_capabilities().host.cpu.arch
     try:
         capabilities = host.get_connection().getDomainCapabilities(
-            None, None, None, conf.libvirt.virt_type, 0)
+            None, arch, None, conf.libvirt.virt_type, 0)
     except libvirt_host.libvirt.libvirtError as exc:
         raise emulator.ProbeError(f'libvirt has no emulator: {exc}')
     return ty.cast(str, etree.fromstring(capabilities).findtext('path', ''))

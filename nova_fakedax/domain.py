@@ -16,8 +16,9 @@ As in nova.virt.libvirt.config: objects to XML and back. What a disk is
 comes from its alias, so that a domain can be read back by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import os
+import typing as ty
 
 from lxml import etree
 from nova import exception
@@ -44,14 +45,15 @@ class LibvirtConfigGuestVirtioPMEM(vconfig.LibvirtConfigGuestDevice):
     :ivar device_addr: where libvirt put it on the PCI bus, None if it has not
     """
 
-    def __init__(self, **kwargs):  # type: ignore[no-untyped-def]
-        super().__init__(root_name='memory', **kwargs)
+    def __init__(self) -> None:
+        super().__init__(root_name='memory')
         self.source_path: str = ''
         self.target_size: int = 0
         self.alias: str = ''
-        self.device_addr: vconfig.LibvirtConfigGuestDeviceAddressPCI | None = None
+        self.device_addr: (
+            vconfig.LibvirtConfigGuestDeviceAddressPCI | None) = None
 
-    def format_dom(self) -> etree._Element:
+    def format_dom(self) -> ty.Any:
         memory = super().format_dom()
         memory.set('model', 'virtio-pmem')
         memory.set('access', 'shared')
@@ -83,7 +85,7 @@ class LibvirtConfigGuestEmulator(vconfig.LibvirtConfigGuestDevice):
         super().__init__(root_name='emulator')
         self.path = path
 
-    def format_dom(self) -> etree._Element:
+    def format_dom(self) -> ty.Any:
         return self._text_node('emulator', self.path)
 
 

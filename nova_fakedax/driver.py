@@ -19,6 +19,8 @@ raw, and turned from ``<disk>`` into ``<memory>`` as the last step of making
 a domain.
 """
 
+from __future__ import annotations
+
 import functools
 import glob
 import os

@@ -23,7 +23,7 @@ from oslo_utils import units
 
 #: The guest maps a device in sections of 2 MiB; Linux refuses a device of
 #: another size ("misaligned, unable to map", drivers/nvdimm/pmem.c).
-ALIGNMENT = 2 * units.Mi
+ALIGNMENT: int = 2 * units.Mi
 
 
 class InvalidLayout(Exception):

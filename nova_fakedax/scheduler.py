@@ -22,6 +22,8 @@ LibvirtDriver there would silently give the instance ordinary disks. Naming
 * the filter checks, for every host, that placement was asked.
 """
 
+from __future__ import annotations
+
 import typing as ty
 
 from nova import context as nova_context
