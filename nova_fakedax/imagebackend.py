@@ -12,6 +12,8 @@
 
 """The raw backend that makes images for fake DAX."""
 
+import contextlib
+import os
 import typing as ty
 
 from nova import exception
@@ -45,16 +47,23 @@ class FakeDaxImage(imagebackend.Flat):
         LibvirtDriver._create_image makes every disk.
 
         :param size: in bytes
-        :raises NoSpace: not all of it can be allocated; the image is removed
+        :raises NoSpace: not all of it can be allocated
+        :raises nova.exception.InvalidDiskFormat: it was not made raw
+
+        On an error an image that was not there before is removed.
         """
-        super().cache(fetch_func, filename, size, safe, *args, **kwargs)
-        if self.driver_format != 'raw':
-            raise exception.InvalidDiskFormat(disk_format=self.driver_format)
-        with fileutils.remove_path_on_error(self.path):
+        made = (contextlib.nullcontext() if self.exists()
+                else fileutils.remove_path_on_error(self.path))
+        with made:
+            super().cache(fetch_func, filename, size, safe, *args, **kwargs)
+            if self.driver_format != 'raw':
+                raise exception.InvalidDiskFormat(
+                    disk_format=self.driver_format)
             try:
                 layout.allocate(self.path, size or 0)
             except OSError as exc:
-                raise NoSpace(size=size, path=self.path, reason=exc.strerror)
+                raise NoSpace(size=size or os.path.getsize(self.path),
+                              path=self.path, reason=exc.strerror)
 
 
 class FakeDaxBackend(imagebackend.Backend):

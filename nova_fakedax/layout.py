@@ -16,6 +16,7 @@ What holds of every image on fake DAX: it is raw, its size is a multiple of
 2 MiB, and all of it is allocated. The guest's content starts at byte 0.
 """
 
+import errno
 import os
 import stat
 
@@ -45,7 +46,14 @@ def allocate(path: str, size: int) -> None:
     :raises OSError: for example ENOSPC; the file may then have grown
     """
     with open(path, 'r+b') as image:
-        wanted = aligned(max(size, os.fstat(image.fileno()).st_size))
+        status = os.fstat(image.fileno())
+        wanted = aligned(max(size, status.st_size))
+        # Asked first, or the attempt would take what is left from everybody
+        # else on the file system until it fails.
+        missing = wanted - _allocated(status)
+        system = os.fstatvfs(image.fileno())
+        if missing > system.f_bavail * system.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         os.posix_fallocate(image.fileno(), 0, wanted)
 
 
@@ -65,10 +73,15 @@ def mapped_size(path: str) -> int:
         raise InvalidLayout(
             f'{path} has {status.st_size} bytes; allowed: a multiple of '
             f'{ALIGNMENT} bytes')
-    # st_blocks counts 512 bytes whatever the file system's block size is.
-    allocated = status.st_blocks * 512
+    allocated = _allocated(status)
     if allocated < status.st_size:
         raise InvalidLayout(
             f'{path} has {status.st_size} bytes, but only {allocated} are '
             f'allocated')
     return status.st_size
+
+
+def _allocated(status: os.stat_result) -> int:
+    """The bytes that the file takes on its file system."""
+    # st_blocks counts 512 bytes whatever the file system's block size is.
+    return status.st_blocks * 512

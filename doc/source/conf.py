@@ -1,0 +1,15 @@
+"""Sphinx configuration."""
+
+project = 'nova-fakedax'
+copyright = 'nova-fakedax developers'
+extensions = [
+    'openstackdocstheme',
+    'oslo_config.sphinxext',
+]
+html_theme = 'openstackdocs'
+pygments_style = 'native'
+openstackdocs_repo_name = 'nova-fakedax'
+openstackdocs_auto_name = False
+openstackdocs_auto_version = False
+version = release = ''
+exclude_patterns = []

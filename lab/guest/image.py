@@ -1,0 +1,198 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Building the test guest: kernel, initrd and disk image."""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import gzip
+import os
+import pathlib
+import shutil
+import tempfile
+
+from lab.guest import debian
+from lab.guest import disk
+from lab.guest import modules
+from lab.guest import tools
+from lab import paths
+
+#: Kernel command line of both ways to boot. Root is found, not given.
+COMMAND_LINE = 'console=ttyS0 quiet'
+
+KERNEL_PACKAGE = 'linux-image-cloud-amd64'
+
+#: Room for the guest and some MiB of files. The guest grows its root to the
+#: disk it finds itself on, so a larger image would only take longer to
+#: upload, fetch and allocate.
+SIZE_MIB = 64
+
+_SOURCES = pathlib.Path(__file__).parent
+
+#: The host's programs that grow the root, for which busybox has none.
+_HOST_PROGRAMS = ('sfdisk', 'partx', 'resize2fs')
+
+
+@dataclasses.dataclass(frozen=True)
+class Guest:
+    """A built guest. The files are shared: copy the disk before use."""
+
+    directory: pathlib.Path
+
+    @property
+    def kernel(self) -> pathlib.Path:
+        return self.directory / 'vmlinuz'
+
+    @property
+    def initrd(self) -> pathlib.Path:
+        return self.directory / 'initrd'
+
+    @property
+    def disk(self) -> pathlib.Path:
+        """Raw image, bootable by BIOS; its /boot has kernel and initrd."""
+        return self.directory / 'disk.raw'
+
+
+def build(size_mib: int = SIZE_MIB,
+          kernel_package: str = KERNEL_PACKAGE) -> Guest:
+    """The test guest, from the cache if it was built before.
+
+    What apt would install today and the files of this package decide
+    whether it was; so a new kernel is taken up.
+
+    :param size_mib: size of the disk image, a multiple of 2 MiB
+    :param kernel_package: a cloud kernel, or a package that depends on one
+    :raises GuestBuildError: something is missing, or does not fit
+    """
+    disk.check_size(size_mib)
+    kernel, agent = debian.find(debian.kernel(kernel_package),
+                                'qemu-guest-agent')
+    key = paths.cache_key(
+        str(size_mib), kernel.checksum, agent.checksum,
+        *(part for path in _source_files()
+          for part in (str(path.relative_to(_SOURCES)), path.read_bytes())))
+    target = paths.CACHE / 'guest' / key
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+                dir=target.parent, prefix='building-') as tmp:
+            work = pathlib.Path(tmp)
+            _build(size_mib, kernel, agent, work)
+            try:
+                (work / 'out').rename(target)
+            except OSError:
+                # Another process was first; its result is as good.
+                if not target.is_dir():
+                    raise
+    return Guest(target)
+
+
+def _source_files() -> Iterator[pathlib.Path]:
+    for path in sorted(_SOURCES.rglob('*')):
+        if path.is_file() and path.suffix != '.pyc':
+            yield path
+
+
+def _build(size_mib: int, kernel: debian.Package, agent: debian.Package,
+           work: pathlib.Path) -> None:
+    out = work / 'out'
+    out.mkdir()
+    guest = Guest(out)
+
+    package = work / 'kernel'
+    debian.unpack(kernel, package)
+    # Since Debian 13 modules are in /usr/lib.
+    if not (package / 'lib').exists():
+        (package / 'lib').symlink_to('usr/lib')
+    image, = (package / 'boot').glob('vmlinuz-*')
+    version = image.name.removeprefix('vmlinuz-')
+    shutil.copy(image, guest.kernel)
+
+    initrd = work / 'initrd'
+    _skeleton(initrd, _SOURCES / 'initrd', ['new'])
+    modules.install(_module_names(), package, version, initrd)
+    guest.initrd.write_bytes(_cpio(initrd))
+
+    root = work / 'root'
+    _skeleton(root, _SOURCES / 'rootfs', ['mnt', 'root', 'run', 'tmp', 'var'])
+    _add_applets(root)
+    _add_probe(root)
+    debian.unpack(agent, work / 'agent')
+    _add_programs(root, [work / 'agent/usr/sbin/qemu-ga',
+                         *map(_host_program, _HOST_PROGRAMS)])
+    for path in (guest.kernel, guest.initrd):
+        shutil.copy(path, root / 'boot' / path.name)
+    config = root / 'boot/grub/grub.cfg'
+    config.write_text(
+        config.read_text().replace('@COMMAND_LINE@', COMMAND_LINE))
+    disk.create(guest.disk, size_mib, root)
+
+
+def _module_names() -> list[str]:
+    listing = (_SOURCES / 'initrd/etc/modules').read_text()
+    return [line for line in listing.splitlines()
+            if line and not line.startswith('#')]
+
+
+def _skeleton(root: pathlib.Path, files: pathlib.Path,
+              directories: Iterable[str]) -> None:
+    """What the initrd and the root have in common: layout and busybox."""
+    shutil.copytree(files, root)
+    for name in ('bin', 'dev', 'etc', 'lib', 'proc', 'sys', 'usr',
+                 *directories):
+        (root / name).mkdir(exist_ok=True)
+    for link, to in (('sbin', 'bin'), ('lib64', 'lib'), ('usr/bin', '../bin'),
+                     ('usr/sbin', '../bin')):
+        (root / link).symlink_to(to)
+    shutil.copy(_host_program('busybox'), root / 'bin')
+
+
+def _add_applets(root: pathlib.Path) -> None:
+    for applet in tools.run(root / 'bin/busybox', '--list').split():
+        link = root / 'bin' / applet
+        if not link.exists():
+            link.symlink_to('busybox')
+
+
+def _add_probe(root: pathlib.Path) -> None:
+    tools.run('gcc', '-std=gnu11', '-O2', '-Wall', '-static', '-s',
+              '-o', root / 'bin/probe', _SOURCES / 'src/probe.c')
+
+
+def _add_programs(root: pathlib.Path,
+                  programs: Iterable[pathlib.Path]) -> None:
+    for program in programs:
+        link = root / 'bin' / program.name
+        link.unlink(missing_ok=True)
+        shutil.copy(program, link)
+        for name, library in debian.libraries(program).items():
+            shutil.copy(library, root / 'lib' / name)
+
+
+def _host_program(name: str) -> pathlib.Path:
+    path = shutil.which(name, path=os.environ.get('PATH', '') +
+                        ':/usr/sbin:/sbin:/bin')
+    if not path:
+        raise tools.GuestBuildError(
+            f'{name} is not installed; bindep.txt names the packages the '
+            f'lab needs')
+    return pathlib.Path(path)
+
+
+def _cpio(tree: pathlib.Path) -> bytes:
+    names = sorted(str(path.relative_to(tree)) for path in tree.rglob('*'))
+    with tempfile.NamedTemporaryFile(dir=tree.parent) as archive:
+        tools.run('cpio', '--create', '--quiet', '--format=newc',
+                  '--owner=0:0', f'--file={archive.name}', cwd=tree,
+                  stdin='\n'.join(names))
+        # Unpacking speed matters more under TCG than the last few KiB.
+        return gzip.compress(archive.read(), compresslevel=6)

@@ -1,0 +1,257 @@
+/*
+ * What tests and the demo ask of a file system in the guest.
+ *
+ * Licensed under the Apache License, Version 2.0 (the "License"); you may
+ * not use this file except in compliance with the License. You may obtain
+ * a copy of the License at
+ *
+ *      http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+ * WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+ * License for the specific language governing permissions and limitations
+ * under the License.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BLOCK_SIZE 4096
+#define BLOCK_WORDS (BLOCK_SIZE / sizeof(uint64_t))
+#define BLOCKS_PER_MIB (1024 * 1024 / BLOCK_SIZE)
+
+static const char usage[] =
+    "usage: probe fsync FILE COUNT\n"
+    "           write 4 KiB and fsync, COUNT times; latencies in us\n"
+    "       probe write FILE MIB GENERATION\n"
+    "           make FILE, MIB long, of blocks that name their generation\n"
+    "       probe verify FILE MIB GENERATION\n"
+    "           is FILE what write made?\n"
+    "       probe dax FILE\n"
+    "           does the kernel use DAX for FILE?\n";
+
+static void fail(const char *what, const char *name)
+{
+    fprintf(stderr, "probe: %s %s: %s\n", what, name, strerror(errno));
+    exit(1);
+}
+
+static uint64_t number(const char *what, const char *text, uint64_t max)
+{
+    char *end;
+    uint64_t value;
+
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    if (errno || *text < '0' || *text > '9' || *end || value < 1 ||
+        value > max) {
+        fprintf(stderr, "probe: %s %s: must be a whole number, 1 to %" PRIu64
+                "\n", what, text, max);
+        exit(2);
+    }
+    return value;
+}
+
+static int open_file(const char *name, int flags)
+{
+    int fd = open(name, flags | O_CLOEXEC, 0644);
+
+    if (fd < 0) {
+        fail("open", name);
+    }
+    return fd;
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000ull + t.tv_nsec / 1000;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+static int probe_fsync(const char *name, uint64_t count)
+{
+    uint64_t *took = calloc(count, sizeof(*took));
+    uint64_t errors = 0, total = 0;
+    int first_error = 0;
+    char block[BLOCK_SIZE];
+    int fd = open_file(name, O_WRONLY | O_CREAT);
+
+    if (!took) {
+        fail("memory for", name);
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t started;
+
+        memset(block, (int)i, sizeof(block));
+        if (pwrite(fd, block, sizeof(block), 0) != sizeof(block)) {
+            fail("write", name);
+        }
+        started = now_us();
+        if (fsync(fd)) {
+            errors++;
+            first_error = first_error ? first_error : errno;
+        }
+        took[i] = now_us() - started;
+        total += took[i];
+    }
+    close(fd);
+    qsort(took, count, sizeof(*took), by_value);
+    printf("fsyncs=%" PRIu64 " errors=%" PRIu64 " min_us=%" PRIu64
+           " p50_us=%" PRIu64 " p99_us=%" PRIu64 " max_us=%" PRIu64
+           " total_us=%" PRIu64 "\n", count, errors, took[0],
+           took[count / 2], took[count * 99 / 100], took[count - 1], total);
+    free(took);
+    if (errors) {
+        fprintf(stderr, "probe: fsync %s: %s\n", name, strerror(first_error));
+    }
+    return errors ? 1 : 0;
+}
+
+/*
+ * A block is its generation, its index, and words that follow from both
+ * (splitmix64), so that an old block, a misplaced one and a torn one can be
+ * told apart without a second copy.
+ */
+static void fill_block(uint64_t *block, uint64_t generation, uint64_t index)
+{
+    uint64_t state = generation << 32 ^ index;
+
+    block[0] = generation;
+    block[1] = index;
+    for (size_t i = 2; i < BLOCK_WORDS; i++) {
+        uint64_t z = state += 0x9e3779b97f4a7c15;
+
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        block[i] = z ^ z >> 31;
+    }
+}
+
+static bool is_block(const uint64_t *block, uint64_t generation,
+                     uint64_t index)
+{
+    uint64_t expected[BLOCK_WORDS];
+
+    fill_block(expected, generation, index);
+    return !memcmp(block, expected, BLOCK_SIZE);
+}
+
+static int probe_write(const char *name, uint64_t mib, uint64_t generation)
+{
+    uint64_t blocks = mib * BLOCKS_PER_MIB;
+    uint64_t block[BLOCK_WORDS];
+    /* Written in place: a second generation lands on the pages of the first. */
+    int fd = open_file(name, O_WRONLY | O_CREAT);
+
+    for (uint64_t i = 0; i < blocks; i++) {
+        fill_block(block, generation, i);
+        if (pwrite(fd, block, BLOCK_SIZE, i * BLOCK_SIZE) != BLOCK_SIZE) {
+            fail("write", name);
+        }
+    }
+    if (ftruncate(fd, blocks * BLOCK_SIZE)) {
+        fail("truncate", name);
+    }
+    if (fsync(fd)) {
+        fail("fsync", name);
+    }
+    close(fd);
+    printf("blocks=%" PRIu64 " generation=%" PRIu64 "\n", blocks, generation);
+    return 0;
+}
+
+static int probe_verify(const char *name, uint64_t mib, uint64_t generation)
+{
+    uint64_t blocks = mib * BLOCKS_PER_MIB;
+    uint64_t good = 0, other = 0, first_bad = 0;
+    uint64_t block[BLOCK_WORDS];
+    struct stat st;
+    int fd = open_file(name, O_RDONLY);
+
+    if (fstat(fd, &st)) {
+        fail("stat", name);
+    }
+    if ((uint64_t)st.st_size != blocks * BLOCK_SIZE) {
+        fprintf(stderr, "probe: %s has %" PRIu64 " bytes, not %" PRIu64 "\n",
+                name, (uint64_t)st.st_size, blocks * BLOCK_SIZE);
+        return 1;
+    }
+    for (uint64_t i = 0; i < blocks; i++) {
+        if (pread(fd, block, BLOCK_SIZE, i * BLOCK_SIZE) != BLOCK_SIZE) {
+            fail("read", name);
+        }
+        if (is_block(block, generation, i)) {
+            good++;
+            continue;
+        }
+        if (good == i) {
+            first_bad = i;
+        }
+        if (is_block(block, block[0], i)) {
+            other++;
+        }
+    }
+    close(fd);
+    printf("blocks=%" PRIu64 " good=%" PRIu64 " other_generation=%" PRIu64
+           " corrupt=%" PRIu64, blocks, good, other, blocks - good - other);
+    if (good < blocks) {
+        printf(" first_bad=%" PRIu64, first_bad);
+    }
+    printf("\n");
+    return good < blocks;
+}
+
+static int probe_dax(const char *name)
+{
+    struct statx st;
+    bool dax;
+
+    if (statx(AT_FDCWD, name, 0, STATX_BASIC_STATS, &st)) {
+        fail("stat", name);
+    }
+    dax = st.stx_attributes & STATX_ATTR_DAX;
+    printf("%s\n", dax ? "yes" : "no");
+    return dax ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    const char *action = argc > 2 ? argv[1] : "";
+
+    if (!strcmp(action, "fsync") && argc == 4) {
+        return probe_fsync(argv[2], number("COUNT", argv[3], 10000000));
+    }
+    if (!strcmp(action, "write") && argc == 5) {
+        return probe_write(argv[2], number("MIB", argv[3], 1 << 20),
+                           number("GENERATION", argv[4], UINT32_MAX));
+    }
+    if (!strcmp(action, "verify") && argc == 5) {
+        return probe_verify(argv[2], number("MIB", argv[3], 1 << 20),
+                            number("GENERATION", argv[4], UINT32_MAX));
+    }
+    if (!strcmp(action, "dax") && argc == 3) {
+        return probe_dax(argv[2]);
+    }
+    fputs(usage, stderr);
+    return 2;
+}

@@ -1,0 +1,14 @@
+"""Sphinx configuration."""
+
+project = 'nova-fakedax release notes'
+copyright = 'nova-fakedax developers'
+extensions = [
+    'openstackdocstheme',
+    'reno.sphinxext',
+]
+html_theme = 'openstackdocs'
+pygments_style = 'native'
+openstackdocs_repo_name = 'nova-fakedax'
+openstackdocs_auto_name = False
+openstackdocs_auto_version = False
+version = release = ''
