@@ -1,0 +1,309 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The main job: a real guest with its root on fake DAX, from nothing."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from typing import Any
+
+import click
+import rich.box
+import rich.console
+import rich.table
+
+from lab import clients
+from lab import config
+from lab import guest
+from lab import lifecycle
+from lab import pagecache
+from lab import paths
+from lab import progress
+from lab import servers
+from lab import supervision
+from lab import syncs
+
+REPORT = paths.STATE / 'demo.json'
+
+FLAVOR = 'fakedax.demo'
+IMAGE = 'fakedax-demo'
+SERVER = 'fakedax-demo'
+
+#: What the guest fsyncs, and what it reads.
+FSYNCS = 20
+DATA_MIB = 200
+
+_KEEP = '/root/keep'
+_DATA = '/root/data'
+
+
+class DemoError(Exception):
+    """The product did not do what the demo shows."""
+
+
+@dataclasses.dataclass
+class Report:
+    """What was seen; the keys of ``.lab/demo.json``."""
+
+    root_device: str = ''
+    root_mount_options: str = ''
+    guest_fsyncs: int = 0
+    host_syncs: int = 0
+    guest_page_cache_mib: float = 0
+    host_image_pages_mib: float = 0
+    survived_reboot: bool = False
+    setup_seconds: float = 0
+    demo_seconds: float = 0
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def openstack(*arguments: str) -> str:
+    """Run the openstack client as the cloud's admin, and show that.
+
+    :raises DemoError: it failed; with what it said
+    """
+    progress.say(f'$ openstack {shlex.join(arguments)}')
+    done = subprocess.run(
+        [config.PYTHON, config.BASE / 'bin/openstack', *arguments],
+        env=os.environ | {
+            'OS_CLOUD': 'admin',
+            'OS_CLIENT_CONFIG_FILE': str(config.ETC / 'clouds.yaml'),
+            'PYTHONWARNINGS': 'ignore'},
+        capture_output=True, text=True)
+    if done.returncode:
+        raise DemoError(
+            f'openstack {shlex.join(arguments)}: {done.stderr.strip()}')
+    return done.stdout.strip()
+
+
+def _make_flavor() -> None:
+    openstack('flavor', 'create', '--ram', '512', '--disk', '1', '--vcpus',
+              '1', FLAVOR)
+    openstack('flavor', 'set', FLAVOR, '--property', 'fakedax:disks=root',
+              '--property', 'trait:CUSTOM_FAKEDAX=required')
+
+
+def _make_image(built: guest.Guest) -> None:
+    properties = [
+        argument for key, value in servers.PROPERTIES.items()
+        for argument in ('--property', f'{key}={value}')]
+    openstack('image', 'create', '--disk-format', 'raw', '--container-format',
+              'bare', '--file', str(built.disk), *properties, IMAGE)
+
+
+def _make_server() -> servers.Server:
+    server_id = openstack(
+        'server', 'create', '--flavor', FLAVOR, '--image', IMAGE, '--nic',
+        'none', '--wait', '--format', 'value', '--column', 'id', SERVER)
+    return servers.Server(clients.connect(), server_id)
+
+
+def _look_at_root(server: servers.Server, report: Report) -> None:
+    """What the guest says its root is."""
+    with progress.step('guest boots by GRUB, from the boot view'), \
+            server.agent() as agent:
+        mounts = agent.run('cat /proc/mounts', check=True).stdout
+    device, options = next(
+        (fields[0], fields[3])
+        for fields in (line.split() for line in mounts.splitlines())
+        if fields[1] == '/' and fields[0] != 'rootfs')
+    report.root_device, report.root_mount_options = device, options
+    progress.say(f'guest: {device} on / ({options})')
+    if not device.startswith('/dev/pmem') or 'dax' not in options:
+        raise DemoError(
+            f'the root is {device} ({options}): not pmem with DAX')
+
+
+def _count_syncs(server: servers.Server, report: Report) -> None:
+    """fsync in the guest, and what QEMU does then."""
+    with server.agent() as agent, \
+            progress.step(f'guest writes and fsyncs {FSYNCS} times'):
+        with syncs.watch(
+                server.emulator().pid, f'/{server.id}/disk') as seen:
+            agent.run(f'probe fsync {_KEEP} {FSYNCS}', check=True)
+        report.guest_fsyncs = FSYNCS
+        report.host_syncs = seen.succeeded
+    progress.say(f'host: QEMU synced the image {seen.succeeded} times')
+    if seen.succeeded < 1 or seen.failed:
+        raise DemoError(f'QEMU synced the image {seen.succeeded} times and '
+                        f'failed {seen.failed} times')
+
+
+def _compare_caches(server: servers.Server, report: Report) -> str:
+    """Who holds the data that the guest reads.
+
+    :returns: the data's checksum
+    """
+    with server.agent() as agent:
+        with progress.step(f'guest writes {DATA_MIB} MiB, reads it twice'):
+            agent.run(f'probe write {_DATA} {DATA_MIB} 1 && sync',
+                      timeout=300, check=True)
+            for _ in range(2):
+                checksum = agent.run(
+                    f'sha256sum {_DATA}', timeout=300, check=True).stdout
+        meminfo = dict(
+            line.split(':') for line in
+            agent.run('cat /proc/meminfo', check=True).stdout.splitlines())
+    cached_kib = sum(int(meminfo[key].split()[0])
+                     for key in ('Cached', 'Buffers'))
+    report.guest_page_cache_mib = round(cached_kib / 1024, 1)
+    report.host_image_pages_mib = round(
+        pagecache.cached_bytes(server.file('disk')) / (1 << 20), 1)
+    if report.host_image_pages_mib < DATA_MIB:
+        raise DemoError(
+            f'the host caches {report.host_image_pages_mib} MiB of the '
+            f'image, less than the {DATA_MIB} MiB that the guest has read')
+    return checksum
+
+
+def _reboot(server: servers.Server, checksum: str, report: Report) -> None:
+    before = _boots(server)
+    openstack('server', 'reboot', '--wait', SERVER)
+    with progress.step('guest boots again'), server.agent() as agent:
+        after = agent.run(f'sha256sum {_DATA}', timeout=300).stdout
+    boots = _boots(server)
+    report.survived_reboot = after == checksum and boots == before + 1
+    if not report.survived_reboot:
+        raise DemoError(f'after the reboot, boot {boots} after {before}, the '
+                        f'data is {after!r}, not {checksum!r}')
+
+
+def _boots(server: servers.Server) -> int:
+    with server.agent() as agent:
+        return int(agent.run('wc -l < /root/boots', check=True).stdout)
+
+
+def _delete(server: servers.Server) -> None:
+    directory = server.file('.')
+    openstack('server', 'delete', '--wait', SERVER)
+    if directory.exists():
+        raise DemoError(f'the deleted server left {sorted(os.listdir(directory))}')
+
+
+def _versions(server: servers.Server) -> dict[str, str]:
+    import importlib.metadata
+    with server.host.libvirt() as libvirt:
+        number = libvirt.getLibVersion()
+    binary = server.emulator().exe()
+    qemu = subprocess.run(
+        [binary, '--version'], capture_output=True, text=True, check=True,
+    ).stdout.split('(')[0].split()[-1]
+    with server.agent() as agent:
+        kernel = agent.run('uname -r', check=True).stdout.strip()
+    return {
+        'nova': importlib.metadata.version('nova'),
+        'libvirt': '.'.join(str(number // step % 1000)
+                            for step in (1000000, 1000, 1)),
+        'qemu': qemu,
+        'guest kernel': kernel,
+        'host kernel': os.uname().release,
+        'python': '.'.join(str(part) for part in sys.version_info[:3]),
+    }
+
+
+def _clean() -> None:
+    """Take away what an earlier, broken demo has left."""
+    cloud = clients.connect()
+    for server in cloud.compute.servers(name=f'^{SERVER}$'):
+        cloud.compute.delete_server(server)
+        cloud.compute.wait_for_delete(server)
+    for image in cloud.image.images(name=IMAGE):
+        cloud.image.delete_image(image)
+    flavor = cloud.compute.find_flavor(FLAVOR)
+    if flavor:
+        cloud.compute.delete_flavor(flavor)
+
+
+def _show(report: Report) -> None:
+    table = rich.table.Table(
+        title='Root on fake DAX', box=rich.box.SIMPLE, show_header=False)
+    versions = ', '.join(
+        f'{name} {version}' for name, version in report.versions.items())
+    for name, value in {
+        'Guest root': f'{report.root_device} ({report.root_mount_options})',
+        'fsync': f'{report.guest_fsyncs} in the guest, '
+                 f'{report.host_syncs} syncs of the image by QEMU',
+        f'{DATA_MIB} MiB read in the guest':
+            f'{report.guest_page_cache_mib} MiB in the guest\'s page cache, '
+            f'{report.host_image_pages_mib} MiB of the image in the host\'s',
+        'Reboot': 'the data survived' if report.survived_reboot
+                  else 'the data is lost',
+        'Time': f'{report.setup_seconds:.0f} s to set up, '
+                f'{report.demo_seconds:.0f} s for the demo',
+        'Versions': versions,
+    }.items():
+        table.add_row(name, value)
+    rich.console.Console(width=100).print(table)
+
+
+@click.command()
+@click.option('--keep', is_flag=True,
+              help='Leave the cloud up, with the flavor, image and server.')
+@click.option('--kvm', is_flag=True,
+              help='Run guests on the processor (needs /dev/kvm).')
+def main(keep: bool, kvm: bool) -> None:
+    """Boot a guest with its root on fake DAX, through a real OpenStack.
+
+    Sets the machine up (Debian 12 or 13, as root), brings the lab's cloud
+    up, makes a flavor and an image, creates a server, and shows where its
+    root is, what its fsync does on the host, who caches what it reads, and
+    that its data survives a reboot. Ends with a report, which is also
+    written to .lab/demo.json.
+    """
+    started = float(os.environ.get('LAB_STARTED', time.time()))
+    report = Report()
+    was_up = supervision.Supervisor().alive()
+    with contextlib.ExitStack() as stack:
+        if not keep and not was_up:
+            stack.callback(lifecycle.down)
+        try:
+            with progress.step('test guest'):
+                built = guest.build()
+            lifecycle.up(kvm)
+            _clean()
+            report.setup_seconds = round(time.time() - started, 1)
+            if not keep:
+                stack.callback(_clean)
+            _run(built, keep, report)
+        except (DemoError, servers.ServerError) as exc:
+            raise click.ClickException(str(exc))
+        report.demo_seconds = round(
+            time.time() - started - report.setup_seconds, 1)
+        REPORT.write_text(json.dumps(
+            dataclasses.asdict(report), indent=2) + '\n')
+        _show(report)
+
+
+def _run(built: guest.Guest, keep: bool, report: Report) -> None:
+    _make_flavor()
+    _make_image(built)
+    server = _make_server()
+    _look_at_root(server, report)
+    report.versions = _versions(server)
+    _count_syncs(server, report)
+    checksum = _compare_caches(server, report)
+    _reboot(server, checksum, report)
+    if keep:
+        progress.say('kept: the server is up; lab/cloud shell')
+    else:
+        _delete(server)
+
+
+if __name__ == '__main__':
+    main()

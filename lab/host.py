@@ -1,0 +1,198 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The compute hosts: a mount and a UTS namespace each, on one machine."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import configparser
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+from typing import Any
+
+import libvirt
+import psutil
+
+from lab import paths
+
+#: Sockets and pid files of the lab that is up. One lab a machine, and a
+#: short path: a socket's may have 107 characters, a clone's many more.
+RUN = pathlib.Path('/run/nova-fakedax-lab')
+
+#: Nova's instances_path, at the same path on every host; a GlusterFS mount
+#: of its own on each, empty outside their namespaces.
+INSTANCES = paths.STATE / 'instances'
+
+LIBVIRT_PORT = 16509
+
+
+class HostDownError(Exception):
+    """The host's namespaces do not exist: the lab is not up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One compute host, whether up or not."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f'compute{self.number}'
+
+    @property
+    def address(self) -> str:
+        return f'127.0.0.{self.number + 1}'
+
+    @property
+    def uuid(self) -> str:
+        return f'00000000-0000-4000-8000-{self.number:012d}'
+
+    @property
+    def uri(self) -> str:
+        """Where libvirt answers, from anywhere on the machine."""
+        return f'qemu+tcp://{self.address}/system'
+
+    @property
+    def state(self) -> pathlib.Path:
+        return paths.STATE / self.name
+
+    @property
+    def pid_file(self) -> pathlib.Path:
+        return RUN / f'{self.name}.pid'
+
+    @property
+    def drop_in(self) -> pathlib.Path:
+        """Directory of nova-compute's --config-dir."""
+        return self.state / 'nova.conf.d'
+
+    def pid(self) -> int:
+        """The process that holds the namespaces.
+
+        :raises HostDownError: there is none
+        """
+        try:
+            pid = int(self.pid_file.read_text())
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return pid
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            pass
+        raise HostDownError(f'{self.name} is not up')
+
+    def run(self, args: Sequence[str | os.PathLike[str]],
+            **kwargs: Any) -> subprocess.CompletedProcess[Any]:
+        """Run a command on the host; as subprocess.run.
+
+        :raises HostDownError: the lab is not up
+        """
+        return subprocess.run(
+            ['nsenter', '--target', str(self.pid()), '--mount', '--uts',
+             '--', *args], **kwargs)
+
+    def path(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """A path of the host as seen from outside its namespace.
+
+        :raises HostDownError: the lab is not up
+        """
+        return pathlib.Path(
+            f'/proc/{self.pid()}/root', *pathlib.Path(path).parts[1:])
+
+    @contextlib.contextmanager
+    def libvirt(self) -> Iterator[libvirt.virConnect]:
+        """A connection to the host's libvirt.
+
+        :raises libvirt.libvirtError: it does not answer
+        """
+        # libvirt prints errors by itself unless told not to.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        connection = libvirt.open(self.uri)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def mounted(self) -> bool:
+        """Whether the shared storage is mounted on the host, and answers."""
+        try:
+            mounts = pathlib.Path(f'/proc/{self.pid()}/mounts').read_text()
+            if f' {INSTANCES} fuse.glusterfs ' not in mounts:
+                return False
+            self.path(INSTANCES).stat()
+        except (HostDownError, OSError):
+            return False
+        return True
+
+    def unmount(self) -> None:
+        """Take away the mounts of file system servers that have died."""
+        while self.run(['umount', '--lazy', INSTANCES],
+                       capture_output=True).returncode == 0:
+            pass
+
+    def configure(
+        self, options: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """Give nova-compute options over those of the lab, or take them back.
+
+        They hold from its next start; :func:`lab.lifecycle.restart`.
+
+        :param options: section to option to value; none for the lab's own
+        """
+        override = self.drop_in / 'override.conf'
+        parser = configparser.RawConfigParser(default_section='')
+        parser.read_dict(options or {})
+        self.drop_in.mkdir(parents=True, exist_ok=True)
+        with override.open('w') as file:
+            parser.write(file)
+
+    def emulators(self) -> list[psutil.Process]:
+        """The QEMU processes of the host's guests."""
+        guests = str(self.state / 'lib/qemu')
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if not process.name().startswith('qemu-system'):
+                    continue
+                # libvirt keeps a guest's working files below /var/lib,
+                # which is bound to the host's own directory.
+                root = f'/proc/{process.pid}/root/var/lib/libvirt/qemu'
+                if os.path.samefile(root, guests):
+                    found.append(process)
+        return found
+
+    def power_off(self) -> None:
+        """End every guest at once, as pulling the plug does."""
+        for process in self.emulators():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+
+    def reset(self) -> None:
+        """Leave nothing of namespaces that are gone."""
+        self.power_off()
+        self.pid_file.unlink(missing_ok=True)
+
+    def destroy_guests(self) -> None:
+        """End every guest through libvirt, or without it if it is gone."""
+        try:
+            with self.libvirt() as connection:
+                for domain in connection.listAllDomains(
+                        libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+                    domain.destroy()
+        except libvirt.libvirtError:
+            pass
+        self.power_off()
+
+
+#: All of them.
+HOSTS = (Host(1), Host(2))

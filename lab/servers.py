@@ -1,0 +1,151 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Servers of the lab's cloud: what they boot, and a way into them."""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import pathlib
+from typing import Any
+
+from openstack import connection
+import psutil
+
+from lab import agent
+from lab import guest
+from lab import host
+
+#: Image properties that let the test guest be what it is.
+PROPERTIES = {'fakedax_guest': 'true', 'hw_qemu_guest_agent': 'yes'}
+
+
+class ServerError(Exception):
+    """The server is not what was expected."""
+
+
+def image(cloud: connection.Connection, name: str, built: guest.Guest,
+          kernel: bool = False, **properties: str) -> Any:
+    """The test guest as an image, uploaded unless it is there already.
+
+    :param kernel: boot by kernel and initrd images; otherwise firmware and
+        GRUB load them from the disk
+    :param properties: beside :data:`PROPERTIES`; '' leaves one out
+    """
+    wanted = {key: value for key, value in (PROPERTIES | properties).items()
+              if value}
+    if kernel:
+        wanted |= {
+            'kernel_id': _upload(
+                cloud, f'{name}-kernel', built, built.kernel, 'aki', {}).id,
+            'ramdisk_id': _upload(
+                cloud, f'{name}-ramdisk', built, built.initrd, 'ari', {}).id,
+            'os_command_line': guest.COMMAND_LINE}
+    return _upload(cloud, name, built, built.disk, 'raw', wanted)
+
+
+def _upload(cloud: connection.Connection, name: str, built: guest.Guest,
+            path: pathlib.Path, disk_format: str,
+            properties: dict[str, str]) -> Any:
+    # Which build it is: the test guest's directory is named by its inputs.
+    properties = properties | {'guest_build': built.directory.name}
+    found = cloud.image.find_image(name)
+    if found:
+        if all(found.properties.get(key, found.get(key)) == value
+               for key, value in properties.items()):
+            return found
+        cloud.image.delete_image(found)
+    return cloud.image.create_image(
+        name, filename=str(path), disk_format=disk_format,
+        container_format='bare' if disk_format == 'raw' else disk_format,
+        visibility='public', wait=True, **properties)
+
+
+def flavor(cloud: connection.Connection, name: str, *, ram: int = 256,
+           disk: int = 1, ephemeral: int = 0,
+           extra_specs: dict[str, str] | None = None) -> Any:
+    """A flavor, made anew unless one of this name is just that.
+
+    :param ram: MiB
+    :param disk: GiB of the root disk
+    :param ephemeral: GiB of the ephemeral disk
+    """
+    extra_specs = extra_specs or {}
+    found = cloud.compute.find_flavor(name, get_extra_specs=True)
+    if found:
+        if (found.ram, found.disk, found.ephemeral, found.extra_specs) == (
+                ram, disk, ephemeral, extra_specs):
+            return found
+        cloud.compute.delete_flavor(found)
+    made = cloud.compute.create_flavor(
+        name=name, ram=ram, vcpus=1, disk=disk, ephemeral=ephemeral)
+    if extra_specs:
+        cloud.compute.create_flavor_extra_specs(made, extra_specs)
+    return made
+
+
+class Server:
+    """A server of the cloud, as its host sees it.
+
+    :raises ServerError: the server is on no host
+    """
+
+    def __init__(self, cloud: connection.Connection, server_id: str) -> None:
+        self.cloud = cloud
+        self.id = server_id
+
+    def show(self) -> Any:
+        return self.cloud.compute.get_server(self.id)
+
+    @functools.cached_property
+    def host(self) -> host.Host:
+        """Its host, as of the first time that this was asked."""
+        name = self.show().compute_host
+        for candidate in host.HOSTS:
+            if candidate.name == name:
+                return candidate
+        raise ServerError(f'server {self.id} is on host {name!r}')
+
+    def file(self, name: str) -> pathlib.Path:
+        """A file of its directory, as its host's mount shows it."""
+        return self.host.path(host.INSTANCES / self.id / name)
+
+    def emulator(self) -> psutil.Process:
+        """The QEMU process that runs it."""
+        for process in self.host.emulators():
+            if self.id in process.cmdline():
+                return process
+        raise ServerError(f'no emulator runs server {self.id}')
+
+    @contextlib.contextmanager
+    def domain(self) -> Iterator[Any]:
+        """Its libvirt domain."""
+        with self.host.libvirt() as libvirt:
+            yield libvirt.lookupByUUIDString(self.id)
+
+    @contextlib.contextmanager
+    def agent(self, timeout: float = 120) -> Iterator[agent.Agent]:
+        """The agent in its guest, once it answers.
+
+        :param timeout: seconds to wait for that
+        :raises lab.agent.AgentTimeoutError: it does not answer
+        """
+        with self.domain() as domain:
+            connected = agent.Agent(
+                agent.DomainTransport(domain), self.console)
+            connected.wait_ready(timeout)
+            yield connected
+
+    def console(self) -> str:
+        """The console log, as Nova hands it out."""
+        return self.cloud.compute.get_server_console_output(
+            self.id)['output']

@@ -1,0 +1,176 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The tests, in parts; each part can be run alone."""
+
+from collections.abc import Callable
+import dataclasses
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import click
+import subunit
+import testtools
+
+from lab import paths
+from lab import progress
+
+
+@dataclasses.dataclass
+class Count:
+    """How many tests ended how."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: 'Count') -> 'Count':
+        return Count(self.passed + other.passed, self.failed + other.failed,
+                     self.skipped + other.skipped)
+
+    def __str__(self) -> str:
+        return (f'{self.passed} passed, {self.failed} failed, '
+                f'{self.skipped} skipped')
+
+
+def _scripts() -> list[str]:
+    """The shell scripts of the project, by their first line."""
+    found = subprocess.run(
+        ['git', 'grep', '-lE', '^#! ?/bin/(ba)?sh', '--', ':!*.rst'],
+        cwd=paths.ROOT, check=True, capture_output=True, text=True)
+    return found.stdout.split()
+
+
+def _style() -> Count:
+    """What reads the project and runs nothing of it; one test a tool."""
+    python = [sys.executable, '-m']
+    sphinx = [*python, 'sphinx', '-q', '-W', '--keep-going', '-b', 'html']
+    built = paths.STATE / 'doc'
+    bash = [name for name in _scripts()
+            if 'bash' in (paths.ROOT / name).read_text().partition('\n')[0]]
+    tools = {
+        'hacking': [*python, 'flake8'],
+        'mypy': [*python, 'mypy'],
+        'import-linter': [*python, 'importlinter.cli'],
+        'shellcheck': ['shellcheck', '-x', *_scripts()],
+        'bashate': [*python, 'bashate.bashate', '-i', 'E006', *bash],
+        'docs': [*sphinx, 'doc/source', str(built / 'html')],
+        'releasenotes': [
+            *sphinx, 'releasenotes/source', str(built / 'releasenotes')],
+    }
+    count = Count()
+    for name, command in tools.items():
+        started = time.monotonic()
+        done = subprocess.run(
+            command, cwd=paths.ROOT, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT)
+        outcome = 'failed' if done.returncode else 'ok'
+        print(f'{name}: {outcome} [{time.monotonic() - started:.1f} s]',
+              flush=True)
+        if done.returncode:
+            print(done.stdout)
+            count.failed += 1
+        else:
+            count.passed += 1
+    return count
+
+
+def _stestr(directory: str, *options: str) -> Callable[[], Count]:
+    """A part whose tests stestr finds below ``tests/``."""
+
+    def run() -> Count:
+        results = paths.STATE / 'stestr' / directory
+        results.parent.mkdir(parents=True, exist_ok=True)
+        stestr = [
+            sys.executable, '-m', 'stestr', '--test-path',
+            f'./tests/{directory}', '--top-dir', '.', '--repo-url',
+            str(results)]
+        # The workers' interpreter: stestr asks for python3 by name otherwise.
+        environment = os.environ | {'PYTHON': sys.executable}
+        before = _last_run(results)
+        status = subprocess.run(
+            [*stestr, 'run', *options], cwd=paths.ROOT,
+            env=environment).returncode
+        if _last_run(results) == before:
+            # No test was run: not one that can be counted, so not green.
+            return Count(failed=1)
+        count = _count(subprocess.run(
+            [*stestr, 'last', '--subunit'], cwd=paths.ROOT,
+            env=environment, capture_output=True).stdout)
+        if status and not count.failed:
+            count.failed = 1
+        return count
+
+    return run
+
+
+def _last_run(results: pathlib.Path) -> str:
+    """What stestr calls its last run, empty if there was none."""
+    try:
+        return (results / 'next-stream').read_text()
+    except FileNotFoundError:
+        return ''
+
+
+def _count(stream: bytes) -> Count:
+    """Count the tests of a subunit stream (version 2)."""
+    summary = testtools.StreamSummary()
+    summary.startTestRun()
+    subunit.ByteStreamToStreamResult(io.BytesIO(stream)).run(summary)
+    summary.stopTestRun()
+    failed = len(summary.errors) + len(summary.failures) + len(
+        summary.unexpectedSuccesses)
+    skipped = len(summary.skipped)
+    return Count(summary.testsRun - failed - skipped, failed, skipped)
+
+
+PARTS: dict[str, Callable[[], Count]] = {
+    'style': _style,
+    'unit': _stestr('unit'),
+    'functional': _stestr('functional', '--concurrency', '2'),
+    'regression': _stestr('regression', '--concurrency', '2'),
+    # These start machines: one at a time, on two cores.
+    'guest': _stestr('guest', '--serial'),
+    'cloud': _stestr('cloud', '--serial'),
+}
+
+
+@click.command(help=f"""Run the tests, or some parts of them.
+
+The parts are {', '.join(PARTS)}; all of them without an argument. The cloud
+tests bring the lab's cloud up and leave it as they found it. The last line
+counts the tests of all parts; the exit status is 1 if one failed.
+""")
+@click.argument('parts', nargs=-1, type=click.Choice(list(PARTS)))
+def main(parts: tuple[str, ...]) -> None:
+    total = Count()
+    counts = {}
+    for part in parts or PARTS:
+        progress.say(f'part {part}')
+        started = time.monotonic()
+        counts[part] = PARTS[part]()
+        total += counts[part]
+        progress.say(f'part {part}: {counts[part]} '
+                     f'[{time.monotonic() - started:.0f} s]')
+    print()
+    for part, count in counts.items():
+        print(f'{part:<12} {count}')
+    print(total, flush=True)
+    sys.exit(1 if total.failed else 0)
+
+
+if __name__ == '__main__':
+    main()

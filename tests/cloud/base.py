@@ -1,0 +1,131 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What the cloud tests share: flavors, images and servers of the lab."""
+
+import time
+from typing import Any
+
+import openstack
+from oslotest import base
+
+from lab import clients
+from lab import guest
+from lab import host
+from lab import servers
+
+ROOT = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
+
+_TASKS_END_SECONDS = 120
+
+
+class CloudTestCase(base.BaseTestCase):
+    """A test against the lab's cloud, which must be up (lab/cloud up)."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cloud = clients.connect()
+        self.built = guest.build()
+
+    def image(self, kernel: bool = False, **properties: str) -> Any:
+        name = '-'.join(['fakedax-test', *(['kernel-boot'] if kernel else []),
+                         *(f'{key}={value}'
+                           for key, value in sorted(properties.items()))])
+        return servers.image(
+            self.cloud, name, self.built, kernel=kernel, **properties)
+
+    def flavor(self, extra_specs: dict[str, str] | None = None,
+               **sizes: int) -> Any:
+        """A flavor of this test's own."""
+        name = self.id().rpartition('.')[2]
+        made = servers.flavor(
+            self.cloud, f'{name}-{time.monotonic_ns()}',
+            extra_specs=ROOT if extra_specs is None else extra_specs, **sizes)
+        self.addCleanup(self.cloud.compute.delete_flavor, made)
+        return made
+
+    def create(self, flavor: Any, image: Any, status: str = 'ACTIVE',
+               **arguments: Any) -> servers.Server:
+        """Create a server, deleted after the test, and wait for a status."""
+        arguments.setdefault('networks', 'none')
+        made = self.cloud.compute.create_server(
+            name=self.id().rpartition('.')[2], flavor_id=flavor.id,
+            image_id=image.id, **arguments)
+        self.addCleanup(self.delete, made.id)
+        self.wait(made.id, status)
+        return servers.Server(self.cloud, made.id)
+
+    def delete(self, server_id: str) -> None:
+        self.cloud.compute.delete_server(server_id, ignore_missing=True)
+        try:
+            self.cloud.compute.wait_for_delete(
+                self.cloud.compute.get_server(server_id), interval=0.5)
+        except openstack.exceptions.NotFoundException:
+            pass
+
+    def wait(self, server_id: str, status: str) -> Any:
+        """Wait until a server's tasks have ended, and expect a status."""
+        deadline = time.monotonic() + _TASKS_END_SECONDS
+        while True:
+            server = self.cloud.compute.get_server(server_id)
+            if server.task_state is None and server.status != 'BUILD':
+                break
+            if time.monotonic() > deadline:
+                self.fail(f'server {server_id} is still {server.task_state} '
+                          f'after {_TASKS_END_SECONDS} s')
+            time.sleep(0.3)
+        self.assertEqual(status, server.status, server.fault)
+        return server
+
+    def act(self, server: servers.Server, status: str, action: str,
+            *arguments: Any) -> Any:
+        """Have the server do something, and wait for its end."""
+        getattr(self.cloud.compute, action)(server.id, *arguments)
+        return self.wait(server.id, status)
+
+    def mounts(self, server: servers.Server) -> dict[str, tuple[str, str]]:
+        """What the guest has mounted: place to device and options."""
+        with server.agent() as agent:
+            text = agent.run('cat /proc/mounts', check=True).stdout
+        return {place: (device, options)
+                for device, place, _kind, options, *_rest in
+                (line.split() for line in text.splitlines())}
+
+    def assert_root_is_pmem(self, server: servers.Server) -> None:
+        device, options = self.mounts(server)['/']
+        self.assertTrue(device.startswith('/dev/pmem0'), device)
+        self.assertIn('dax=always', options.split(','))
+
+    def assert_nothing_left(self, server_id: str) -> None:
+        """No domain, no file, no allocation, on any host."""
+        for node in host.HOSTS:
+            with node.libvirt() as libvirt:
+                self.assertNotIn(
+                    server_id,
+                    [domain.UUIDString() for domain in
+                     libvirt.listAllDomains()])
+            self.assertFalse(
+                node.path(host.INSTANCES / server_id).exists(), node.name)
+        allocations = self.cloud.placement.get(
+            f'/allocations/{server_id}').json()['allocations']
+        self.assertEqual({}, allocations)
+
+    def event(self, server: servers.Server, action: str) -> Any:
+        """The last event of an action, as the administrator sees it."""
+        actions = self.cloud.compute.get(
+            f'/servers/{server.id}/os-instance-actions').json()
+        request = next(each['request_id']
+                       for each in actions['instanceActions']
+                       if each['action'] == action)
+        shown = self.cloud.compute.get(
+            f'/servers/{server.id}/os-instance-actions/{request}').json()
+        return shown['instanceAction']['events'][0]

@@ -1,0 +1,121 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What is not right yet is refused, and the server goes on."""
+
+import time
+
+import openstack
+
+from lab import servers
+from tests.cloud import base
+
+_FSYNC = 'probe fsync /root/after 3'
+
+
+class RefusalTest(base.CloudTestCase):
+
+    def assert_goes_on(self, server: servers.Server, kept: dict) -> None:
+        """The guest runs on where it was, and its flushes work."""
+        shown = self.cloud.compute.get_server(server.id)
+        self.assertEqual('ACTIVE', shown.status)
+        self.assertEqual(kept['host'], shown.compute_host)
+        with server.agent(timeout=10) as agent:
+            self.assertEqual(kept['boot'], self._boot(agent))
+            agent.run(_FSYNC, check=True)
+
+    def _boot(self, agent) -> str:
+        return agent.run('cat /proc/sys/kernel/random/boot_id',
+                         check=True).stdout
+
+    def _kept(self, server: servers.Server) -> dict:
+        with server.agent() as agent:
+            return {'host': server.show().compute_host,
+                    'boot': self._boot(agent)}
+
+    def assert_refused(self, server: servers.Server, action: str,
+                       reason: str) -> None:
+        event = self._ended(server, action)
+        self.assertEqual('Error', event['result'])
+        self.assertIn(reason, event['traceback'] or event['details'])
+
+    def _ended(self, server: servers.Server, action: str) -> dict:
+        deadline = time.monotonic() + 60
+        while True:
+            shown = self.cloud.compute.get_server(server.id)
+            if shown.task_state is None and shown.status != 'RESIZE':
+                event = self.event(server, action)
+                if event['result']:
+                    return event
+            if time.monotonic() > deadline:
+                self.fail(f'{action} of {server.id} has not ended: '
+                          f'{shown.status}, {shown.task_state}')
+            time.sleep(0.3)
+
+    def test_every_refusal_says_why_and_the_guest_runs_on(self) -> None:
+        """One server for all: that it can take the next is the point."""
+        compute = self.cloud.compute
+        server = self.create(self.flavor(), self.image())
+        kept = self._kept(server)
+        larger = self.flavor(ram=320)
+
+        compute.suspend_server(server.id)
+        self.assert_refused(server, 'suspend', 'Fake DAX: suspend')
+        self.assert_goes_on(server, kept)
+
+        compute.shelve_server(server.id)
+        self.assert_refused(server, 'shelve', 'Fake DAX: shelve')
+        self.assert_goes_on(server, kept)
+
+        snapshot = compute.create_server_image(server.id, 'fakedax-snapshot')
+        self.assert_refused(server, 'createImage', 'Fake DAX: snapshot')
+        self.assert_goes_on(server, kept)
+        self.assertIsNone(self.cloud.image.find_image(snapshot.id))
+
+        compute.backup_server(server.id, 'fakedax-backup', 'daily', 1)
+        self.assert_refused(server, 'createBackup', 'Fake DAX: snapshot')
+        self.assert_goes_on(server, kept)
+
+        compute.resize_server(server.id, larger.id)
+        self.assert_refused(
+            server, 'resize', 'Fake DAX: resize or cold migration')
+        self.assert_goes_on(server, kept)
+
+        compute.migrate_server(server.id)
+        self.assert_refused(
+            server, 'migrate', 'Fake DAX: resize or cold migration')
+        self.assert_goes_on(server, kept)
+
+        try:
+            compute.live_migrate_server(server.id, block_migration='auto')
+        except openstack.exceptions.BadRequestException:
+            pass
+        self.assert_refused(
+            server, 'live-migration', 'Fake DAX: live migration')
+        self.assert_goes_on(server, kept)
+
+    def test_resize_from_an_ordinary_flavor_to_fake_dax_is_refused(
+            self) -> None:
+        server = self.create(self.flavor({}), self.image())
+        kept = self._kept(server)
+        self.cloud.compute.resize_server(server.id, self.flavor(ram=320).id)
+        self.assert_refused(
+            server, 'resize', 'Fake DAX: resize or cold migration')
+        self.assert_goes_on(server, kept)
+
+    def test_rebuild_to_an_unfit_image_keeps_the_disk(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        kept = self._kept(server)
+        self.cloud.compute.rebuild_server(
+            server.id, image=self.image(fakedax_guest='').id)
+        self.assert_refused(server, 'rebuild', 'fakedax_guest')
+        self.assert_goes_on(server, kept)

@@ -1,0 +1,196 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""An instance's life, by the real parts."""
+
+import json
+import re
+
+from lab import host
+from lab import lifecycle
+from lab import pagecache
+from lab import syncs
+from tests.cloud import base
+
+KEEP = '/root/keep'
+
+
+class ServerLifeTest(base.CloudTestCase):
+
+    def test_root_by_firmware_survives_all_that_is_right(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        self.assert_root_is_pmem(server)
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 4 7', check=True)
+
+        for status, action, *arguments in (
+                ('SHUTOFF', 'stop_server'), ('ACTIVE', 'start_server'),
+                ('ACTIVE', 'reboot_server', 'SOFT'),
+                ('ACTIVE', 'reboot_server', 'HARD'),
+                ('PAUSED', 'pause_server'), ('ACTIVE', 'unpause_server')):
+            self.act(server, status, action, *arguments)
+            if status == 'ACTIVE':
+                with server.agent() as agent:
+                    agent.run(f'probe verify {KEEP} 4 7', check=True)
+                self.assert_root_is_pmem(server)
+
+        with server.agent() as agent:
+            boots = agent.run('wc -l < /root/boots', check=True).stdout
+        # The first, and one for start, soft and hard reboot each.
+        self.assertEqual(4, int(boots))
+        self.assertIn('GUEST-READY', server.console())
+        self.delete(server.id)
+        self.assert_nothing_left(server.id)
+
+    def test_root_and_ephemeral_by_kernel_are_pmem_in_that_order(
+            self) -> None:
+        server = self.create(
+            self.flavor({'fakedax:disks': 'root,ephemeral',
+                         'trait:CUSTOM_FAKEDAX': 'required'}, ephemeral=1),
+            self.image(kernel=True))
+        self.assert_root_is_pmem(server)
+        with server.agent() as agent:
+            agent.run('mkdir -p /mnt/e && mount -t ext4 -o dax=always '
+                      '/dev/pmem1 /mnt/e', check=True)
+            disks = agent.run('ls /sys/block', check=True).stdout.split()
+        # With a kernel of its own it needs no boot view.
+        self.assertFalse([name for name in disks if name.startswith('vd')])
+        with server.domain() as domain:
+            xml = domain.XMLDesc()
+        self.assertEqual(
+            ['disk', 'disk.eph0'],
+            re.findall(r'<path>.*/([^/]+)</path>', xml))
+
+    def test_ephemeral_alone_leaves_the_root_disk_as_it_is(self) -> None:
+        server = self.create(
+            self.flavor({'fakedax:disks': 'ephemeral',
+                         'trait:CUSTOM_FAKEDAX': 'required'}, ephemeral=1),
+            self.image(fakedax_guest=''))
+        with server.agent() as agent:
+            disks = agent.run(
+                'cat /sys/block/pmem0/size', check=True).stdout
+            agent.run('mkdir -p /mnt/e && mount -t ext4 -o dax=always '
+                      '/dev/pmem0 /mnt/e', check=True)
+        self.assertEqual((1 << 30) // 512, int(disks))
+        device, _options = self.mounts(server)['/']
+        self.assertTrue(device.startswith('/dev/vda'), device)
+
+    def test_rescue_boots_the_ordinary_way_and_unrescue_comes_back(
+            self) -> None:
+        server = self.create(self.flavor(), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 4 1', check=True)
+        self.cloud.compute.rescue_server(server.id)
+        self.wait(server.id, 'RESCUE')
+        device, _options = self.mounts(server)['/']
+        self.assertTrue(device.startswith('/dev/vd'), device)
+
+        self.act(server, 'ACTIVE', 'unrescue_server')
+        self.assert_root_is_pmem(server)
+        with server.agent() as agent:
+            agent.run(f'probe verify {KEEP} 4 1', check=True)
+
+    def test_rebuild_gives_a_new_root_on_pmem(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 1 1', check=True)
+        self.cloud.compute.rebuild_server(server.id, image=self.image().id)
+        self.wait(server.id, 'ACTIVE')
+        self.assert_root_is_pmem(server)
+        with server.agent() as agent:
+            self.assertNotEqual(0, agent.run(['test', '-e', KEEP]).status)
+
+    def test_metadata_names_the_pmem_of_tagged_disks(self) -> None:
+        image = self.image()
+        server = self.create(
+            self.flavor({'fakedax:disks': 'root,ephemeral'}, ephemeral=1),
+            image, config_drive=True, block_device_mapping=[
+                {'boot_index': 0, 'uuid': image.id, 'source_type': 'image',
+                 'destination_type': 'local', 'tag': 'system'},
+                {'boot_index': -1, 'source_type': 'blank', 'volume_size': 1,
+                 'destination_type': 'local', 'tag': 'scratch',
+                 'delete_on_termination': True}])
+        with server.agent() as agent:
+            agent.run('mkdir -p /mnt/c && for d in /dev/vd? /dev/sr?; do '
+                      '[ -b $d ] && mount -o ro $d /mnt/c 2>/dev/null && '
+                      '[ -e /mnt/c/openstack ] && break; umount /mnt/c; done')
+            metadata = json.loads(agent.run(
+                'cat /mnt/c/openstack/latest/meta_data.json',
+                check=True).stdout)
+            found = {}
+            for device in metadata['devices']:
+                link = agent.run(
+                    f'readlink -f /sys/bus/pci/devices/{device["address"]}'
+                    f'/virtio*/ndbus*/region*/namespace*/block/*',
+                    check=True).stdout
+                found[device['tags'][0]] = (
+                    device['path'], '/dev/' + link.strip().rpartition('/')[2])
+        self.assertEqual({'system': ('/dev/pmem0', '/dev/pmem0'),
+                          'scratch': ('/dev/pmem1', '/dev/pmem1')}, found)
+
+    def test_host_restart_brings_the_guest_back_with_its_data(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 4 3 && sync', check=True)
+        self.addCleanup(self._configure, server.host, None)
+        self._configure(
+            server.host, {'DEFAULT': {'resume_guests_state_on_host_boot':
+                                      'true'}}, power_off=True)
+        self.assert_root_is_pmem(server)
+        with server.agent() as agent:
+            agent.run(f'probe verify {KEEP} 4 3', check=True)
+
+    def _configure(self, node: host.Host, options: dict | None,
+                   power_off: bool = False) -> None:
+        node.configure(options)
+        if power_off:
+            node.power_off()
+        lifecycle.restart([f'nova-compute{node.number}'])
+
+
+class FlushTest(base.CloudTestCase):
+
+    def test_guest_fsync_makes_the_emulator_sync_the_image(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        with server.agent() as agent:
+            pid = server.emulator().pid
+            with syncs.watch(pid, f'/{server.id}/disk') as idle:
+                agent.run('sleep 2')
+            with syncs.watch(pid, f'/{server.id}/disk') as busy:
+                agent.run(f'probe fsync {KEEP} 10', check=True)
+        self.assertEqual(0, busy.failed)
+        self.assertGreaterEqual(busy.succeeded, 10)
+        self.assertLess(idle.succeeded, 5)
+
+    def test_stop_leaves_no_dirty_page_of_the_image(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 32 1', check=True)
+        self.act(server, 'SHUTOFF', 'stop_server')
+        self.assertEqual(0, pagecache.dirty_bytes(server.file('disk')))
+
+    def test_guest_reads_are_cached_by_the_host_alone(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 200 1 && sync', check=True,
+                      timeout=300)
+            before = self._cached(agent)
+            agent.run(f'sha256sum {KEEP}', check=True, timeout=300)
+            after = self._cached(agent)
+        self.assertLess(after - before, 8 << 20)
+        self.assertGreater(
+            pagecache.cached_bytes(server.file('disk')), 200 << 20)
+
+    def _cached(self, agent) -> int:
+        text = agent.run('cat /proc/meminfo', check=True).stdout
+        return sum(int(size) << 10 for size in
+                   re.findall(r'^(?:Cached|Buffers): +(\d+)', text, re.M))
