@@ -72,8 +72,10 @@ def processes() -> list[psutil.Process]:
     found = [process for node in host.HOSTS for process in node.emulators()]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            environment = process.environ()
-            if environment.get(_MARK[0]) == _MARK[1]:
+            # A container's lab is seen from here, but is not ours.
+            here = os.path.samefile(f'/proc/{process.pid}/ns/pid',
+                                    '/proc/self/ns/pid')
+            if here and process.environ().get(_MARK[0]) == _MARK[1]:
                 found.append(process)
     return [each for each in found if each.pid != os.getpid()]
 

@@ -28,6 +28,7 @@ import typing as ty
 
 from lxml import etree
 from nova import block_device
+from nova.compute import utils as compute_utils
 from nova import conf as nova_conf
 from nova import context as nova_context
 from nova import exception
@@ -213,6 +214,12 @@ class FakeDaxDriver(driver.LibvirtDriver):
             domain.convert(
                 guest, libvirt_utils.get_instance_path(instance),
                 wanted.wants, CONF.fakedax.emulator)
+            try:
+                wanted.check_disks({
+                    disk.id.role
+                    for disk, _device in domain.fake_dax_disks(guest)})
+            except spec.InvalidSpec as exc:
+                raise exception.InvalidInput(reason=str(exc))
         return guest
 
     # Reading it back.
@@ -299,7 +306,12 @@ class FakeDaxDriver(driver.LibvirtDriver):
         instance: objects.Instance, image_id: str, update_task_state: ty.Any,
     ) -> None:
         if _spec(instance):
-            raise refusals.refused('snapshot')
+            # ComputeManager takes a snapshot in a thread, of whose end it
+            # reports no event to the user.
+            with compute_utils.EventReporter(
+                    context, 'compute_refuse_snapshot', CONF.host,
+                    instance.uuid):
+                raise refusals.refused('snapshot')
         super().snapshot(context, instance, image_id, update_task_state)
 
     def migrate_disk_and_power_off(
@@ -309,7 +321,12 @@ class FakeDaxDriver(driver.LibvirtDriver):
         timeout: int = 0, retry_interval: int = 0,
     ) -> ty.Any:
         """Refuse a move from fake DAX, or to it, while the guest runs on."""
-        if _spec(instance) or spec.FakeDaxSpec.from_flavor(flavor):
+        try:
+            wanted = spec.FakeDaxSpec.from_flavor(flavor)
+        except spec.InvalidSpec as exc:
+            raise exception.InstanceFaultRollback(
+                exception.InvalidInput(reason=str(exc)))
+        if _spec(instance) or wanted:
             raise exception.InstanceFaultRollback(
                 refusals.refused('resize or cold migration'))
         return super().migrate_disk_and_power_off(
@@ -332,7 +349,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         instance: objects.Instance, image_meta: objects.ImageMeta,
         vif: ty.Any,
     ) -> None:
-        if (_spec(instance) and vif['vnic_type'] in
-                network_model.VNIC_TYPES_DIRECT_PASSTHROUGH):
+        if (vif['vnic_type'] in network_model.VNIC_TYPES_DIRECT_PASSTHROUGH
+                and _spec(instance)):
             raise refusals.refused('attach of a passed-through interface')
         super().attach_interface(context, instance, image_meta, vif)

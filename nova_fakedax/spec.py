@@ -13,6 +13,7 @@
 """What a flavor and an image ask for, validated."""
 
 from collections.abc import Mapping
+from collections.abc import Set
 import dataclasses
 import typing as ty
 
@@ -134,6 +135,18 @@ class FakeDaxSpec:
             if value is not None and value.lower() not in _FALSE:
                 raise InvalidSpec(
                     f"{key}='{value}' cannot be beside {DISKS_KEY}: {why}")
+
+    def check_disks(self, roles: Set[disk.Role]) -> None:
+        """Check that the instance has the disks that the flavor names.
+
+        :param roles: those of its disks that can be on fake DAX
+        :raises InvalidSpec: names the disk
+        """
+        for role in sorted(self.roles - roles):
+            raise InvalidSpec(
+                f"{DISKS_KEY} names the {role} disk, but the instance's is a "
+                f"volume or there is none; allowed: a disk that Nova makes "
+                f"as a file")
 
     def check_image(self, properties: Mapping[str, ty.Any]) -> None:
         """Check that the image's guest knows fake DAX.

@@ -12,6 +12,7 @@
 
 """What the cloud tests share: flavors, images and servers of the lab."""
 
+import logging
 import time
 from typing import Any
 
@@ -33,6 +34,9 @@ class CloudTestCase(base.BaseTestCase):
 
     def setUp(self) -> None:
         super().setUp()
+        # Every request and its answer, beside which no failure is seen.
+        for name in ('keystoneauth', 'urllib3', 'openstack'):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.cloud = clients.connect()
         self.built = guest.build()
 

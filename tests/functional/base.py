@@ -1,0 +1,207 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""A cloud of Nova's services, with images that are real files."""
+
+import io
+import os
+import sys
+import typing as ty
+
+import fixtures as base_fixtures
+from lxml import etree
+from nova import context as nova_context
+from nova import objects
+from nova.scheduler import request_filter
+from nova.tests.functional.libvirt import base
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import utils as libvirt_utils
+from oslo_utils.fixture import uuidsentinel as uuids
+
+from nova_fakedax import scheduler
+from tests import fixtures
+from tests.functional import fakelibvirt
+
+TRAIT = 'CUSTOM_FAKEDAX'
+FILTER = 'nova_fakedax.scheduler.FakeDaxFilter'
+
+#: What nova.tests replaces by mocks, and we want to see at work.
+_REAL = {
+    'nova.virt.libvirt.imagebackend.Backend.backend':
+        imagebackend.Backend.backend,
+    'nova.virt.libvirt.driver.LibvirtDriver._create_image':
+        libvirt_driver.LibvirtDriver._create_image,
+    'nova.virt.libvirt.driver.LibvirtDriver._create_ephemeral':
+        staticmethod(libvirt_driver.LibvirtDriver._create_ephemeral),
+    'nova.virt.libvirt.driver.LibvirtDriver._create_swap':
+        staticmethod(libvirt_driver.LibvirtDriver._create_swap),
+    'nova.virt.libvirt.utils.fetch_image': libvirt_utils.fetch_image,
+    'nova.virt.libvirt.utils.fetch_raw_image': libvirt_utils.fetch_raw_image,
+}
+
+
+class FakeDaxTestCase(base.ServersTestBase):
+    """nova-api, conductor, scheduler, placement; computes with our driver."""
+
+    microversion = 'latest'
+    ADMIN_API = True
+    # A user gets an answer before the compute has begun.
+    CAST_AS_CALL = False
+    #: Whether nova-scheduler is told of our filter.
+    FILTER_ENABLED = True
+
+    def setUp(self) -> None:
+        self.useFixture(fixtures.PrivsepFixture())
+        self._forget_scheduler_module()
+        super().setUp()
+        for name, function in _REAL.items():
+            self.useFixture(base_fixtures.MonkeyPatch(name, function))
+        self.flags(default_ephemeral_format='ext4')
+        # What is copied to a disk must be seen to be what is on it.
+        self.flags(use_cow_images=True)
+        self.emulator = self.useFixture(fixtures.EmulatorFixture())
+        self.useFixture(fakelibvirt.FakeLibvirtFixture(self.emulator.path))
+        self.instances_path = libvirt_driver.CONF.instances_path
+        self.content = os.urandom(1 << 20)
+        self.image = self.put_image('knows', fakedax_guest='true')
+        self.ordinary_image = self.put_image('ordinary')
+
+    def _forget_scheduler_module(self) -> None:
+        """Let it be configuration that imports our module, or not."""
+        self.useFixture(base_fixtures.MockPatchObject(
+            request_filter, 'ALL_REQUEST_FILTERS', [
+                entry for entry in request_filter.ALL_REQUEST_FILTERS
+                if entry.__module__ != scheduler.__name__]))
+        self.addCleanup(
+            sys.modules.__setitem__, scheduler.__name__,
+            sys.modules.pop(scheduler.__name__))
+
+    def _setup_compute_service(self) -> None:
+        self.flags(compute_driver='fakedax.FakeDaxDriver')
+
+    def _setup_scheduler_service(self) -> ty.Any:
+        if self.FILTER_ENABLED:
+            self.ADDITIONAL_FILTERS = [FILTER.rpartition('.')[2]]
+            self.flags(
+                available_filters=['nova.scheduler.filters.all_filters',
+                                   FILTER], group='filter_scheduler')
+        return super()._setup_scheduler_service()
+
+    def _get_connection(
+        self, host_info: ty.Any = None, pci_info: ty.Any = None,
+        mdev_info: ty.Any = None, vdpa_info: ty.Any = None,
+        libvirt_version: ty.Any = None, qemu_version: ty.Any = None,
+        hostname: ty.Any = None,
+    ) -> ty.Any:
+        # Debian 13's libvirt; Nova's tests take the oldest that Nova allows.
+        return super()._get_connection(
+            host_info, pci_info, mdev_info, vdpa_info,
+            libvirt_version or 11_003_000, qemu_version, hostname)
+
+    # What a user has.
+
+    def put_image(self, name: str, **properties: str) -> str:
+        """Put a raw image with the test's content into Glance."""
+        return self.glance.create(None, {
+            'id': getattr(uuids, f'image_{name}'), 'name': name,
+            'disk_format': 'raw', 'container_format': 'bare',
+            'size': len(self.content), 'status': 'active',
+            'created_at': self.glance.timestamp,
+            'updated_at': self.glance.timestamp, 'deleted': False,
+            'deleted_at': None, 'is_public': True, 'min_ram': 0,
+            'min_disk': 0, 'protected': False, 'visibility': 'public',
+            'tags': [], 'properties': properties,
+        }, io.BytesIO(self.content))['id']
+
+    def put_flavor(
+        self, disks: str | None = 'root', disk: int = 1, ephemeral: int = 0,
+        **extra_specs: str,
+    ) -> str:
+        """Make a flavor that names disks, but not the trait."""
+        if disks is not None:
+            extra_specs['fakedax:disks'] = disks
+        return self._create_flavor(
+            memory_mb=512, vcpu=2, disk=disk, ephemeral=ephemeral,
+            extra_spec=extra_specs)
+
+    def boot(self, flavor: str | None = None, **kwargs: ty.Any) -> ty.Any:
+        """Create a server, with a root disk on fake DAX if not told else."""
+        kwargs.setdefault('networks', 'none')
+        kwargs.setdefault('image_uuid', self.image)
+        return self._create_server(
+            flavor_id=flavor or self.put_flavor(), **kwargs)
+
+    def act(self, server: ty.Any, action: str, **body: ty.Any) -> None:
+        self.api.post_server_action(server['id'], {action: body or None})
+
+    # What an operator sees.
+
+    def driver(self, hostname: str = 'compute1') -> ty.Any:
+        return self.computes[hostname].driver
+
+    def domains(self, hostname: str = 'compute1') -> list[ty.Any]:
+        return list(self.driver(hostname)._host.get_connection()
+                    ._vms.values())
+
+    def xml(self, server: ty.Any, hostname: str = 'compute1') -> ty.Any:
+        """The server's domain."""
+        [domain] = [domain for domain in self.domains(hostname)
+                    if domain.UUIDString() == server['id']]
+        return etree.fromstring(domain.XMLDesc(0))
+
+    def pmems(self, server: ty.Any, hostname: str = 'compute1') -> list[str]:
+        """The names of the files that are memory, in order."""
+        return [os.path.basename(path.text) for path in self.xml(
+            server, hostname).findall(
+                "./devices/memory[@model='virtio-pmem']/source/path")]
+
+    def disks(
+        self, server: ty.Any, hostname: str = 'compute1',
+    ) -> list[tuple[str, bool]]:
+        """The names of the files that are disks; whether read-only."""
+        return [
+            (os.path.basename(disk.find('./source').get('file')),
+             disk.find('./readonly') is not None)
+            for disk in self.xml(server, hostname).findall('./devices/disk')]
+
+    def instance(self, server: ty.Any) -> ty.Any:
+        """The server as Nova's database has it."""
+        with nova_context.target_cell(
+                nova_context.get_admin_context(),
+                self.cell_mappings['cell1']) as context:
+            return objects.Instance.get_by_uuid(
+                context, server['id'],
+                expected_attrs=['flavor', 'device_metadata'])
+
+    def path(self, server: ty.Any, name: str = 'disk') -> str:
+        return os.path.join(self.instances_path, server['id'], name)
+
+    def traits(self, hostname: str = 'compute1') -> set[str]:
+        return set(self._get_provider_traits(self.compute_rp_uuids[hostname]))
+
+    def allocations(self, server: ty.Any) -> ty.Any:
+        return self.placement.get(
+            f"/allocations/{server['id']}").body['allocations']
+
+    def failure(self, server: ty.Any, action: str, event: str) -> str:
+        """What the user is told of an action that failed."""
+        return self._wait_for_action_fail_completion(
+            server, action, event)['details']
+
+    def assert_nothing_left(self, server: ty.Any) -> None:
+        """No domain, no files, no allocations."""
+        for hostname in self.computes:
+            self.assertEqual([], self.domains(hostname))
+        self.assertFalse(os.path.exists(
+            os.path.join(self.instances_path, server['id'])))
+        self.assertEqual({}, self.allocations(server))

@@ -1,0 +1,187 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+import errno
+import os
+
+import ddt
+import fixtures
+from nova.tests.fixtures import libvirt
+from oslo_serialization import jsonutils
+
+from tests.functional import base
+
+
+@ddt.ddt
+class BuildFaultTest(base.FakeDaxTestCase):
+    """The fault says what is wrong; nothing is left."""
+
+    ADDITIONAL_FILTERS = ['NUMATopologyFilter', 'PciPassthroughFilter']
+
+    def fault(self, flavor, **kwargs):
+        server = self.boot(flavor, expected_state='ERROR', **kwargs)
+        self.assert_nothing_left(server)
+        # An instance that failed can be deleted like any other.
+        self._delete_server(server)
+        return server['fault']['message']
+
+    def put_unchecked_flavor(self, **extra_specs):
+        """As before microversion 2.86, and where this is not installed."""
+        self.admin_api.microversion = '2.85'
+        flavor = self.put_flavor(None, **extra_specs)
+        self.admin_api.microversion = 'latest'
+        return flavor
+
+    @ddt.data('root,root', 'swap')
+    def test_a_value_that_the_api_did_not_check(self, value):
+        self.start_compute()
+        self.assertIn(
+            f"'{value}' is not a value of fakedax:disks; allowed: 'root', "
+            f"'ephemeral', 'root,ephemeral'", self.fault(
+                self.put_unchecked_flavor(**{'fakedax:disks': value})))
+
+    def test_a_key_that_the_api_did_not_check(self):
+        self.start_compute()
+        self.assertIn(
+            "'fakedax:root' is not an extra spec of fake DAX; allowed: "
+            "fakedax:disks", self.fault(
+                self.put_unchecked_flavor(**{'fakedax:root': 'true'})))
+
+    def test_an_image_that_does_not_know_fake_dax(self):
+        self.start_compute()
+        for image in (self.ordinary_image,
+                      self.put_image('denies', fakedax_guest='false')):
+            message = self.fault(self.put_flavor(), image_uuid=image)
+            self.assertIn(image, message)
+            self.assertIn("the image's property fakedax_guest is '", message)
+            self.assertIn("allowed: 'true'", message)
+
+    @ddt.data('ephemeral', 'root,ephemeral')
+    def test_an_ephemeral_disk_that_the_flavor_has_not(self, disks):
+        self.start_compute()
+        self.assertIn(
+            "fakedax:disks names the ephemeral disk, but the flavor's "
+            "ephemeral disk is 0 GiB; allowed: 1 GiB or more",
+            self.fault(self.put_flavor(disks)))
+
+    def test_a_disk_of_0_gib(self):
+        self.policy.set_rules({
+            'os_compute_api:servers:create:zero_disk_flavor': '@'},
+            overwrite=False)
+        self.start_compute()
+        self.assertIn(
+            "fakedax:disks names the root disk, but the flavor's disk is "
+            "0 GiB; allowed: 1 GiB or more",
+            self.fault(self.put_flavor(disk=0)))
+
+    def test_a_pci_device(self):
+        self.flags(group='pci', device_spec=[jsonutils.dumps({
+            'vendor_id': libvirt.PCI_VEND_ID,
+            'product_id': libvirt.PCI_PROD_ID})], alias=[jsonutils.dumps({
+                'vendor_id': libvirt.PCI_VEND_ID,
+                'product_id': libvirt.PCI_PROD_ID, 'name': 'nic'})])
+        self.start_compute(pci_info=libvirt.HostPCIDevicesInfo(num_pci=1))
+        self.assertIn(
+            "pci_passthrough:alias='nic:1' cannot be beside fakedax:disks: "
+            "a passed-through device pins the whole image",
+            self.fault(self.put_flavor(**{'pci_passthrough:alias': 'nic:1'})))
+
+    def test_a_virtual_gpu(self):
+        self.flags(enabled_mdev_types=libvirt.NVIDIA_11_VGPU_TYPE,
+                   group='devices')
+        self.start_compute(
+            pci_info=libvirt.HostPCIDevicesInfo(
+                num_pci=0, num_pfs=0, num_vfs=0, num_mdevcap=2),
+            mdev_info=libvirt.HostMdevDevicesInfo(devices={}))
+        self.assertIn(
+            "resources:VGPU='1' cannot be beside fakedax:disks: "
+            "a mediated device pins the whole image",
+            self.fault(self.put_flavor(**{'resources:VGPU': '1'})))
+
+    def test_a_real_time_guest(self):
+        self.flags(cpu_dedicated_set='0-7', group='compute')
+        self.start_compute()
+        self.assertIn(
+            "hw:cpu_realtime='yes' cannot be beside fakedax:disks: "
+            "locked memory holds the whole image in RAM",
+            self.fault(self.put_flavor(**{
+                'hw:cpu_realtime': 'yes', 'hw:cpu_policy': 'dedicated',
+                'hw:cpu_realtime_mask': '^1'})))
+
+    def test_locked_memory(self):
+        self.start_compute()
+        self.assertIn(
+            "hw:locked_memory='true' cannot be beside fakedax:disks: "
+            "locked memory holds the whole image in RAM",
+            self.fault(self.put_flavor(**{
+                'hw:locked_memory': 'true', 'hw:mem_page_size': 'small'})))
+
+    def test_memory_that_the_image_wants_locked(self):
+        self.start_compute()
+        image = self.put_image('locks', fakedax_guest='true',
+                               hw_locked_memory='true',
+                               hw_mem_page_size='small')
+        self.assertIn(
+            'locked memory cannot be beside disks on fake DAX',
+            self.fault(self.put_flavor(**{'hw:mem_page_size': 'any'}),
+                       image_uuid=image))
+
+    def test_real_persistent_memory(self):
+        self.flags(pmem_namespaces='SMALL:ns_0', group='libvirt')
+        self.useFixture(fixtures.MockPatch(
+            'nova.privsep.libvirt.cleanup_vpmem'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.privsep.libvirt.get_pmem_namespaces',
+            return_value=jsonutils.dumps([{
+                'dev': 'namespace0.0', 'mode': 'devdax', 'map': 'mem',
+                'size': 4292870144, 'name': 'ns_0', 'numa_node': 0,
+                'daxregion': {
+                    'id': 0, 'size': 4292870144, 'align': 2097152,
+                    'devices': [{'chardev': 'dax0.0', 'size': 4292870144}],
+                }}])))
+        self.start_compute()
+        self.assertIn(
+            "hw:pmem='SMALL' cannot be beside fakedax:disks: real and fake "
+            "persistent memory cannot be told apart",
+            self.fault(self.put_flavor(**{'hw:pmem': 'SMALL'})))
+
+    def test_no_space_for_the_image(self):
+        self.start_compute()
+        self.useFixture(fixtures.MockPatch(
+            'os.posix_fallocate', side_effect=OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        started = self.useFixture(fixtures.MockPatchObject(
+            libvirt.Connection, 'defineXML')).mock
+        # Another host may have it: Nova's message is about all of them.
+        self.assertIn('Exceeded maximum number of retries',
+                      self.fault(self.put_flavor()))
+        self.assertRegex(
+            self.stdlog.logger.output,
+            r'Cannot allocate 1073741824 bytes for \S+/disk: No space left')
+        started.assert_not_called()
+
+    def test_a_root_disk_that_is_a_volume(self):
+        self.start_compute()
+        server = self._build_server(
+            image_uuid='', networks='none',
+            flavor_id=self.put_flavor('root,ephemeral', ephemeral=1))
+        del server['imageRef']
+        server['block_device_mapping_v2'] = [{
+            'source_type': 'image', 'destination_type': 'volume',
+            'boot_index': 0, 'uuid': self.image, 'volume_size': 1}]
+        server = self.api.post_server({'server': server})
+        server = self._wait_for_state_change(server, 'ERROR')
+        self.assertIn(
+            "fakedax:disks names the root disk, but the instance's is a "
+            "volume or there is none; allowed: a disk that Nova makes as a "
+            "file", server['fault']['message'])
+        self.assert_nothing_left(server)

@@ -1,0 +1,168 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+import json
+import os
+
+from oslo_utils import units
+
+from nova_fakedax import layout
+from tests.functional import base
+
+VIEW = ('disk', True)
+
+
+class LifecycleTest(base.FakeDaxTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.start_compute()
+
+    def boot_both(self, **kwargs):
+        return self.boot(self.put_flavor('root,ephemeral', ephemeral=1),
+                         **kwargs)
+
+    def assert_both(self, server):
+        self.assertEqual(['disk', 'disk.eph0'], self.pmems(server))
+        self.assertEqual([VIEW], self.disks(server))
+
+    def test_root(self):
+        server = self.boot()
+        self.assertEqual(['disk'], self.pmems(server))
+        self.assertEqual([VIEW], self.disks(server))
+        self.assertEqual(
+            units.Gi, layout.mapped_size(self.path(server)))
+        with open(self.path(server), 'rb') as image:
+            self.assertEqual(self.content, image.read(len(self.content)))
+
+    def test_ephemeral(self):
+        server = self.boot(self.put_flavor('ephemeral', ephemeral=1),
+                           image_uuid=self.ordinary_image)
+        self.assertEqual(['disk.eph0'], self.pmems(server))
+        self.assertEqual([('disk', False)], self.disks(server))
+        self.assertEqual(
+            units.Gi, layout.mapped_size(self.path(server, 'disk.eph0')))
+
+    def test_root_and_ephemeral(self):
+        server = self.boot_both()
+        self.assert_both(server)
+        layout.mapped_size(self.path(server))
+        layout.mapped_size(self.path(server, 'disk.eph0'))
+
+    def test_an_ordinary_flavor(self):
+        server = self.boot(self.put_flavor(None, ephemeral=1),
+                           image_uuid=self.ordinary_image)
+        self.assertEqual([], self.pmems(server))
+        self.assertEqual([('disk', False), ('disk.eph0', False)],
+                         self.disks(server))
+        with open(self.path(server), 'rb') as image:
+            self.assertEqual(b'QFI\xfb', image.read(4))
+
+    def test_the_emulator_option_is_for_fake_dax_only(self):
+        self.flags(emulator=self.emulator.path, group='fakedax')
+        server = self.boot()
+        self.assertEqual(self.emulator.path,
+                         self.xml(server).findtext('./devices/emulator'))
+        ordinary = self.boot(self.put_flavor(None))
+        self.assertEqual('/usr/bin/kvm', self.xml(ordinary).findtext(
+            './devices/emulator'))
+
+    def test_each_way_to_start_it_again_keeps_the_disks(self):
+        server = self.boot_both()
+        with open(self.path(server), 'r+b') as image:
+            image.write(b'DATA')
+        server = self._reboot_server(server, hard=True)
+        self.assert_both(server)
+        server = self._reboot_server(server)
+        self.assert_both(server)
+        server = self._stop_server(server)
+        server = self._start_server(server)
+        self.assert_both(server)
+        self.act(server, 'pause')
+        server = self._wait_for_state_change(server, 'PAUSED')
+        self.assert_both(server)
+        self.act(server, 'unpause')
+        server = self._wait_for_state_change(server, 'ACTIVE')
+        self.assert_both(server)
+        with open(self.path(server), 'rb') as image:
+            self.assertEqual(b'DATA', image.read(4))
+
+    def test_deleting_leaves_nothing(self):
+        server = self.boot_both()
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_a_restart_of_the_compute_keeps_everything(self):
+        server = self.boot_both()
+        self.restart_compute_service('compute1')
+        self.assertIn(base.TRAIT, self.traits())
+        self.assert_both(server)
+        server = self._reboot_server(server, hard=True)
+        self.assert_both(server)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_rebuilding_keeps_the_disks_and_takes_the_new_image(self):
+        server = self.boot_both()
+        old, self.content = self.content, os.urandom(units.Mi)
+        self.assertNotEqual(old, self.content)
+        image = self.put_image('newer', fakedax_guest='true')
+        server = self._rebuild_server(server, image)
+        self.assert_both(server)
+        layout.mapped_size(self.path(server))
+        with open(self.path(server), 'rb') as disk:
+            self.assertEqual(self.content, disk.read(len(self.content)))
+
+    def test_a_rescue_has_ordinary_disks(self):
+        server = self.boot_both()
+        server = self._rescue_server(server)
+        self.assertEqual([], self.pmems(server))
+        self.assertEqual([('disk.rescue', False), ('disk', False)],
+                         self.disks(server))
+        server = self._unrescue_server(server)
+        self.assert_both(server)
+        server = self._reboot_server(server, hard=True)
+        self.assert_both(server)
+
+    def test_the_disk_info_has_each_disk_with_its_size(self):
+        server = self.boot_both()
+        infos = json.loads(
+            self.driver().get_instance_disk_info(self.instance(server)))
+        self.assertEqual(
+            [('raw', self.path(server, name), '', units.Gi)
+             for name in ('disk', 'disk.eph0')],
+            [(info['type'], info['path'], info['backing_file'],
+              info['virt_disk_size']) for info in infos])
+        for info in infos:
+            # The file system may count blocks of its own.
+            self.assertGreaterEqual(info['disk_size'], units.Gi)
+            self.assertLessEqual(info['over_committed_disk_size'], 0)
+
+    def test_tagged_disks_are_found_by_the_address_of_their_device(self):
+        server = self._build_server(
+            image_uuid='', networks='none',
+            flavor_id=self.put_flavor('root,ephemeral', ephemeral=1))
+        server['imageRef'] = self.image
+        server['block_device_mapping_v2'] = [
+            {'source_type': 'image', 'destination_type': 'local',
+             'boot_index': 0, 'uuid': self.image, 'tag': 'system'},
+            {'source_type': 'blank', 'destination_type': 'local',
+             'boot_index': -1, 'tag': 'scratch'},
+        ]
+        server = self.api.post_server({'server': server})
+        self._wait_for_state_change(server, 'ACTIVE')
+        instance = self.instance(server)
+        self.assertEqual(
+            [(['system'], '/dev/pmem0', '0000:07:01.0'),
+             (['scratch'], '/dev/pmem1', '0000:07:02.0')],
+            [(device.tags, device.path, device.bus.address)
+             for device in instance.device_metadata.devices])

@@ -1,0 +1,208 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+import os
+from unittest import mock
+
+from nova.tests.fixtures import libvirt
+
+from nova_fakedax import refusals
+from tests.functional import base
+
+#: Each operation of refusals.REFUSED has its test here, or in the unit test
+#: of the driver.
+TESTED = {
+    'suspend', 'live migration', 'resize or cold migration', 'snapshot',
+    'shelve', 'evacuate', 'attach of a passed-through interface',
+}
+
+
+class RefusedTest(base.FakeDaxTestCase):
+    """The user is told what and why; the guest runs on, where it is."""
+
+    def setUp(self):
+        super().setUp()
+        self.start_compute()
+        self.server = self.boot(
+            self.put_flavor('root,ephemeral', ephemeral=1))
+        self.before = self._state()
+
+    def _state(self):
+        server = self.api.get_server(self.server['id'])
+        [domain] = self.domains()
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, domain._state)
+        self.assertFalse(domain.hasManagedSaveImage(0))
+        return {
+            'task_state': server['OS-EXT-STS:task_state'],
+            'files': {name: os.stat(self.path(self.server, name)).st_ino
+                      for name in os.listdir(self.path(self.server, ''))},
+            'allocations': {
+                provider: allocation['resources'] for provider, allocation in
+                self.allocations(self.server).items()},
+            'xml': domain.XMLDesc(0),
+        } | {key: server[key] for key in ('status', 'OS-EXT-SRV-ATTR:host')}
+
+    def assert_refused(self, operation, action, event):
+        self.assertIn(operation, TESTED)
+        self.assertEqual(
+            refusals.refused(operation).format_message(),
+            self.failure(self.server, action, event))
+        self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None})
+        self.assertEqual(self.before, self._state())
+
+    def test_every_operation_of_the_table_is_tested(self):
+        self.assertEqual(set(refusals.REFUSED), TESTED)
+
+    def test_suspend(self):
+        self.act(self.server, 'suspend')
+        self.assert_refused('suspend', 'suspend', 'compute_suspend_instance')
+
+    def _assert_no_new_image(self, before):
+        self.assertEqual(
+            before, {image['id'] for image in self.glance.detail(None)
+                     if image['status'] != 'deleted'})
+
+    def test_snapshot(self):
+        images = {image['id'] for image in self.glance.detail(None)}
+        self.act(self.server, 'createImage', name='snapshot')
+        self.assert_refused(
+            'snapshot', 'createImage', 'compute_refuse_snapshot')
+        self._assert_no_new_image(images)
+
+    def test_backup(self):
+        images = {image['id'] for image in self.glance.detail(None)}
+        self.act(self.server, 'createBackup', name='backup',
+                 backup_type='daily', rotation=1)
+        self.assert_refused(
+            'snapshot', 'createBackup', 'compute_backup_instance')
+        self._assert_no_new_image(images)
+
+    def test_shelve(self):
+        self.act(self.server, 'shelve')
+        self.assert_refused('shelve', 'shelve', 'compute_shelve_instance')
+
+    def test_cold_migration(self):
+        self.start_compute('compute2')
+        self.act(self.server, 'migrate')
+        self.assert_refused('resize or cold migration', 'migrate',
+                            'compute_resize_instance')
+
+    def test_resize(self):
+        self.start_compute('compute2')
+        for flavor in (self.put_flavor('root,ephemeral', 2, 2),
+                       self.put_flavor(None, 2, 2)):
+            self.act(self.server, 'resize', flavorRef=flavor)
+            self.assert_refused('resize or cold migration', 'resize',
+                                'compute_resize_instance')
+
+    def test_resize_on_the_same_host(self):
+        self.flags(allow_resize_to_same_host=True)
+        self.act(self.server, 'resize',
+                 flavorRef=self.put_flavor('root,ephemeral', 2, 2))
+        self.assert_refused('resize or cold migration', 'resize',
+                            'compute_resize_instance')
+
+    def test_live_migration(self):
+        self.start_compute('compute2')
+        for host in (None, 'compute2'):
+            self.act(self.server, 'os-migrateLive', host=host,
+                     block_migration='auto')
+            self._wait_for_server_parameter(
+                self.server, {'OS-EXT-STS:task_state': None})
+            self.assertIn(
+                refusals.refused('live migration').format_message(),
+                self.failure(self.server, 'live-migration',
+                             'compute_check_can_live_migrate_source'))
+            self.assertEqual(self.before, self._state())
+
+    def test_evacuate(self):
+        self.start_compute('compute2')
+        service = self.admin_api.get_services(
+            host='compute1', binary='nova-compute')[0]['id']
+        self.computes['compute1'].stop()
+        self.admin_api.put_service_force_down(service, True)
+        self._evacuate_server(
+            self.server, expected_state='ACTIVE', expected_host='compute1',
+            expected_migration_status='failed')
+        self.assert_refused(
+            'evacuate', 'evacuate', 'compute_rebuild_instance')
+        self.assertEqual([], self.domains('compute2'))
+
+
+class RefusedResizeTest(base.FakeDaxTestCase):
+    """Also an ordinary server cannot become one with disks on fake DAX."""
+
+    def setUp(self):
+        super().setUp()
+        self.start_compute()
+        self.start_compute('compute2')
+        self.server = self.boot(self.put_flavor(None))
+
+    def assert_refused(self, flavor, message):
+        self.act(self.server, 'resize', flavorRef=flavor)
+        self.assertIn(message, self.failure(
+            self.server, 'resize', 'compute_resize_instance'))
+        server = self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None})
+        self.assertEqual(
+            ('ACTIVE', self.server['OS-EXT-SRV-ATTR:host']),
+            (server['status'], server['OS-EXT-SRV-ATTR:host']))
+
+    def test_to_disks_on_fake_dax(self):
+        self.assert_refused(
+            self.put_flavor('root'), refusals.refused(
+                'resize or cold migration').format_message())
+
+    def test_to_a_flavor_that_no_host_can_run(self):
+        self.admin_api.microversion = '2.85'
+        flavor = self.put_flavor('nonsense')
+        self.admin_api.microversion = 'latest'
+        self.assert_refused(
+            flavor, "'nonsense' is not a value of fakedax:disks; allowed: "
+                    "'root', 'ephemeral', 'root,ephemeral'")
+
+    def test_an_ordinary_resize_is_ours_to_leave_alone(self):
+        with mock.patch('nova_fakedax.driver.FakeDaxDriver.'
+                        'migrate_disk_and_power_off', autospec=True,
+                        side_effect=AssertionError('reached')) as method:
+            self.act(self.server, 'resize',
+                     flavorRef=self.put_flavor(None, disk=2))
+            self.assertEqual('AssertionError', self.failure(
+                self.server, 'resize', 'compute_resize_instance'))
+        method.assert_called_once()
+
+
+class RefusedRebuildTest(base.FakeDaxTestCase):
+
+    def test_to_an_image_that_does_not_know_fake_dax(self):
+        self.start_compute()
+        server = self.boot()
+        before = os.stat(self.path(server)).st_ino
+        allocations = self.allocations(server)
+        [domain] = self.domains()
+        self.act(server, 'rebuild', imageRef=self.ordinary_image)
+        message = self.failure(server, 'rebuild', 'compute_rebuild_instance')
+        self.assertIn(self.ordinary_image, message)
+        self.assertIn("the image's property fakedax_guest is ''; allowed: "
+                      "'true'", message)
+        server = self._wait_for_server_parameter(
+            server, {'OS-EXT-STS:task_state': None})
+        self.assertEqual('ACTIVE', server['status'])
+        self.assertEqual(before, os.stat(self.path(server)).st_ino)
+        self.assertEqual([domain], self.domains())
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, domain._state)
+        self.assertEqual(
+            {provider: allocation['resources']
+             for provider, allocation in allocations.items()},
+            {provider: allocation['resources'] for provider, allocation
+             in self.allocations(server).items()})

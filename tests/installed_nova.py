@@ -1,0 +1,36 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Nova's own tests, from an installed Nova."""
+
+import importlib.metadata
+import pathlib
+
+from nova.conf import paths
+
+API_PASTE = 'etc/nova/api-paste.ini'
+
+
+def find_api_paste() -> None:
+    """Tell Nova's tests where a wheel has put api-paste.ini.
+
+    They look for it in Nova's source tree ($pybasedir). The default is
+    changed since they reset the configuration for each test.
+    """
+    [option] = [option for option in paths.ALL_OPTS
+                if option.name == 'pybasedir']
+    if pathlib.Path(option.default, API_PASTE).exists():
+        return
+    [found] = [path for path in importlib.metadata.files('nova') or []
+               if path.as_posix().endswith(API_PASTE)]
+    option.default = str(
+        pathlib.Path(str(found.locate())).resolve().parents[2])

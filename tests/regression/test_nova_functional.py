@@ -1,0 +1,59 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""nova.tests.functional.libvirt: 251 tests of Nova 34."""
+
+# Patches what must be patched before anything else is imported.
+import nova.tests.functional  # noqa: F401
+
+import importlib
+import unittest
+
+import nova.virt.libvirt
+
+from nova_fakedax import driver
+from tests import installed_nova
+from tests import regression
+
+#: What our driver touches: guests, their disks and memory, how they are moved,
+#: rescued and reported. Not here, and an hour of CPU: PCI, SR-IOV, GPUs, power
+#: management, real time and memory encryption.
+MODULES = (
+    'test_device_bus_migration',
+    'test_evacuate',
+    'test_live_migration',
+    'test_machine_type',
+    'test_migration_addr',
+    'test_numa_live_migration',
+    'test_numa_servers',
+    'test_rescue_deleted_base',
+    'test_reshape',
+    'test_server_shares',
+    'test_stateless_firmware',
+    'test_uefi',
+    'test_vpmem',
+    'test_vtpm',
+)
+
+
+def load_tests(
+    loader: unittest.TestLoader, tests: unittest.TestSuite,
+    pattern: str | None,
+) -> unittest.TestSuite:
+    installed_nova.find_api_paste()
+    # The tests name the driver libvirt.LibvirtDriver, and patch that name. The
+    # attribute of nova.virt.libvirt.driver itself must stay: the class's
+    # methods name it in super().
+    nova.virt.libvirt.LibvirtDriver = driver.FakeDaxDriver
+    return regression.tests_of(loader, [
+        importlib.import_module(f'nova.tests.functional.libvirt.{name}')
+        for name in MODULES])

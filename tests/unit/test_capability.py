@@ -1,0 +1,130 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+from unittest import mock
+
+import ddt
+from nova import conf as nova_conf
+from nova.virt.libvirt import host as libvirt_host
+from oslo_config import fixture as config_fixture
+from oslotest import base
+
+from nova_fakedax import capability
+from nova_fakedax import conf
+from tests import fixtures
+
+CONF = nova_conf.CONF
+conf.register_opts(CONF)
+
+
+class LibvirtError(Exception):
+    """In place of libvirt.libvirtError, whose module may be missing."""
+
+
+@ddt.ddt
+class ReasonsAgainstTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.conf = self.useFixture(config_fixture.Config(CONF))
+        self.emulator = self.useFixture(fixtures.EmulatorFixture())
+        self.host = mock.create_autospec(libvirt_host.Host, instance=True)
+        self.libvirt_version = (11, 3, 0)
+        self.host.has_min_version.side_effect = (
+            lambda wanted: self.libvirt_version >= wanted)
+        self.host.get_capabilities.return_value.host.cpu.arch = 'x86_64'
+        self._domain_capabilities().return_value = (
+            f'<domainCapabilities><path>{self.emulator.path}</path>'
+            f'</domainCapabilities>')
+        libvirt = mock.Mock(libvirtError=LibvirtError)
+        self.useFixture(config_fixture.fixtures.MonkeyPatch(
+            'nova.virt.libvirt.host.libvirt', libvirt))
+
+    def _domain_capabilities(self):
+        return self.host.get_connection.return_value.getDomainCapabilities
+
+    def _reasons(self):
+        return capability.reasons_against(CONF, self.host)
+
+    @ddt.data('default', 'raw', 'flat', 'qcow2')
+    def test_a_good_host_has_nothing_against_it(self, images_type):
+        self.conf.config(group='libvirt', images_type=images_type)
+        self.assertEqual([], self._reasons())
+        self._domain_capabilities().assert_called_once_with(
+            None, 'x86_64', None, 'kvm', 0)
+
+    @ddt.data('lxc', 'parallels')
+    def test_another_hypervisor_is_the_only_reason_given(self, virt_type):
+        self.conf.config(group='libvirt', virt_type=virt_type)
+        self.libvirt_version = (1, 0, 0)
+        self.assertEqual(
+            [f"[libvirt]virt_type is '{virt_type}'; allowed: 'kvm', 'qemu'"],
+            self._reasons())
+
+    @ddt.data('rbd', 'lvm', 'ploop')
+    def test_images_that_are_no_files(self, images_type):
+        self.conf.config(group='libvirt', images_type=images_type)
+        self.assertEqual(
+            [f"[libvirt]images_type is '{images_type}': images on fake DAX "
+             f"are files; allowed: 'raw', 'flat', 'qcow2', 'default'"],
+            self._reasons())
+
+    def test_images_that_are_not_made_raw(self):
+        self.conf.config(force_raw_images=False)
+        self.assertEqual(
+            ['force_raw_images is off: images on fake DAX are raw'],
+            self._reasons())
+
+    def test_file_backed_memory(self):
+        self.conf.config(group='libvirt', file_backed_memory=1024)
+        [reason] = self._reasons()
+        self.assertIn('[libvirt]file_backed_memory is set', reason)
+
+    def test_encrypted_ephemeral_storage(self):
+        self.conf.config(group='ephemeral_storage_encryption', enabled=True)
+        [reason] = self._reasons()
+        self.assertIn('[ephemeral_storage_encryption]enabled is on', reason)
+
+    @ddt.data((9, 0, 0), (8, 0, 0))
+    def test_a_libvirt_that_cannot_start_the_element(self, version):
+        self.libvirt_version = version
+        self.assertEqual(
+            ["libvirt is older than 9.1.0, the first that can start "
+             "<memory model='virtio-pmem'>"], self._reasons())
+
+    def test_the_first_libvirt_that_can(self):
+        self.libvirt_version = (9, 1, 0)
+        self.assertEqual([], self._reasons())
+
+    def test_an_emulator_without_the_device(self):
+        self.emulator.answer('')
+        self.assertEqual(
+            [f'{self.emulator.path} has no device virtio-pmem-pci'],
+            self._reasons())
+
+    def test_the_configured_emulator_is_asked_and_not_libvirts(self):
+        self.conf.config(group='fakedax', emulator='/no/such/qemu')
+        self.assertEqual(['/no/such/qemu: No such file or directory'],
+                         self._reasons())
+        self._domain_capabilities().assert_not_called()
+
+    def test_a_libvirt_without_an_emulator(self):
+        self._domain_capabilities().side_effect = LibvirtError('no kvm')
+        self.assertEqual(['libvirt has no emulator: no kvm'],
+                         self._reasons())
+
+    def test_all_reasons_are_given_at_once(self):
+        self.conf.config(force_raw_images=False)
+        self.conf.config(group='libvirt', images_type='rbd')
+        self.libvirt_version = (9, 0, 0)
+        self.emulator.answer('')
+        self.assertEqual(4, len(self._reasons()))

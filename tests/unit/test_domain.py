@@ -1,0 +1,469 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+import os
+
+import ddt
+import fixtures
+from lxml import etree
+from nova import exception
+from nova.virt.libvirt import config as vconfig
+from oslo_utils import units
+from oslotest import base
+
+from nova_fakedax import disk
+from nova_fakedax import domain
+# Hooks Nova's parser of domains.
+from nova_fakedax import driver  # noqa: F401
+from nova_fakedax import layout
+
+SCHEMA = '/usr/share/libvirt/schemas/domain.rng'
+UUID = '4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88'
+
+# Elements of a guest of 1 GiB and 2 vCPUs, before and after <os>.
+HEAD = f"""\
+<domain type="kvm">
+  <uuid>{UUID}</uuid>
+  <name>instance-00000001</name>
+  <memory>1048576</memory>
+"""
+HVM = """\
+  <vcpu>2</vcpu>
+  <os>
+    <type arch="x86_64">hvm</type>
+    <boot dev="hd"/>
+  </os>
+"""
+CELL = """\
+  <cpu match="exact">
+    <numa>
+      <cell id="0" cpus="0-1" memory="1048576"/>
+    </numa>
+  </cpu>
+"""
+
+
+class ConvertTestCase(base.BaseTestCase):
+    """A guest as LibvirtDriver makes it, with backing files that exist."""
+
+    def setUp(self):
+        super().setUp()
+        self.path = self.useFixture(fixtures.TempDir()).path
+
+    def guest(self, *devices):
+        guest = vconfig.LibvirtConfigGuest()
+        guest.virt_type = 'kvm'
+        guest.uuid = UUID
+        guest.name = 'instance-00000001'
+        guest.memory = units.Gi // units.Ki
+        guest.vcpus = 2
+        guest.os_type = 'hvm'
+        guest.os_arch = 'x86_64'
+        guest.os_boot_dev = ['hd']
+        for device in devices:
+            guest.add_device(device)
+        return guest
+
+    def disk(self, name, target, mib=None):
+        """As nova.virt.libvirt.imagebackend.Image.libvirt_info makes it."""
+        device = vconfig.LibvirtConfigGuestDisk()
+        device.driver_name = 'qemu'
+        device.driver_format = 'raw'
+        device.driver_cache = 'none'
+        device.driver_discard = 'unmap'
+        device.source_path = os.path.join(self.path, name)
+        device.target_dev = target
+        device.target_bus = 'virtio'
+        if mib:
+            with open(device.source_path, 'wb'):
+                pass
+            layout.allocate(device.source_path, mib * units.Mi)
+        return device
+
+    def convert(self, guest, *wanted, emulator=None):
+        domain.convert(
+            guest, self.path,
+            lambda path: os.path.basename(path) in wanted, emulator)
+
+    def assert_xml(self, expected, guest):
+        xml = guest.to_xml()
+        # Where the files are is of no interest.
+        self.assertEqual(expected, xml.replace(self.path, '/i'))
+        if os.path.exists(SCHEMA):
+            schema = etree.RelaxNG(file=SCHEMA)
+            schema.assertValid(etree.fromstring(xml))
+
+
+class ConvertTest(ConvertTestCase):
+    """The exact XML: what libvirt and QEMU were seen to run."""
+
+    maxDiff = None
+
+    def test_root_with_firmware_boot_keeps_a_read_only_view(self):
+        guest = self.guest(self.disk('disk', 'vda', mib=4))
+        self.convert(guest, 'disk')
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="1">1052672</maxMemory>
+""" + HVM + CELL + """\
+  <devices>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" cache="none"/>
+      <source file="/i/disk"/>
+      <target dev="vda" bus="virtio"/>
+      <serial>fakedax-boot</serial>
+      <readonly/>
+    </disk>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk</path>
+      </source>
+      <target>
+        <size unit="KiB">4096</size>
+      </target>
+      <alias name="ua-fakedax-root"/>
+    </memory>
+  </devices>
+</domain>
+""", guest)
+
+    def test_root_with_a_kernel_image_needs_no_view(self):
+        guest = self.guest(self.disk('disk', 'vda', mib=4))
+        guest.os_boot_dev = []
+        guest.os_kernel = '/i/kernel'
+        guest.os_initrd = '/i/ramdisk'
+        guest.os_cmdline = 'root=/dev/pmem0p1'
+        self.convert(guest, 'disk')
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="1">1052672</maxMemory>
+  <vcpu>2</vcpu>
+  <os>
+    <type arch="x86_64">hvm</type>
+    <kernel>/i/kernel</kernel>
+    <initrd>/i/ramdisk</initrd>
+    <cmdline>root=/dev/pmem0p1</cmdline>
+  </os>
+""" + CELL + """\
+  <devices>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk</path>
+      </source>
+      <target>
+        <size unit="KiB">4096</size>
+      </target>
+      <alias name="ua-fakedax-root"/>
+    </memory>
+  </devices>
+</domain>
+""", guest)
+
+    def test_an_ephemeral_disk_leaves_an_ordinary_root_alone(self):
+        guest = self.guest(self.disk('disk', 'vda', mib=4),
+                           self.disk('disk.eph0', 'vdb', mib=2))
+        self.convert(guest, 'disk.eph0')
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="1">1050624</maxMemory>
+""" + HVM + CELL + """\
+  <devices>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" cache="none" discard="unmap"/>
+      <source file="/i/disk"/>
+      <target dev="vda" bus="virtio"/>
+    </disk>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk.eph0</path>
+      </source>
+      <target>
+        <size unit="KiB">2048</size>
+      </target>
+      <alias name="ua-fakedax-eph0"/>
+    </memory>
+  </devices>
+</domain>
+""", guest)
+
+    def test_root_and_two_ephemeral_disks_root_first(self):
+        # In an order that Nova does not make, and with disks that stay.
+        guest = self.guest(self.disk('disk.swap', 'vdd', mib=2),
+                           self.disk('disk.eph1', 'vdc', mib=2),
+                           self.disk('disk.eph0', 'vdb', mib=8),
+                           self.disk('disk', 'vda', mib=4))
+        self.convert(guest, 'disk', 'disk.eph0', 'disk.eph1')
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="3">1062912</maxMemory>
+""" + HVM + CELL + """\
+  <devices>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" cache="none"/>
+      <source file="/i/disk"/>
+      <target dev="vda" bus="virtio"/>
+      <serial>fakedax-boot</serial>
+      <readonly/>
+    </disk>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" cache="none" discard="unmap"/>
+      <source file="/i/disk.swap"/>
+      <target dev="vdd" bus="virtio"/>
+    </disk>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk</path>
+      </source>
+      <target>
+        <size unit="KiB">4096</size>
+      </target>
+      <alias name="ua-fakedax-root"/>
+    </memory>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk.eph0</path>
+      </source>
+      <target>
+        <size unit="KiB">8192</size>
+      </target>
+      <alias name="ua-fakedax-eph0"/>
+    </memory>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk.eph1</path>
+      </source>
+      <target>
+        <size unit="KiB">2048</size>
+      </target>
+      <alias name="ua-fakedax-eph1"/>
+    </memory>
+  </devices>
+</domain>
+""", guest)
+
+    def test_a_numa_topology_stays_as_it_is(self):
+        guest = self.guest(self.disk('disk', 'vda', mib=4))
+        guest.os_kernel = '/i/kernel'
+        guest.cpu = vconfig.LibvirtConfigGuestCPU()
+        guest.cpu.numa = vconfig.LibvirtConfigGuestCPUNUMA()
+        for number in range(2):
+            cell = vconfig.LibvirtConfigGuestCPUNUMACell()
+            cell.id = number
+            cell.cpus = {number}
+            cell.memory = guest.memory // 2
+            guest.cpu.numa.cells.append(cell)
+        self.convert(guest, 'disk')
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="1">1052672</maxMemory>
+  <vcpu>2</vcpu>
+  <os>
+    <type arch="x86_64">hvm</type>
+    <kernel>/i/kernel</kernel>
+    <boot dev="hd"/>
+  </os>
+  <cpu match="exact">
+    <numa>
+      <cell id="0" cpus="0" memory="524288"/>
+      <cell id="1" cpus="1" memory="524288"/>
+    </numa>
+  </cpu>
+  <devices>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk</path>
+      </source>
+      <target>
+        <size unit="KiB">4096</size>
+      </target>
+      <alias name="ua-fakedax-root"/>
+    </memory>
+  </devices>
+</domain>
+""", guest)
+
+    def test_the_configured_emulator_runs_the_guest(self):
+        guest = self.guest(self.disk('disk', 'vda'),
+                           self.disk('disk.local', 'vdb', mib=2))
+        self.convert(guest, 'disk.local', emulator='/opt/qemu')
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="1">1050624</maxMemory>
+""" + HVM + CELL + """\
+  <devices>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" cache="none" discard="unmap"/>
+      <source file="/i/disk"/>
+      <target dev="vda" bus="virtio"/>
+    </disk>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk.local</path>
+      </source>
+      <target>
+        <size unit="KiB">2048</size>
+      </target>
+      <alias name="ua-fakedax-eph0"/>
+    </memory>
+    <emulator>/opt/qemu</emulator>
+  </devices>
+</domain>
+""", guest)
+
+    def test_a_guest_without_wanted_disks_is_not_changed(self):
+        guest = self.guest(self.disk('disk', 'vda'))
+        before = guest.to_xml()
+        self.convert(guest, emulator='/opt/qemu')
+        self.assertEqual(before, guest.to_xml())
+
+    def test_the_model_of_the_cpu_is_kept(self):
+        guest = self.guest(self.disk('disk.eph0', 'vda', mib=2))
+        guest.cpu = vconfig.LibvirtConfigGuestCPU()
+        guest.cpu.mode = 'host-model'
+        self.convert(guest, 'disk.eph0')
+        self.assertEqual('host-model', guest.cpu.mode)
+        self.assertEqual([{0, 1}],
+                         [cell.cpus for cell in guest.cpu.numa.cells])
+
+    def test_a_disk_of_that_name_elsewhere_is_not_the_instances(self):
+        volume = self.disk('disk', 'vdb')
+        volume.source_path = '/mnt/volumes/disk'
+        cdrom = self.disk('disk', 'vdc')
+        cdrom.source_path = None
+        guest = self.guest(volume, cdrom)
+        self.convert(guest, 'disk')
+        self.assertEqual([volume, cdrom], guest.devices)
+
+
+@ddt.ddt
+class ConvertRefusesTest(ConvertTestCase):
+
+    def _refused(self, guest, error=exception.InvalidInput):
+        exc = self.assertRaises(error, self.convert, guest, 'disk.eph0')
+        return str(exc)
+
+    def test_a_missing_backing_file(self):
+        guest = self.guest(self.disk('disk.eph0', 'vda'))
+        self.assertEqual(f'{self.path}/disk.eph0 does not exist',
+                         self._refused(guest, layout.InvalidLayout))
+
+    def test_a_sparse_backing_file(self):
+        device = self.disk('disk.eph0', 'vda', mib=2)
+        with open(device.source_path, 'r+b') as image:
+            image.truncate(8 * units.Mi)
+        self.assertIn('but only 2097152 are allocated', self._refused(
+            self.guest(device), layout.InvalidLayout))
+
+    @ddt.data(
+        (vconfig.LibvirtConfigGuestHostdevPCI, {}, 'a passed-through device'),
+        (vconfig.LibvirtConfigGuestHostdevMDEV, {},
+         'a passed-through device'),
+        (vconfig.LibvirtConfigGuestInterface, {'net_type': 'hostdev'},
+         'a network interface of type hostdev'),
+        (vconfig.LibvirtConfigGuestInterface, {'net_type': 'vdpa'},
+         'a network interface of type vdpa'),
+        (vconfig.LibvirtConfigGuestVPMEM, {}, 'a vPMEM device (hw:pmem)'),
+    )
+    @ddt.unpack
+    def test_a_device_that_would_pin_the_image(
+            self, device_class, attributes, name):
+        device = device_class()
+        for key, value in attributes.items():
+            setattr(device, key, value)
+        guest = self.guest(self.disk('disk.eph0', 'vda', mib=2), device)
+        self.assertEqual(
+            f'Invalid input received: {name} cannot be beside disks on fake '
+            f'DAX', self._refused(guest))
+
+    def test_locked_memory(self):
+        guest = self.guest(self.disk('disk.eph0', 'vda', mib=2))
+        guest.membacking = vconfig.LibvirtConfigGuestMemoryBacking()
+        guest.membacking.locked = True
+        self.assertIn('locked memory cannot be beside', self._refused(guest))
+
+    def test_encrypted_memory(self):
+        guest = self.guest(self.disk('disk.eph0', 'vda', mib=2))
+        guest.launch_security = (
+            vconfig.LibvirtConfigGuestSEVLaunchSecurity())
+        self.assertIn('encrypted memory cannot be beside',
+                      self._refused(guest))
+
+    def test_ordinary_interfaces_and_memory_are_not_refused(self):
+        interface = vconfig.LibvirtConfigGuestInterface()
+        interface.net_type = 'bridge'
+        guest = self.guest(
+            self.disk('disk.eph0', 'vda', mib=2), interface)
+        guest.membacking = vconfig.LibvirtConfigGuestMemoryBacking()
+        self.convert(guest, 'disk.eph0')
+
+    def test_a_conflict_is_none_without_disks_on_fake_dax(self):
+        guest = self.guest(vconfig.LibvirtConfigGuestHostdevPCI())
+        self.convert(guest, 'disk.eph0')
+
+
+class ReadBackTest(base.BaseTestCase):
+    """What libvirt gives back: in KiB, with aliases and addresses."""
+
+    XML = """\
+<domain type='kvm'>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <memory model='virtio-pmem' access='shared'>
+      <source><path>/i/disk.eph0</path></source>
+      <target><size unit='KiB'>2048</size></target>
+      <alias name='ua-fakedax-eph0'/>
+    </memory>
+    <memory model='virtio-pmem' access='shared'>
+      <source><path>/i/disk</path></source>
+      <target><size unit='KiB'>4096</size></target>
+      <alias name='ua-fakedax-root'/>
+      <address type='pci' domain='0x0000' bus='0x05' slot='0x01'
+               function='0x2'/>
+    </memory>
+    <memory model='virtio-pmem' access='shared'>
+      <source><path>/i/other</path></source>
+      <target><size unit='KiB'>2048</size></target>
+      <alias name='virtiopmem2'/>
+    </memory>
+    <memory model='nvdimm' access='shared'>
+      <source><path>/dev/dax0.0</path><alignsize>2048</alignsize></source>
+      <target><size>2048</size><node>0</node></target>
+    </memory>
+    <memory model='virtio-mem'/>
+  </devices>
+</domain>
+"""
+
+    def setUp(self):
+        super().setUp()
+        self.guest = vconfig.LibvirtConfigGuest()
+        self.guest.parse_dom(etree.fromstring(self.XML))
+
+    def test_our_disks_are_read_in_order_and_in_bytes(self):
+        self.assertEqual([
+            disk.FakeDaxDisk(disk.DiskId(0, 0), '/i/disk', 4 * units.Mi),
+            disk.FakeDaxDisk(disk.DiskId(1, 0), '/i/disk.eph0', 2 * units.Mi),
+        ], [found for found, _device in domain.fake_dax_disks(self.guest)])
+
+    def test_a_devices_address_is_read_once_it_has_one(self):
+        [root, ephemeral] = [
+            device for _found, device in domain.fake_dax_disks(self.guest)]
+        self.assertEqual('0000:05:01.2', root.device_addr.format_address())
+        self.assertIsNone(ephemeral.device_addr)
+
+    def test_each_device_is_read_once(self):
+        self.assertEqual(
+            ['/i/disk.eph0', '/i/disk', '/i/other'],
+            [device.source_path for device in self.guest.devices if
+             isinstance(device, domain.LibvirtConfigGuestVirtioPMEM)])
+        self.assertEqual(1, sum(
+            isinstance(device, vconfig.LibvirtConfigGuestVPMEM)
+            for device in self.guest.devices))
+
+    def test_a_guest_of_others_has_none(self):
+        guest = vconfig.LibvirtConfigGuest()
+        guest.parse_dom(etree.fromstring('<domain><devices/></domain>'))
+        self.assertEqual([], domain.fake_dax_disks(guest))

@@ -1,0 +1,315 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The driver by itself, and what it takes from Nova.
+
+What it does to instances is in tests/functional.
+"""
+
+import inspect
+import os
+from unittest import mock
+
+import ddt
+from nova import exception
+from nova import objects
+from nova.virt import driver as virt_driver
+from nova.virt import fake
+from nova.virt.libvirt import blockinfo
+from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import imagebackend as libvirt_imagebackend
+from oslo_utils import units
+from oslotest import base
+
+from nova_fakedax import disk
+from nova_fakedax import domain
+from nova_fakedax import driver
+from nova_fakedax import imagebackend
+from nova_fakedax import spec
+from tests import fixtures
+
+#: Methods of the driver that are not overrides.
+OWN_METHODS = {'_check_build'}
+
+
+def _methods(cls):
+    return {name: value for name, value in vars(cls).items()
+            if inspect.isfunction(value)}
+
+
+def _parameters(function):
+    """Names, kinds and defaults, in order; annotations do not matter."""
+    return [(parameter.name, parameter.kind, parameter.default)
+            for parameter in inspect.signature(function).parameters.values()]
+
+
+class HooksTest(base.BaseTestCase):
+    """Fails when Nova changes what the driver hooks."""
+
+    def setUp(self):
+        super().setUp()
+        objects.register_all()
+
+    def test_each_override_has_the_signature_of_novas_method(self):
+        overrides = _methods(driver.FakeDaxDriver)
+        for name in OWN_METHODS | {'_get_guest_config'}:
+            del overrides[name]
+        for name, override in overrides.items():
+            theirs = getattr(libvirt_driver.LibvirtDriver, name, None)
+            self.assertIsNotNone(theirs, f'Nova has no {name}() any more')
+            self.assertEqual(
+                _parameters(theirs), _parameters(override), name)
+
+    def test_our_own_methods_hide_none_of_novas(self):
+        for name in OWN_METHODS:
+            self.assertIn(name, _methods(driver.FakeDaxDriver))
+            self.assertFalse(
+                hasattr(libvirt_driver.LibvirtDriver, name), name)
+
+    def test_get_guest_config_begins_as_novas_does(self):
+        # It hands on what it does not read: private, and often changed.
+        theirs = _parameters(libvirt_driver.LibvirtDriver._get_guest_config)
+        *ours, args, kwargs = _parameters(
+            driver.FakeDaxDriver._get_guest_config)
+        self.assertEqual(theirs[:len(ours)], ours)
+        self.assertEqual('rescue', ours[-1][0])
+        self.assertEqual(
+            (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD),
+            (args[1], kwargs[1]))
+
+    def test_the_image_has_the_signature_of_novas_method(self):
+        for ours, theirs in (
+            (imagebackend.FakeDaxImage.cache,
+             libvirt_imagebackend.Image.cache),
+            (imagebackend.FakeDaxBackend.by_name,
+             libvirt_imagebackend.Backend.by_name),
+            (imagebackend.FakeDaxBackend.__init__,
+             libvirt_imagebackend.Backend.__init__),
+        ):
+            self.assertEqual(_parameters(theirs), _parameters(ours))
+
+    def test_nova_makes_images_through_what_we_override(self):
+        # Flat, the raw backend, must not override cache() itself, and the
+        # driver must ask by_name() of the backend that we replace.
+        self.assertNotIn('cache', vars(libvirt_imagebackend.Flat))
+        for method in ('_create_image', '_create_and_inject_local_root'):
+            self.assertIn('image_backend.by_name(', inspect.getsource(
+                getattr(libvirt_driver.LibvirtDriver, method)))
+        self.assertIn(
+            'self.BACKEND', inspect.getsource(
+                libvirt_imagebackend.Backend.__init__))
+
+    def test_nova_names_the_files_as_we_read_them(self):
+        self.assertEqual('disk.eph7', blockinfo.get_eph_disk(7))
+        self.assertEqual(disk.DiskId(1, 7), disk.DiskId.from_path(
+            blockinfo.get_eph_disk(7)))
+        instance = objects.Instance(
+            uuid=fixtures.UUID, root_device_name='/dev/vda', ephemeral_gb=1,
+            config_drive='', image_ref='',
+            system_metadata={'image_min_ram': '0'}, flavor=objects.Flavor(
+                ephemeral_gb=1, swap=0, extra_specs={}))
+        mapping = blockinfo.get_disk_mapping(
+            'kvm', instance, 'virtio', 'sata', objects.ImageMeta.from_dict({}),
+            block_device_info={'root_device_name': '/dev/vda'})
+        self.assertEqual({'root', 'disk', 'disk.local'}, set(mapping))
+
+    def test_the_guest_parser_is_ours_around_novas(self):
+        parse_dom = vconfig.LibvirtConfigGuest.parse_dom
+        self.assertEqual(driver.__file__, parse_dom.__code__.co_filename)
+        self.assertEqual(
+            ['self', 'xmldoc'],
+            [name for name, _kind, _default in _parameters(
+                parse_dom.__wrapped__)])
+
+    def test_the_compute_manager_rebuilds_through_the_driver(self):
+        # ComputeDriver.rebuild() refuses, and then the manager destroys the
+        # disks itself: what we check must come before.
+        self.assertIs(
+            virt_driver.ComputeDriver.rebuild,
+            libvirt_driver.LibvirtDriver.rebuild)
+
+
+@ddt.ddt
+class DriverTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.conf = self.useFixture(fixtures.ConfFixture())
+        self.useFixture(fixtures.PrivsepFixture())
+        objects.register_all()
+        with mock.patch('nova.virt.libvirt.host.Host'):
+            self.driver = driver.FakeDaxDriver(fake.FakeVirtAPI())
+        self.driver._reasons_against = []
+
+    def instance(self, disks='root', properties=None, **extra_specs):
+        instance = objects.Instance(
+            uuid=fixtures.UUID, image_ref='6f1c', task_state=None,
+            system_metadata=properties or {'image_fakedax_guest': 'true'})
+        instance.flavor = objects.Flavor(
+            root_gb=1, ephemeral_gb=1, extra_specs=extra_specs)
+        if disks is not None:
+            instance.flavor.extra_specs['fakedax:disks'] = disks
+        return instance
+
+    def test_the_image_backend_is_ours(self):
+        self.assertIsInstance(
+            self.driver.image_backend, imagebackend.FakeDaxBackend)
+
+    def test_a_driver_that_was_not_started_builds_nothing(self):
+        with mock.patch('nova.virt.libvirt.host.Host'):
+            new = driver.FakeDaxDriver(fake.FakeVirtAPI())
+        exc = self.assertRaises(
+            exception.ComputeResourcesUnavailable, new._check_build,
+            self.instance())
+        self.assertIn('nova-compute is starting', exc.format_message())
+
+    def test_an_instance_that_can_be_built(self):
+        self.driver._check_build(self.instance())
+
+    def test_an_ordinary_instance_is_not_checked(self):
+        self.driver._reasons_against = ['no reason']
+        self.driver._check_build(self.instance(
+            None, {}, **{'hw:cpu_realtime': 'yes'}))
+
+    def test_a_host_that_cannot_says_why_and_nova_tries_another(self):
+        self.driver._reasons_against = ['too old', 'too full']
+        exc = self.assertRaises(
+            exception.ComputeResourcesUnavailable, self.driver._check_build,
+            self.instance())
+        self.assertIn('too old; too full', exc.format_message())
+
+    # Exceptions for which ComputeManager gives up at once: another host
+    # would not help.
+    @ddt.data('root,root', '')
+    def test_a_flavor_that_no_host_can_run(self, disks):
+        exc = self.assertRaises(
+            exception.InvalidInput, self.driver._check_build,
+            self.instance(disks))
+        self.assertIn(f"'{disks}' is not a value of fakedax:disks; allowed: "
+                      f"'root'", exc.format_message())
+
+    def test_a_conflict_in_the_flavor(self):
+        exc = self.assertRaises(
+            exception.InvalidInput, self.driver._check_build,
+            self.instance(**{'hw:locked_memory': 'true'}))
+        self.assertIn("hw:locked_memory='true' cannot be beside fakedax:disks",
+                      exc.format_message())
+
+    def test_an_image_that_does_not_know_fake_dax(self):
+        exc = self.assertRaises(
+            exception.ImageUnacceptable, self.driver._check_build,
+            self.instance(properties={'fakedax_guest': 'true'}))
+        self.assertIn('fakedax_guest', exc.format_message())
+        self.assertIn('6f1c', exc.format_message())
+
+    def test_an_instance_that_was_not_built_has_no_such_disks(self):
+        self.assertFalse(driver._spec(self.instance('nonsense')))
+
+    def test_a_flavor_without_loaded_extra_specs_has_no_such_disks(self):
+        instance = self.instance()
+        instance.flavor = objects.Flavor(root_gb=1)
+        self.assertFalse(driver._spec(instance))
+
+    @ddt.data(True, False)
+    def test_the_trait_follows_what_the_host_can(self, can):
+        self.driver._reasons_against = [] if can else ['too old']
+        tree = mock.Mock()
+        self.driver.provider_tree = mock.Mock()
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, 'update_provider_tree'):
+            self.driver.update_provider_tree(tree, 'node')
+        for changed in (tree, self.driver.provider_tree):
+            add, remove = changed.add_traits, changed.remove_traits
+            (add if can else remove).assert_called_once_with(
+                'node', spec.TRAIT)
+            (remove if can else add).assert_not_called()
+
+    def test_all_reasons_are_in_one_warning(self):
+        with mock.patch.object(libvirt_driver.LibvirtDriver, 'init_host'), \
+                mock.patch('nova_fakedax.capability.reasons_against',
+                           return_value=['too old', 'too full']), \
+                mock.patch.object(driver.LOG, 'warning') as warning:
+            self.driver.init_host('host')
+        warning.assert_called_once()
+        message, values = warning.call_args[0]
+        self.assertEqual(
+            'This host cannot run flavors with fakedax:* extra specs and '
+            'does not report the trait CUSTOM_FAKEDAX: too old; too full',
+            message % values)
+
+    @ddt.data(('root', ['disk']), ('ephemeral', ['disk.eph0', 'disk.eph1']),
+              ('root,ephemeral', ['disk', 'disk.eph0', 'disk.eph1']),
+              (None, []))
+    @ddt.unpack
+    def test_power_off_flushes_the_images_once_the_guest_is_off(
+            self, disks, flushed):
+        directory = os.path.join(self.conf.instances_path, fixtures.UUID)
+        os.mkdir(directory)
+        for name in ('disk', 'disk.eph0', 'disk.eph1', 'disk.swap',
+                     'disk.config', 'disk.info'):
+            with open(os.path.join(directory, name), 'wb'):
+                pass
+        order = mock.Mock()
+        with mock.patch.object(libvirt_driver.LibvirtDriver, 'power_off',
+                               order.power_off), \
+                mock.patch('nova_fakedax.hostcache.flush', order.flush):
+            self.driver.power_off(self.instance(disks), 60, 10)
+        self.assertEqual(
+            [mock.call.power_off(mock.ANY, 60, 10)] +
+            [mock.call.flush(os.path.join(directory, name))
+             for name in flushed], order.mock_calls)
+
+    def test_disk_info_has_each_disk_once(self):
+        guest = vconfig.LibvirtConfigGuest()
+        for alias, path, kib in (
+            ('ua-fakedax-root', '/i/disk', 4096),
+            ('ua-fakedax-eph0', '/i/disk.eph0', 2048),
+        ):
+            device = domain.LibvirtConfigGuestVirtioPMEM()
+            device.alias, device.source_path = alias, path
+            device.target_size = kib
+            guest.add_device(device)
+        view = {'type': 'raw', 'path': '/i/disk', 'backing_file': '',
+                'virt_disk_size': 4 * units.Mi, 'disk_size': 4 * units.Mi,
+                'over_committed_disk_size': 0}
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver,
+                '_get_instance_disk_info_from_config', return_value=[view]):
+            infos = self.driver._get_instance_disk_info_from_config(
+                guest, None)
+        self.assertEqual([view, view | {
+            'path': '/i/disk.eph0', 'virt_disk_size': 2 * units.Mi,
+            'disk_size': 2 * units.Mi}], infos)
+
+    @ddt.data('direct', 'direct-physical', 'vdpa', 'accelerator-direct',
+              'remote-managed')
+    def test_a_passed_through_interface_is_not_attached(self, vnic_type):
+        with mock.patch.object(libvirt_driver.LibvirtDriver,
+                               'attach_interface') as attach:
+            exc = self.assertRaises(
+                exception.NovaException, self.driver.attach_interface, None,
+                self.instance(), None, {'vnic_type': vnic_type})
+            attach.assert_not_called()
+            self.assertIn('attach of a passed-through interface',
+                          exc.format_message())
+            self.driver.attach_interface(
+                None, self.instance(None), None, {'vnic_type': vnic_type})
+            attach.assert_called_once()
+
+    @ddt.data('normal', 'macvtap')
+    def test_an_ordinary_interface_is_attached(self, vnic_type):
+        with mock.patch.object(libvirt_driver.LibvirtDriver,
+                               'attach_interface') as attach:
+            self.driver.attach_interface(
+                None, self.instance(), None, {'vnic_type': vnic_type})
+        attach.assert_called_once()

@@ -1,0 +1,226 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from unittest import mock
+
+import fixtures as base_fixtures
+from nova import exception
+from nova import objects
+from nova.virt.libvirt import imagebackend as nova_imagebackend
+from oslo_utils import units
+from oslotest import base
+
+from nova_fakedax import imagebackend
+from nova_fakedax import layout
+from tests import fixtures
+
+CONTENT = b'guest' * 1000
+
+
+class BackendTestCase(base.BaseTestCase):
+    """Nova's own backend on real files."""
+
+    def setUp(self):
+        super().setUp()
+        if not shutil.which('qemu-img'):
+            self.skipTest('qemu-img is not installed')
+        self.conf = self.useFixture(fixtures.ConfFixture())
+        self.instances_path = self.conf.instances_path
+        self.useFixture(fixtures.PrivsepFixture())
+        objects.register_all()
+
+    def instance(self, disks=None):
+        instance = objects.Instance(uuid=fixtures.UUID)
+        instance.flavor = objects.Flavor(
+            extra_specs={'fakedax:disks': disks} if disks else {})
+        return instance
+
+    def image(self, name='disk', disks='root,ephemeral', use_cow=True):
+        """The image through which the driver makes the disk."""
+        instance = self.instance(disks)
+        os.makedirs(os.path.join(self.instances_path, instance.uuid),
+                    exist_ok=True)
+        # LibvirtDriver names the configured type in every call.
+        return imagebackend.FakeDaxBackend(use_cow).by_name(
+            instance, name, 'default')
+
+    def files(self):
+        """What is in the instance's directory."""
+        return set(os.listdir(
+            os.path.join(self.instances_path, fixtures.UUID)))
+
+
+def _fetch(target, **_kwargs):
+    """As the download of a Glance image of an odd size."""
+    with open(target, 'wb') as image:
+        image.write(CONTENT)
+
+
+def _fetch_qcow2(target, **_kwargs):
+    subprocess.run(
+        ['qemu-img', 'create', '-q', '-f', 'qcow2', target, '1M'],
+        check=True)
+
+
+class ByNameTest(BackendTestCase):
+
+    def _types(self, disks, use_cow=True):
+        return {name: type(self.image(name, disks, use_cow)) for name in (
+            'disk', 'disk.local', 'disk.eph0', 'disk.swap', 'disk.config',
+            'disk.rescue')}
+
+    def test_only_wanted_disks_get_our_backend(self):
+        ours = imagebackend.FakeDaxImage
+        for disks, wanted in {
+            None: set(),
+            'root': {'disk'},
+            'ephemeral': {'disk.local', 'disk.eph0'},
+            'root,ephemeral': {'disk', 'disk.local', 'disk.eph0'},
+        }.items():
+            self.assertEqual(wanted, {
+                name for name, made in self._types(disks).items()
+                if made is ours}, disks)
+
+    def test_other_disks_keep_novas_choice(self):
+        for use_cow, expected in ((True, nova_imagebackend.Qcow2),
+                                  (False, nova_imagebackend.Flat)):
+            self.assertIs(
+                expected, self._types('root', use_cow)['disk.swap'])
+            self.assertIs(expected, self._types(None, use_cow)['disk'])
+
+
+class CacheTest(BackendTestCase):
+
+    def test_a_root_disk_is_raw_aligned_and_allocated(self):
+        self.image().cache(
+            _fetch, 'base', 3 * units.Mi, image_id='6f1c')
+        path = os.path.join(self.instances_path, fixtures.UUID, 'disk')
+        self.assertEqual(4 * units.Mi, layout.mapped_size(path))
+        with open(path, 'rb') as image:
+            self.assertEqual(CONTENT, image.read(len(CONTENT)))
+            self.assertEqual(b'', image.read().strip(b'\0'))
+
+    def test_the_image_in_the_cache_stays_as_it_was(self):
+        self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
+        self.assertEqual(len(CONTENT), os.path.getsize(
+            os.path.join(self.instances_path, '_base', 'base')))
+
+    def test_an_ephemeral_disk_is_made_in_place(self):
+        self.image('disk.eph0').cache(
+            _fetch, 'ephemeral_1_abc', 2 * units.Mi)
+        self.assertEqual(2 * units.Mi, layout.mapped_size(os.path.join(
+            self.instances_path, fixtures.UUID, 'disk.eph0')))
+
+    def test_a_disk_that_is_there_is_kept(self):
+        self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
+        path = os.path.join(self.instances_path, fixtures.UUID, 'disk')
+        with open(path, 'r+b') as image:
+            image.write(b'DATA')
+        self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
+        with open(path, 'rb') as image:
+            self.assertEqual(b'DATA', image.read(4))
+
+    def test_a_guest_that_writes_a_header_does_not_change_the_format(self):
+        self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
+        path = os.path.join(self.instances_path, fixtures.UUID, 'disk')
+        _fetch_qcow2(path + '.tmp')
+        with open(path + '.tmp', 'rb') as source, open(path, 'r+b') as image:
+            image.write(source.read())
+        self.assertEqual('raw', self.image().driver_format)
+
+    def test_an_image_that_is_not_raw_is_refused(self):
+        exc = self.assertRaises(
+            exception.InvalidDiskFormat, self.image().cache,
+            _fetch_qcow2, 'base', 2 * units.Mi, image_id='6f1c')
+        self.assertIn('qcow2', exc.format_message())
+        self.assertNotIn('disk', self.files())
+
+    def test_no_space_leaves_no_image(self):
+        with mock.patch('os.posix_fallocate', side_effect=OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC))):
+            exc = self.assertRaises(
+                imagebackend.NoSpace, self.image().cache,
+                _fetch, 'base', 2 * units.Mi, image_id='6f1c')
+        self.assertEqual(
+            f'Cannot allocate 2097152 bytes for {self.instances_path}/'
+            f'{fixtures.UUID}/disk: No space left on device',
+            exc.format_message())
+        self.assertNotIn('disk', self.files())
+
+    def test_no_space_for_an_image_of_no_given_size(self):
+        with mock.patch('os.posix_fallocate', side_effect=OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC))):
+            exc = self.assertRaises(
+                imagebackend.NoSpace, self.image('disk.eph0').cache,
+                _fetch, 'base')
+        self.assertEqual(
+            f'Cannot allocate {len(CONTENT)} bytes for '
+            f'{self.instances_path}/{fixtures.UUID}/disk.eph0: '
+            f'No space left on device', exc.format_message())
+
+    def test_no_space_does_not_remove_a_disk_that_was_there(self):
+        self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
+        with mock.patch('os.posix_fallocate', side_effect=OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC))):
+            self.assertRaises(
+                imagebackend.NoSpace, self.image().cache,
+                _fetch, 'base', 4 * units.Mi, image_id='6f1c')
+        self.assertIn('disk', self.files())
+
+
+class FullFileSystemTest(base.BaseTestCase):
+    """A file system that is really full."""
+
+    SCRIPT = """\
+import sys
+from nova_fakedax import imagebackend
+from tests.unit import test_imagebackend
+
+class Case(test_imagebackend.BackendTestCase):
+    def runTest(self):
+        self.conf.config(instances_path=sys.argv[1])
+        self.instances_path = sys.argv[1]
+        image = self.image('disk.eph0')
+        exc = self.assertRaises(
+            imagebackend.NoSpace, image.cache,
+            test_imagebackend._fetch, 'ephemeral', 16 << 20)
+        print(exc.format_message())
+        print(self.files())
+
+result = Case().run()
+sys.exit(not result.wasSuccessful())
+"""
+
+    def test_nothing_is_left_on_a_full_file_system(self):
+        if os.geteuid():
+            self.skipTest('only root can mount a small tmpfs')
+        if not shutil.which('qemu-img'):
+            self.skipTest('qemu-img is not installed')
+        directory = self.useFixture(base_fixtures.TempDir()).path
+        done = subprocess.run(
+            ['unshare', '--mount', 'sh', '-ec',
+             'mount -t tmpfs -o size=8m tmpfs "$1"; exec "$2" -c "$3" "$1"',
+             'sh', directory, sys.executable, self.SCRIPT],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.returncode and 'unshare failed' in done.stderr:
+            self.skipTest(done.stderr.strip())
+        self.assertEqual(0, done.returncode, done.stdout + done.stderr)
+        [message, files] = done.stdout.splitlines()[:2]
+        self.assertEqual(
+            f'Cannot allocate 16777216 bytes for {directory}/'
+            f'{fixtures.UUID}/disk.eph0: No space left on device', message)
+        self.assertNotIn('disk.eph0', files)

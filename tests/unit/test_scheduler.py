@@ -1,0 +1,86 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+from unittest import mock
+
+import ddt
+from nova import context as nova_context
+from nova import objects
+from nova.scheduler import filters
+from nova.scheduler import request_filter
+from oslotest import base
+
+from nova_fakedax import scheduler
+
+
+def _request(extra_specs):
+    objects.register_all()
+    return objects.RequestSpec(
+        flavor=objects.Flavor(extra_specs=extra_specs))
+
+
+@ddt.ddt
+class SchedulerTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.context = nova_context.RequestContext(is_admin=True)
+        self.filter = scheduler.FakeDaxFilter()
+
+    def _passes(self, request):
+        return self.filter.host_passes(mock.sentinel.host, request)
+
+    # An unknown key or value is for the compute to refuse by name: such a
+    # flavor must not become an ordinary one on the way there.
+    @ddt.data({'fakedax:disks': 'root'}, {'fakedax:disks': 'nonsense'},
+              {'fakedax:nonsense': ''})
+    def test_placement_is_asked_for_the_trait(self, extra_specs):
+        request = _request(extra_specs)
+        self.assertTrue(scheduler.require_fake_dax(self.context, request))
+        self.assertEqual({'CUSTOM_FAKEDAX'}, request.root_required)
+        self.assertTrue(self._passes(request))
+
+    @ddt.data({}, {'hw:cpu_policy': 'dedicated'}, {'fakedaxes:disks': 'x'},
+              {'trait:CUSTOM_FAKEDAX': 'forbidden'})
+    def test_other_flavors_are_none_of_our_business(self, extra_specs):
+        request = _request(extra_specs)
+        self.assertFalse(scheduler.require_fake_dax(self.context, request))
+        self.assertEqual(set(), request.root_required)
+        self.assertTrue(self._passes(request))
+
+    def test_what_was_required_before_still_is(self):
+        request = _request({'fakedax:disks': 'root'})
+        request.root_required.add('HW_CPU_X86_AVX')
+        scheduler.require_fake_dax(self.context, request)
+        self.assertEqual({'HW_CPU_X86_AVX', 'CUSTOM_FAKEDAX'},
+                         request.root_required)
+
+    def test_no_host_passes_if_placement_was_not_asked(self):
+        self.assertFalse(self._passes(_request({'fakedax:disks': 'root'})))
+
+    def test_nova_runs_our_request_filter_once(self):
+        self.assertEqual(1, request_filter.ALL_REQUEST_FILTERS.count(
+            scheduler.require_fake_dax))
+
+    def test_nova_asks_placement_through_it(self):
+        request = _request({'fakedax:disks': 'root'})
+        with mock.patch.object(request_filter, 'ALL_REQUEST_FILTERS', [
+                entry for entry in request_filter.ALL_REQUEST_FILTERS
+                if entry is scheduler.require_fake_dax]):
+            request_filter.process_reqspec(self.context, request)
+        self.assertIn('CUSTOM_FAKEDAX', request.root_required)
+
+    def test_nova_loads_the_filter_by_name(self):
+        self.assertIn(
+            scheduler.FakeDaxFilter,
+            filters.HostFilterHandler().get_matching_classes(
+                ['nova_fakedax.scheduler.FakeDaxFilter']))
