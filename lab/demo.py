@@ -14,14 +14,13 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
-import pathlib
 import shlex
 import subprocess
 import sys
 import time
-from typing import Any
 
 import click
 import rich.box
@@ -193,11 +192,11 @@ def _delete(server: servers.Server) -> None:
     directory = server.file('.')
     openstack('server', 'delete', '--wait', SERVER)
     if directory.exists():
-        raise DemoError(f'the deleted server left {sorted(os.listdir(directory))}')
+        raise DemoError(
+            f'the deleted server left {sorted(os.listdir(directory))}')
 
 
 def _versions(server: servers.Server) -> dict[str, str]:
-    import importlib.metadata
     with server.host.libvirt() as libvirt:
         number = libvirt.getLibVersion()
     binary = server.emulator().exe()

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import os
 import typing as ty
 
 from lxml import etree
@@ -88,8 +87,8 @@ def _spec(instance: objects.Instance) -> spec.FakeDaxSpec:
 def _image_paths(instance: objects.Instance) -> list[str]:
     """The backing files of the instance's disks on fake DAX."""
     wanted = _spec(instance)
-    return [path for path in sorted(glob.glob(os.path.join(
-                libvirt_utils.get_instance_path(instance), 'disk*')))
+    directory = libvirt_utils.get_instance_path(instance)
+    return [path for path in sorted(glob.glob(f'{directory}/disk*'))
             if wanted.wants(path)]
 
 
@@ -127,6 +126,17 @@ class FakeDaxDriver(driver.LibvirtDriver):
                 tree.remove_traits(nodename, spec.TRAIT)
             else:
                 tree.add_traits(nodename, spec.TRAIT)
+
+    def get_available_resource(self, nodename: str) -> dict[str, ty.Any]:
+        """Say to scheduler.FakeDaxFilter that this driver is in use.
+
+        ResourceTracker._copy_resources makes the compute node's statistics
+        anew from what the driver gives.
+        """
+        resources: dict[str, ty.Any] = super().get_available_resource(nodename)
+        if not self._reasons_against:
+            resources.setdefault('stats', {})[spec.STATISTIC] = spec.SUPPORTED
+        return resources
 
     # Making an instance.
 

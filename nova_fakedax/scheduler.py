@@ -19,7 +19,8 @@ LibvirtDriver there would silently give the instance ordinary disks. Naming
 
 * importing this module makes Nova ask placement for hosts with the trait
   ``CUSTOM_FAKEDAX``, whether or not the operator put it on the flavor;
-* the filter checks, for every host, that placement was asked.
+* the filter checks that placement was asked, and that the host's driver is
+  still the one that reported the trait.
 """
 
 from __future__ import annotations
@@ -71,15 +72,24 @@ if require_fake_dax not in request_filter.ALL_REQUEST_FILTERS:
 
 
 class FakeDaxFilter(filters.BaseHostFilter):
-    """Passes no host for a flavor that placement was not asked about."""
+    """Passes hosts that say now that they can run such flavors."""
 
     def host_passes(
         self, host_state: ty.Any, spec_obj: objects.RequestSpec,
     ) -> bool:
-        if not _asks(spec_obj) or spec.TRAIT in spec_obj.root_required:
+        if not _asks(spec_obj):
             return True
-        LOG.error(
-            'The flavor has %(namespace)s:* extra specs, but placement was '
-            'not asked for hosts with %(trait)s: require_fake_dax did not '
-            'run', {'namespace': spec.NAMESPACE, 'trait': spec.TRAIT})
-        return False
+        if spec.TRAIT not in spec_obj.root_required:
+            LOG.error(
+                'The flavor has %(namespace)s:* extra specs, but placement '
+                'was not asked for hosts with %(trait)s: require_fake_dax '
+                'did not run',
+                {'namespace': spec.NAMESPACE, 'trait': spec.TRAIT})
+            return False
+        if host_state.stats.get(spec.STATISTIC) != spec.SUPPORTED:
+            LOG.warning(
+                '%(host)s has the trait %(trait)s in placement, but its '
+                'driver does not run fake DAX; remove the trait',
+                {'host': host_state.host, 'trait': spec.TRAIT})
+            return False
+        return True

@@ -33,6 +33,12 @@ DISKS_VALUES: Mapping[str, frozenset[disk.Role]] = {
 #: The trait of a host that can run such flavors.
 TRAIT = 'CUSTOM_FAKEDAX'
 
+#: What such a host says of itself among the statistics of its compute node,
+#: and the value. Placement keeps a trait until it is taken back, also when
+#: the host has gone back to another driver; statistics are made anew.
+STATISTIC = 'fakedax_supported'
+SUPPORTED = 'true'
+
 #: The image property that says the guest knows fake DAX.
 IMAGE_PROPERTY = 'fakedax_guest'
 
@@ -67,7 +73,8 @@ class Flavor(ty.Protocol):
     root_gb: int
     ephemeral_gb: int
 
-    def __contains__(self, field: str) -> bool: ...
+    def __contains__(self, field: str) -> bool:
+        ...
 
 
 def check_extra_spec(key: str, value: str) -> None:
