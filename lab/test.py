@@ -93,7 +93,7 @@ def _stestr(directory: str, *options: str) -> Callable[[], Count]:
 
     def run() -> Count:
         results = paths.STATE / 'stestr' / directory
-        results.parent.mkdir(parents=True, exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
         stestr = [
             sys.executable, '-m', 'stestr', '--test-path',
             f'./tests/{directory}', '--top-dir', '.', '--repo-url',
@@ -120,7 +120,7 @@ def _stestr(directory: str, *options: str) -> Callable[[], Count]:
 def _last_run(results: pathlib.Path) -> str:
     """What stestr calls its last run, empty if there was none."""
     try:
-        return (results / 'next-stream').read_text()
+        return (results / '.stestr/next-stream').read_text()
     except FileNotFoundError:
         return ''
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 import typing as ty
 
 from nova import context as nova_context
+from nova import exception
 from nova import objects
 from nova.scheduler import filters
 from nova.scheduler import request_filter
@@ -39,11 +40,7 @@ LOG = logging.getLogger(__name__)
 
 
 def _asks(request_spec: objects.RequestSpec) -> bool:
-    """Whether the request's flavor has any extra spec of the namespace.
-
-    The value does not matter here: one that is unknown is for the compute
-    to refuse, by name.
-    """
+    """Whether the flavor has any extra spec of the namespace."""
     flavor = request_spec.flavor
     return any(key.partition(':')[0] == spec.NAMESPACE
                for key in flavor.get('extra_specs', {}))
@@ -56,9 +53,17 @@ def require_fake_dax(
     """Ask placement for hosts that can run the flavor.
 
     Follows the filters of nova.scheduler.request_filter.
+
+    :raises nova.exception.RequestFilterFailed: no host can; the user reads
+        why behind "No valid host was found"
     """
     if not _asks(request_spec):
         return False
+    try:
+        spec.FakeDaxSpec.from_flavor(
+            request_spec.flavor).check_flavor(request_spec.flavor)
+    except spec.InvalidSpec as exc:
+        raise exception.RequestFilterFailed(reason=str(exc))
     request_spec.root_required.add(spec.TRAIT)
     LOG.debug('require_fake_dax request filter added required trait %s',
               spec.TRAIT)

@@ -14,6 +14,7 @@ from unittest import mock
 
 import ddt
 from nova import context as nova_context
+from nova import exception
 from nova import objects
 from nova.scheduler import filters
 from nova.scheduler import request_filter
@@ -22,10 +23,14 @@ from oslotest import base
 from nova_fakedax import scheduler
 
 
-def _request(extra_specs):
+def _request(extra_specs, root_gb=1, ephemeral_gb=1):
     objects.register_all()
-    return objects.RequestSpec(
-        flavor=objects.Flavor(extra_specs=extra_specs))
+    return objects.RequestSpec(flavor=objects.Flavor(
+        extra_specs=extra_specs, root_gb=root_gb, ephemeral_gb=ephemeral_gb))
+
+
+def _host(**statistics):
+    return mock.Mock(host='compute1', stats=statistics)
 
 
 @ddt.ddt
@@ -36,18 +41,31 @@ class SchedulerTest(base.BaseTestCase):
         self.context = nova_context.RequestContext(is_admin=True)
         self.filter = scheduler.FakeDaxFilter()
 
-    def _passes(self, request):
-        return self.filter.host_passes(mock.sentinel.host, request)
+    def _passes(self, request, host=None):
+        return self.filter.host_passes(
+            host or _host(fakedax_supported='true'), request)
 
-    # An unknown key or value is for the compute to refuse by name: such a
-    # flavor must not become an ordinary one on the way there.
-    @ddt.data({'fakedax:disks': 'root'}, {'fakedax:disks': 'nonsense'},
-              {'fakedax:nonsense': ''})
-    def test_placement_is_asked_for_the_trait(self, extra_specs):
-        request = _request(extra_specs)
+    @ddt.data('root', 'ephemeral', 'root,ephemeral')
+    def test_placement_is_asked_for_the_trait(self, value):
+        request = _request({'fakedax:disks': value})
         self.assertTrue(scheduler.require_fake_dax(self.context, request))
         self.assertEqual({'CUSTOM_FAKEDAX'}, request.root_required)
         self.assertTrue(self._passes(request))
+
+    # Nothing asks for a host that could not exist, and the user reads why.
+    @ddt.data(
+        ({'fakedax:disks': 'nonsense'}, {}, "'nonsense' is not a value"),
+        ({'fakedax:nonsense': ''}, {}, 'allowed: fakedax:disks'),
+        ({'fakedax:disks': 'root'}, {'root_gb': 0}, 'disk is 0 GiB'),
+        ({'fakedax:disks': 'root', 'pci_passthrough:alias': 'gpu:1'}, {},
+         "pci_passthrough:alias='gpu:1'"))
+    @ddt.unpack
+    def test_flavor_that_no_host_can_run_fails_here(
+            self, extra_specs, sizes, why):
+        failure = self.assertRaises(
+            exception.RequestFilterFailed, scheduler.require_fake_dax,
+            self.context, _request(extra_specs, **sizes))
+        self.assertIn(why, str(failure))
 
     @ddt.data({}, {'hw:cpu_policy': 'dedicated'}, {'fakedaxes:disks': 'x'},
               {'trait:CUSTOM_FAKEDAX': 'forbidden'})
@@ -66,6 +84,14 @@ class SchedulerTest(base.BaseTestCase):
 
     def test_no_host_passes_if_placement_was_not_asked(self):
         self.assertFalse(self._passes(_request({'fakedax:disks': 'root'})))
+
+    # Placement keeps the trait when the host goes back to another driver.
+    @ddt.data({}, {'fakedax_supported': 'false'}, {'num_instances': '0'})
+    def test_host_passes_only_while_its_driver_says_so(self, statistics):
+        request = _request({'fakedax:disks': 'root'})
+        scheduler.require_fake_dax(self.context, request)
+        self.assertFalse(self._passes(request, _host(**statistics)))
+        self.assertTrue(self._passes(_request({}), _host(**statistics)))
 
     def test_nova_runs_our_request_filter_once(self):
         self.assertEqual(1, request_filter.ALL_REQUEST_FILTERS.count(
