@@ -47,7 +47,8 @@ _ERRORS = (
 
 
 @contextlib.contextmanager
-def _messages() -> Iterator[None]:
+def messages() -> Iterator[None]:
+    """What goes wrong as a message for the user, without a traceback."""
     try:
         yield
     except _ERRORS as error:
@@ -92,7 +93,7 @@ def up(kvm: bool) -> None:
     if kvm and not os.access('/dev/kvm', os.R_OK | os.W_OK):
         raise click.ClickException('--kvm: /dev/kvm cannot be used here')
     started = time.monotonic()
-    with _messages():
+    with messages():
         lifecycle.up(kvm)
     progress.say(f'the cloud is up ({time.monotonic() - started:.1f} s); '
                  'try "lab/cloud shell"')
@@ -108,7 +109,7 @@ def down(wipe: bool) -> None:
     kept for the next "up".
     """
     started = time.monotonic()
-    with _messages():
+    with messages():
         killed = lifecycle.down(wipe)
     if killed:
         progress.say(f'had to be killed: {", ".join(killed)}')
@@ -119,7 +120,7 @@ def down(wipe: bool) -> None:
 @click.argument('service', nargs=-1, required=True, callback=_service_names)
 def restart(service: tuple[str, ...]) -> None:
     """Stop services and start them again, and whatever else is down."""
-    with _messages():
+    with messages():
         leftovers.check_owner()
         if not supervision.Supervisor().alive():
             raise click.ClickException(
@@ -131,7 +132,7 @@ def restart(service: tuple[str, ...]) -> None:
 def status() -> None:
     """Show every service; exit status 1 unless all of them work."""
     supervisor = supervision.Supervisor()
-    with _messages():
+    with messages():
         leftovers.check_owner()
     processes = supervisor.processes()
     table = rich.table.Table(box=None, pad_edge=False)
@@ -219,7 +220,7 @@ def shell(command: tuple[str, ...]) -> None:
     lab/cloud shell
     lab/cloud shell openstack server list
     """
-    with _messages():
+    with messages():
         leftovers.check_owner()
     if not supervision.Supervisor().alive():
         raise click.ClickException(

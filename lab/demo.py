@@ -27,7 +27,9 @@ import rich.box
 import rich.console
 import rich.table
 
+from lab import agent
 from lab import clients
+from lab import cloud
 from lab import config
 from lab import guest
 from lab import lifecycle
@@ -116,8 +118,8 @@ def _make_server() -> servers.Server:
 def _look_at_root(server: servers.Server, report: Report) -> None:
     """What the guest says its root is."""
     with progress.step('guest boots by GRUB, from the boot view'), \
-            server.agent() as agent:
-        mounts = agent.run('cat /proc/mounts', check=True).stdout
+            server.agent() as inside:
+        mounts = inside.run('cat /proc/mounts', check=True).stdout
     device, options = next(
         (fields[0], fields[3])
         for fields in (line.split() for line in mounts.splitlines())
@@ -131,11 +133,11 @@ def _look_at_root(server: servers.Server, report: Report) -> None:
 
 def _count_syncs(server: servers.Server, report: Report) -> None:
     """fsync in the guest, and what QEMU does then."""
-    with server.agent() as agent, \
+    with server.agent() as inside, \
             progress.step(f'guest writes and fsyncs {FSYNCS} times'):
         with syncs.watch(
                 server.emulator().pid, f'/{server.id}/disk') as seen:
-            agent.run(f'probe fsync {_KEEP} {FSYNCS}', check=True)
+            inside.run(f'probe fsync {_KEEP} {FSYNCS}', check=True)
         report.guest_fsyncs = FSYNCS
         report.host_syncs = seen.succeeded
     progress.say(f'host: QEMU synced the image {seen.succeeded} times')
@@ -149,16 +151,16 @@ def _compare_caches(server: servers.Server, report: Report) -> str:
 
     :returns: the data's checksum
     """
-    with server.agent() as agent:
+    with server.agent() as inside:
         with progress.step(f'guest writes {DATA_MIB} MiB, reads it twice'):
-            agent.run(f'probe write {_DATA} {DATA_MIB} 1 && sync',
-                      timeout=300, check=True)
+            inside.run(f'probe write {_DATA} {DATA_MIB} 1 && sync',
+                       timeout=300, check=True)
             for _ in range(2):
-                checksum = agent.run(
+                checksum = inside.run(
                     f'sha256sum {_DATA}', timeout=300, check=True).stdout
         meminfo = dict(
             line.split(':') for line in
-            agent.run('cat /proc/meminfo', check=True).stdout.splitlines())
+            inside.run('cat /proc/meminfo', check=True).stdout.splitlines())
     cached_kib = sum(int(meminfo[key].split()[0])
                      for key in ('Cached', 'Buffers'))
     report.guest_page_cache_mib = round(cached_kib / 1024, 1)
@@ -174,8 +176,8 @@ def _compare_caches(server: servers.Server, report: Report) -> str:
 def _reboot(server: servers.Server, checksum: str, report: Report) -> None:
     before = _boots(server)
     openstack('server', 'reboot', '--wait', SERVER)
-    with progress.step('guest boots again'), server.agent() as agent:
-        after = agent.run(f'sha256sum {_DATA}', timeout=300).stdout
+    with progress.step('guest boots again'), server.agent() as inside:
+        after = inside.run(f'sha256sum {_DATA}', timeout=300).stdout
     boots = _boots(server)
     report.survived_reboot = after == checksum and boots == before + 1
     if not report.survived_reboot:
@@ -184,8 +186,8 @@ def _reboot(server: servers.Server, checksum: str, report: Report) -> None:
 
 
 def _boots(server: servers.Server) -> int:
-    with server.agent() as agent:
-        return int(agent.run('wc -l < /root/boots', check=True).stdout)
+    with server.agent() as inside:
+        return int(inside.run('wc -l < /root/boots', check=True).stdout)
 
 
 def _delete(server: servers.Server) -> None:
@@ -203,8 +205,8 @@ def _versions(server: servers.Server) -> dict[str, str]:
     qemu = subprocess.run(
         [binary, '--version'], capture_output=True, text=True, check=True,
     ).stdout.split('(')[0].split()[-1]
-    with server.agent() as agent:
-        kernel = agent.run('uname -r', check=True).stdout.strip()
+    with server.agent() as inside:
+        kernel = inside.run('uname -r', check=True).stdout.strip()
     return {
         'nova': importlib.metadata.version('nova'),
         'libvirt': '.'.join(str(number // step % 1000)
@@ -218,15 +220,15 @@ def _versions(server: servers.Server) -> dict[str, str]:
 
 def _clean() -> None:
     """Take away what an earlier, broken demo has left."""
-    cloud = clients.connect()
-    for server in cloud.compute.servers(name=f'^{SERVER}$'):
-        cloud.compute.delete_server(server)
-        cloud.compute.wait_for_delete(server)
-    for image in cloud.image.images(name=IMAGE):
-        cloud.image.delete_image(image)
-    flavor = cloud.compute.find_flavor(FLAVOR)
+    connection = clients.connect()
+    for server in connection.compute.servers(name=f'^{SERVER}$'):
+        connection.compute.delete_server(server)
+        connection.compute.wait_for_delete(server)
+    for image in connection.image.images(name=IMAGE):
+        connection.image.delete_image(image)
+    flavor = connection.compute.find_flavor(FLAVOR)
     if flavor:
-        cloud.compute.delete_flavor(flavor)
+        connection.compute.delete_flavor(flavor)
 
 
 def _show(report: Report) -> None:
@@ -268,7 +270,7 @@ def main(keep: bool, kvm: bool) -> None:
     started = float(os.environ.get('LAB_STARTED', time.time()))
     report = Report()
     was_up = supervision.Supervisor().alive()
-    with contextlib.ExitStack() as stack:
+    with cloud.messages(), contextlib.ExitStack() as stack:
         if not keep and not was_up:
             stack.callback(lifecycle.down)
         try:
@@ -280,13 +282,13 @@ def main(keep: bool, kvm: bool) -> None:
             if not keep:
                 stack.callback(_clean)
             _run(built, keep, report)
-        except (DemoError, servers.ServerError) as exc:
+        except (DemoError, agent.AgentError, guest.GuestBuildError,
+                servers.ServerError, syncs.WatchError) as exc:
             raise click.ClickException(str(exc))
         report.demo_seconds = round(
             time.time() - started - report.setup_seconds, 1)
-        REPORT.write_text(json.dumps(
-            dataclasses.asdict(report), indent=2) + '\n')
-        _show(report)
+    REPORT.write_text(json.dumps(dataclasses.asdict(report), indent=2) + '\n')
+    _show(report)
 
 
 def _run(built: guest.Guest, keep: bool, report: Report) -> None:
