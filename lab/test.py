@@ -49,7 +49,7 @@ class Count:
 def _scripts() -> list[str]:
     """The shell scripts of the project, by their first line."""
     found = subprocess.run(
-        ['git', 'grep', '-lE', '^#! ?/bin/(ba)?sh', '--', ':!*.rst'],
+        ['git', 'grep', '-lE', '^#! ?/bin/(ba)?sh', '--', ':!*.rst', ':!*.j2'],
         cwd=paths.ROOT, check=True, capture_output=True, text=True)
     return found.stdout.split()
 
@@ -64,7 +64,9 @@ def _style() -> Count:
     tools = {
         'hacking': [*python, 'flake8'],
         'mypy': [*python, 'mypy'],
-        'import-linter': [*python, 'importlinter.cli'],
+        'import-linter': [
+            sys.executable, '-c', 'from importlinter import cli; '
+            'cli.lint_imports_command()'],
         'shellcheck': ['shellcheck', '-x', *_scripts()],
         'bashate': [*python, 'bashate.bashate', '-i', 'E006', *bash],
         'docs': [*sphinx, 'doc/source', str(built / 'html')],

@@ -42,8 +42,7 @@ SUPPORTED = 'true'
 #: The image property that says the guest knows fake DAX.
 IMAGE_PROPERTY = 'fakedax_guest'
 
-#: Extra specs that cannot be beside fake DAX, and why. A key ending in a
-#: colon stands for its whole namespace.
+#: Extra specs that cannot be beside fake DAX, and why.
 CONFLICTS: Mapping[str, str] = {
     'pci_passthrough:alias': 'a passed-through device pins the whole image',
     'resources:VGPU': 'a mediated device pins the whole image',

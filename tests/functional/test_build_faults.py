@@ -106,6 +106,13 @@ class BuildFaultTest(base.FakeDaxTestCase):
             "resources:VGPU='1' cannot be beside fakedax:disks: "
             "a mediated device pins the whole image",
             self.fault(self.put_flavor(**{'resources:VGPU': '1'})))
+        # What a flavor asks for in another way is seen in the domain.
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.driver.LibvirtDriver._allocate_mdevs',
+            return_value=['4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88']))
+        self.assertIn(
+            'a passed-through device cannot be beside disks on fake DAX',
+            self.fault(self.put_flavor(**{'resources1:VGPU': '1'})))
 
     def test_a_real_time_guest(self):
         self.flags(cpu_dedicated_set='0-7', group='compute')
@@ -185,3 +192,9 @@ class BuildFaultTest(base.FakeDaxTestCase):
             "volume or there is none; allowed: a disk that Nova makes as a "
             "file", server['fault']['message'])
         self.assert_nothing_left(server)
+
+
+class BuildFaultWithoutFilterTest(BuildFaultTest):
+    """What the scheduler does not refuse, the compute does."""
+
+    FILTER_ENABLED = False

@@ -83,6 +83,13 @@ class SchedulingTest(base.FakeDaxTestCase):
                 kB_mem=64 << 20))
         self.start_compute('compute2')
 
+    def leave_trait_behind(self):
+        """What a host's former driver reported, placement still has."""
+        self._create_trait(base.TRAIT)
+        self._set_provider_traits(
+            self.compute_rp_uuids['compute1'], self.traits() | {base.TRAIT})
+        self.assertIn(base.TRAIT, self.traits())
+
     def test_the_server_lands_on_a_host_that_can(self):
         self.start_both()
         ordinary = self.boot(self.put_flavor(None))
@@ -95,6 +102,15 @@ class SchedulingTest(base.FakeDaxTestCase):
         self.start_compute(libvirt_version=9_000_000)
         server = self.boot(expected_state='ERROR')
         self.assertIn('No valid host', server['fault']['message'])
+        self.assert_nothing_left(server)
+
+    def test_a_trait_that_another_driver_left_behind_is_not_enough(self):
+        self.start_compute(libvirt_version=9_000_000)
+        self.leave_trait_behind()
+        server = self.boot(expected_state='ERROR')
+        self.assertIn('No valid host', server['fault']['message'])
+        self.assertIn('compute1 has the trait CUSTOM_FAKEDAX in placement, '
+                      'but its driver does not', self.stdlog.logger.output)
         self.assert_nothing_left(server)
 
     def test_a_host_that_is_asked_for_must_be_able_too(self):
@@ -136,6 +152,13 @@ class SchedulerWithoutFilterTest(SchedulingTest):
         self.start_both()
         self._assert_built_nowhere(
             self.boot(host='compute1', expected_state='ERROR'))
+
+    def test_a_trait_that_another_driver_left_behind_is_not_enough(self):
+        self.start_compute(libvirt_version=9_000_000)
+        self.leave_trait_behind()
+        self._assert_built_nowhere(self.boot(
+            self.put_flavor(**{'trait:CUSTOM_FAKEDAX': 'required'}),
+            expected_state='ERROR'))
 
     def test_the_trait_on_the_flavor_is_enough(self):
         self.start_compute(libvirt_version=9_000_000)

@@ -163,14 +163,6 @@ class RefusedResizeTest(base.FakeDaxTestCase):
             self.put_flavor('root'), refusals.refused(
                 'resize or cold migration').format_message())
 
-    def test_to_a_flavor_that_no_host_can_run(self):
-        self.admin_api.microversion = '2.85'
-        flavor = self.put_flavor('nonsense')
-        self.admin_api.microversion = 'latest'
-        self.assert_refused(
-            flavor, "'nonsense' is not a value of fakedax:disks; allowed: "
-                    "'root', 'ephemeral', 'root,ephemeral'")
-
     def test_an_ordinary_resize_is_ours_to_leave_alone(self):
         with mock.patch('nova_fakedax.driver.FakeDaxDriver.'
                         'migrate_disk_and_power_off', autospec=True,
@@ -180,6 +172,20 @@ class RefusedResizeTest(base.FakeDaxTestCase):
             self.assertEqual('AssertionError', self.failure(
                 self.server, 'resize', 'compute_resize_instance'))
         method.assert_called_once()
+
+
+class RefusedResizeWithoutFilterTest(RefusedResizeTest):
+    """What the scheduler does not refuse, the compute does."""
+
+    FILTER_ENABLED = False
+
+    def test_to_a_flavor_that_no_host_can_run(self):
+        self.admin_api.microversion = '2.85'
+        flavor = self.put_flavor('nonsense')
+        self.admin_api.microversion = 'latest'
+        self.assert_refused(
+            flavor, "'nonsense' is not a value of fakedax:disks; allowed: "
+                    "'root', 'ephemeral', 'root,ephemeral'")
 
 
 class RefusedRebuildTest(base.FakeDaxTestCase):

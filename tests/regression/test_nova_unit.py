@@ -43,10 +43,18 @@ class _DriverModule:
         delattr(self._module, name)
 
 
+class RebindingTest(unittest.TestCase):
+
+    def test_novas_tests_get_our_driver(self):
+        self.assertIs(driver.FakeDaxDriver,
+                      test_driver.libvirt_driver.LibvirtDriver)
+
+
 def load_tests(
     loader: unittest.TestLoader, tests: unittest.TestSuite,
     pattern: str | None,
 ) -> unittest.TestSuite:
     if not isinstance(test_driver.libvirt_driver, _DriverModule):
         test_driver.libvirt_driver = _DriverModule(test_driver.libvirt_driver)
-    return regression.tests_of(loader, [test_driver])
+    tests.addTests(regression.tests_of(loader, [test_driver]))
+    return tests

@@ -234,6 +234,17 @@ class DriverTest(base.BaseTestCase):
                 'node', spec.TRAIT)
             (remove if can else add).assert_not_called()
 
+    @ddt.data(True, False)
+    def test_the_statistics_follow_what_the_host_can(self, can):
+        self.driver._reasons_against = [] if can else ['too old']
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, 'get_available_resource',
+                return_value={'vcpus': 2}):
+            resources = self.driver.get_available_resource('node')
+        self.assertEqual(2, resources['vcpus'])
+        self.assertEqual({'fakedax_supported': 'true'} if can else {},
+                         resources.get('stats', {}))
+
     def test_all_reasons_are_in_one_warning(self):
         with mock.patch.object(libvirt_driver.LibvirtDriver, 'init_host'), \
                 mock.patch('nova_fakedax.capability.reasons_against',

@@ -29,10 +29,6 @@ def _request(extra_specs, root_gb=1, ephemeral_gb=1):
         extra_specs=extra_specs, root_gb=root_gb, ephemeral_gb=ephemeral_gb))
 
 
-def _host(**statistics):
-    return mock.Mock(host='compute1', stats=statistics)
-
-
 @ddt.ddt
 class SchedulerTest(base.BaseTestCase):
 
@@ -41,31 +37,45 @@ class SchedulerTest(base.BaseTestCase):
         self.context = nova_context.RequestContext(is_admin=True)
         self.filter = scheduler.FakeDaxFilter()
 
-    def _passes(self, request, host=None):
+    def _passes(self, request, **stats):
+        # What nova.scheduler.host_manager.HostState keeps of the compute
+        # node's statistics: strings.
         return self.filter.host_passes(
-            host or _host(fakedax_supported='true'), request)
+            mock.Mock(host='compute1', stats=stats), request)
 
     @ddt.data('root', 'ephemeral', 'root,ephemeral')
-    def test_placement_is_asked_for_the_trait(self, value):
-        request = _request({'fakedax:disks': value})
+    def test_placement_is_asked_for_the_trait(self, disks):
+        request = _request({'fakedax:disks': disks})
         self.assertTrue(scheduler.require_fake_dax(self.context, request))
         self.assertEqual({'CUSTOM_FAKEDAX'}, request.root_required)
-        self.assertTrue(self._passes(request))
+        self.assertTrue(self._passes(request, fakedax_supported='true'))
 
-    # Nothing asks for a host that could not exist, and the user reads why.
-    @ddt.data(
-        ({'fakedax:disks': 'nonsense'}, {}, "'nonsense' is not a value"),
-        ({'fakedax:nonsense': ''}, {}, 'allowed: fakedax:disks'),
-        ({'fakedax:disks': 'root'}, {'root_gb': 0}, 'disk is 0 GiB'),
-        ({'fakedax:disks': 'root', 'pci_passthrough:alias': 'gpu:1'}, {},
-         "pci_passthrough:alias='gpu:1'"))
+    @ddt.data(({'fakedax:disks': 'nonsense'}, "'nonsense' is not a value of "
+               "fakedax:disks; allowed: 'root', 'ephemeral', "
+               "'root,ephemeral'"),
+              ({'fakedax:nonsense': ''}, "'fakedax:nonsense' is not an extra "
+               "spec of fake DAX; allowed: fakedax:disks"),
+              ({'fakedax:disks': 'root', 'hw:pmem': '4GB'},
+               "hw:pmem='4GB' cannot be beside fakedax:disks"))
     @ddt.unpack
-    def test_flavor_that_no_host_can_run_fails_here(
-            self, extra_specs, sizes, why):
-        failure = self.assertRaises(
+    def test_a_flavor_that_no_host_can_run_is_refused(
+            self, extra_specs, reason):
+        request = _request(extra_specs)
+        exc = self.assertRaises(
             exception.RequestFilterFailed, scheduler.require_fake_dax,
-            self.context, _request(extra_specs, **sizes))
-        self.assertIn(why, str(failure))
+            self.context, request)
+        self.assertIn(reason, exc.format_message())
+        self.assertFalse(self._passes(request, fakedax_supported='true'))
+
+    def test_a_disk_of_0_gib_is_refused(self):
+        for sizes, disk in (({'root_gb': 0}, 'root'),
+                            ({'ephemeral_gb': 0}, 'ephemeral')):
+            exc = self.assertRaises(
+                exception.RequestFilterFailed, scheduler.require_fake_dax,
+                self.context,
+                _request({'fakedax:disks': 'root,ephemeral'}, **sizes))
+            self.assertIn(f'names the {disk} disk', exc.format_message())
+            self.assertIn('allowed: 1 GiB or more', exc.format_message())
 
     @ddt.data({}, {'hw:cpu_policy': 'dedicated'}, {'fakedaxes:disks': 'x'},
               {'trait:CUSTOM_FAKEDAX': 'forbidden'})
@@ -83,15 +93,16 @@ class SchedulerTest(base.BaseTestCase):
                          request.root_required)
 
     def test_no_host_passes_if_placement_was_not_asked(self):
-        self.assertFalse(self._passes(_request({'fakedax:disks': 'root'})))
+        self.assertFalse(self._passes(
+            _request({'fakedax:disks': 'root'}), fakedax_supported='true'))
 
     # Placement keeps the trait when the host goes back to another driver.
     @ddt.data({}, {'fakedax_supported': 'false'}, {'num_instances': '0'})
     def test_host_passes_only_while_its_driver_says_so(self, statistics):
         request = _request({'fakedax:disks': 'root'})
         scheduler.require_fake_dax(self.context, request)
-        self.assertFalse(self._passes(request, _host(**statistics)))
-        self.assertTrue(self._passes(_request({}), _host(**statistics)))
+        self.assertFalse(self._passes(request, **statistics))
+        self.assertTrue(self._passes(_request({}), **statistics))
 
     def test_nova_runs_our_request_filter_once(self):
         self.assertEqual(1, request_filter.ALL_REQUEST_FILTERS.count(
