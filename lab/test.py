@@ -101,7 +101,10 @@ def _stestr(directory: str, *options: str) -> Callable[[], Count]:
             f'./tests/{directory}', '--top-dir', '.', '--repo-url',
             str(results)]
         # The workers' interpreter: stestr asks for python3 by name otherwise.
-        environment = os.environ | {'PYTHON': sys.executable}
+        # What tests print is shown with those that fail, and only there.
+        environment = os.environ | {
+            'PYTHON': sys.executable,
+            'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
         before = _last_run(results)
         status = subprocess.run(
             [*stestr, 'run', *options], cwd=paths.ROOT,
