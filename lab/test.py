@@ -181,7 +181,11 @@ def main(parts: tuple[str, ...]) -> None:
     for part in parts or PARTS:
         progress.say(f'part {part}')
         started = time.monotonic()
-        counts[part] = PARTS[part]()
+        try:
+            counts[part] = PARTS[part]()
+        except click.ClickException as exc:
+            exc.show()
+            counts[part] = Count(failed=1)
         total += counts[part]
         progress.say(f'part {part}: {counts[part]} '
                      f'[{time.monotonic() - started:.0f} s]')
