@@ -1,0 +1,44 @@
+/*
+ * What differs, for the virtio-pmem device, between QEMU 7.2 and 10.0
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_VIRTIO_PMEM_COMPAT_H
+#define HW_VIRTIO_PMEM_COMPAT_H
+
+#include "block/aio.h"
+#include "block/thread-pool.h"
+#include "hw/qdev-properties.h"
+
+#if QEMU_VERSION_MAJOR >= 10
+
+#include "system/hostmem.h"
+#include "system/runstate.h"
+
+#define VIRTIO_PMEM_PROPERTIES static const Property
+#define VIRTIO_PMEM_PROPERTIES_END
+#define VIRTIO_PMEM_PROPERTY_TYPE .type
+
+#else
+
+#include "sysemu/hostmem.h"
+#include "sysemu/runstate.h"
+
+#define VIRTIO_PMEM_PROPERTIES static Property
+#define VIRTIO_PMEM_PROPERTIES_END DEFINE_PROP_END_OF_LIST(),
+#define VIRTIO_PMEM_PROPERTY_TYPE .name
+
+static inline BlockAIOCB *virtio_pmem_submit(ThreadPoolFunc *func, void *arg,
+                                             BlockCompletionFunc *cb,
+                                             void *opaque)
+{
+    ThreadPool *pool = aio_get_thread_pool(qemu_get_aio_context());
+
+    return thread_pool_submit_aio(pool, func, arg, cb, opaque);
+}
+#define thread_pool_submit_aio virtio_pmem_submit
+
+#endif
+
+#endif

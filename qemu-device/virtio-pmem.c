@@ -1,0 +1,687 @@
+/*
+ * Virtio PMEM device
+ *
+ * A file of the host, mapped into the guest, which the guest makes durable
+ * by a flush request (Virtual I/O Device Specification 1.3, section 5.19).
+ * Written to replace QEMU's file of the same name; the type names, the wire
+ * protocol and the meaning of the existing properties are the same. What is
+ * promised, and how it is kept, is in SPEC.rst beside this file.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio-wait.h"
+#include "hw/qdev-properties.h"
+#include "hw/virtio/virtio-pmem.h"
+#include "migration/vmstate.h"
+#include "qapi/error.h"
+#include "qapi/qapi-builtin-visit.h"
+#include "qemu/error-report.h"
+#include "qemu/host-utils.h"
+#include "qemu/iov.h"
+#include "qemu/units.h"
+#include "standard-headers/linux/virtio_ids.h"
+#include "standard-headers/linux/virtio_pmem.h"
+#include "trace.h"
+#include "virtio-pmem-compat.h"
+#include <sys/syscall.h>
+
+/*
+ * The largest ring there is. QEMU 10.0.13 gives every queue this size
+ * whatever it asks for, and a ring does not migrate to a smaller one.
+ */
+#define VIRTIO_PMEM_QUEUE_SIZE 1024
+
+struct VirtIOPMEMRequest {
+    VirtQueueElement elem;
+    QSIMPLEQ_ENTRY(VirtIOPMEMRequest) next;
+};
+
+/* Outlives the device if the device is unplugged meanwhile. */
+struct VirtIOPMEMSync {
+    VirtIOPMEM *pmem;
+    HostMemoryBackend *memdev;
+    int error;
+    uint64_t usecs;
+};
+
+static const char *virtio_pmem_id(VirtIOPMEM *pmem)
+{
+    return object_get_canonical_path_component(OBJECT(pmem->memdev));
+}
+
+static void virtio_pmem_queue_enable(VirtIODevice *vdev, uint32_t queue_index)
+{
+    VIRTIO_PMEM(vdev)->ring_size = virtio_queue_get_num(vdev, 0);
+}
+
+/*
+ * A driver must not change a queue's size once the queue is enabled, but it
+ * can: QEMU would then look for the ring beyond what it has mapped of it,
+ * and fail an assertion.
+ *
+ * Return whether the ring may be touched. QEMU 7.2 does not ask in all places
+ * whether the device is broken.
+ */
+static bool virtio_pmem_check_ring(VirtIOPMEM *pmem)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(pmem);
+
+    if (!vdev->broken && virtio_queue_get_num(vdev, 0) != pmem->ring_size) {
+        virtio_error(vdev, "virtio-pmem: size of the enabled queue changed");
+    }
+    return !vdev->broken;
+}
+
+/*
+ * Answer all of @requests by @ret, 0 or -1. Return whether the guest was told.
+ *
+ * The interrupt comes last: where it is a message, it is a write of the
+ * guest's choice to an address of its choice, this device's registers
+ * included.
+ */
+static bool virtio_pmem_answer(VirtIOPMEM *pmem, VirtIOPMEMRequests *requests,
+                               int ret)
+{
+    struct virtio_pmem_resp resp = { .ret = cpu_to_le32(ret) };
+    VirtIOPMEMRequest *req;
+    unsigned int count = 0;
+    bool valid;
+
+    if (QSIMPLEQ_EMPTY(requests)) {
+        return false;
+    }
+    /* To push to the ring of a broken device is to give the request back. */
+    valid = virtio_pmem_check_ring(pmem);
+    while ((req = QSIMPLEQ_FIRST(requests))) {
+        QSIMPLEQ_REMOVE_HEAD(requests, next);
+        iov_from_buf(req->elem.in_sg, req->elem.in_num, 0, &resp,
+                     sizeof(resp));
+        virtqueue_push(pmem->rq_vq, &req->elem, sizeof(resp));
+        g_free(req);
+        count++;
+    }
+    trace_virtio_pmem_response(pmem, count, ret);
+    if (valid) {
+        virtio_notify(VIRTIO_DEVICE(pmem), pmem->rq_vq);
+    }
+    return valid;
+}
+
+static void virtio_pmem_discard(VirtIOPMEM *pmem)
+{
+    VirtIOPMEMRequest *req;
+    unsigned int count = 0;
+
+    QSIMPLEQ_CONCAT(&pmem->syncing, &pmem->waiting);
+    while ((req = QSIMPLEQ_FIRST(&pmem->syncing))) {
+        QSIMPLEQ_REMOVE_HEAD(&pmem->syncing, next);
+        virtqueue_detach_element(pmem->rq_vq, &req->elem, 0);
+        g_free(req);
+        count++;
+    }
+    trace_virtio_pmem_discard(pmem, count);
+}
+
+static int virtio_pmem_sync_run(void *opaque)
+{
+    VirtIOPMEMSync *sync = opaque;
+    int64_t start = g_get_monotonic_time();
+
+    sync->error = qemu_fdatasync(memory_region_get_fd(&sync->memdev->mr)) < 0
+                  ? errno : 0;
+    sync->usecs = g_get_monotonic_time() - start;
+    return 0;
+}
+
+static void virtio_pmem_sync_account(VirtIOPMEM *pmem, VirtIOPMEMSync *sync)
+{
+    int bucket = sync->usecs ? 63 - clz64(sync->usecs) : 0;
+
+    trace_virtio_pmem_sync_done(pmem, sync->error, sync->usecs);
+    pmem->syncs++;
+    pmem->sync_latency[MIN(bucket, VIRTIO_PMEM_LATENCY_BUCKETS - 1)]++;
+    if (sync->error) {
+        error_report("virtio-pmem: cannot sync memory backend '%s': %s; "
+                     "its content on storage is unknown and "
+                     "every flush fails from now on",
+                     virtio_pmem_id(pmem), strerror(sync->error));
+        pmem->errors++;
+        pmem->last_error = sync->error;
+    }
+}
+
+static void virtio_pmem_sync_start(VirtIOPMEM *pmem);
+
+static void virtio_pmem_sync_done(void *opaque, int ret)
+{
+    VirtIOPMEMSync *sync = opaque;
+    VirtIOPMEM *pmem = sync->pmem;
+
+    if (pmem) {
+        /* The guest can have its device ejected by the interrupt. */
+        object_ref(OBJECT(pmem));
+        virtio_pmem_sync_account(pmem, sync);
+        pmem->sync = NULL;
+        virtio_pmem_answer(pmem, &pmem->syncing, sync->error ? -1 : 0);
+        virtio_pmem_sync_start(pmem);
+        object_unref(OBJECT(pmem));
+        aio_wait_kick();
+    }
+    object_unref(OBJECT(sync->memdev));
+    g_free(sync);
+}
+
+/*
+ * Have one sync answer all the requests that wait, unless one is running:
+ * that one began before they came, so it cannot speak for them.
+ */
+static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
+{
+    VirtIOPMEMRequest *req;
+    VirtIOPMEMSync *sync;
+
+    if (pmem->sync || QSIMPLEQ_EMPTY(&pmem->waiting)) {
+        return;
+    }
+    if (pmem->last_error) {
+        /*
+         * Linux marks the pages it could not write clean, so another sync
+         * would succeed without them having been written.
+         */
+        if (virtio_pmem_answer(pmem, &pmem->waiting, -1)) {
+            pmem->stop_error = 0;
+        }
+        return;
+    }
+
+    trace_virtio_pmem_sync_start(pmem);
+    QSIMPLEQ_CONCAT(&pmem->syncing, &pmem->waiting);
+    QSIMPLEQ_FOREACH(req, &pmem->syncing, next) {
+        pmem->merged += req != QSIMPLEQ_FIRST(&pmem->syncing);
+    }
+    sync = g_new0(VirtIOPMEMSync, 1);
+    sync->pmem = pmem;
+    sync->memdev = pmem->memdev;
+    object_ref(OBJECT(sync->memdev));
+    pmem->sync = sync;
+    thread_pool_submit_aio(virtio_pmem_sync_run, sync, virtio_pmem_sync_done,
+                           sync);
+}
+
+/*
+ * Read the type of @req and check that there is room for the answer.
+ *
+ * The answer has to be in RAM. For anything else the element holds a bounce
+ * buffer, and to give it back is to write to another device's registers.
+ */
+static bool virtio_pmem_parse(VirtIOPMEMRequest *req, uint32_t *type)
+{
+    struct virtio_pmem_req head;
+    ram_addr_t offset;
+    unsigned int i;
+
+    if (iov_to_buf(req->elem.out_sg, req->elem.out_num, 0, &head,
+                   sizeof(head)) < sizeof(head)) {
+        return false;
+    }
+    *type = le32_to_cpu(head.type);
+    for (i = 0; i < req->elem.in_num; i++) {
+        if (!memory_region_from_host(req->elem.in_sg[i].iov_base, &offset)) {
+            return false;
+        }
+    }
+    return iov_size(req->elem.in_sg, req->elem.in_num) >=
+           sizeof(struct virtio_pmem_resp);
+}
+
+static void virtio_pmem_handle_output(VirtIODevice *vdev, VirtQueue *vq)
+{
+    VirtIOPMEM *pmem = VIRTIO_PMEM(vdev);
+    VirtIOPMEMRequests unknown = QSIMPLEQ_HEAD_INITIALIZER(unknown);
+    VirtIOPMEMRequest *req;
+    uint32_t type;
+
+    if (!virtio_pmem_check_ring(pmem)) {
+        return;
+    }
+    /*
+     * Nothing is answered in here, so a guest that keeps adding requests
+     * runs out of ring.
+     */
+    do {
+        virtio_queue_set_notification(vq, 0);
+        while ((req = virtqueue_pop(vq, sizeof(VirtIOPMEMRequest)))) {
+            if (!virtio_pmem_parse(req, &type)) {
+                virtio_error(vdev, "virtio-pmem: malformed request");
+                virtqueue_detach_element(vq, &req->elem, 0);
+                g_free(req);
+                break;
+            }
+            trace_virtio_pmem_request(pmem, type, pmem->sync);
+            if (type != VIRTIO_PMEM_REQ_TYPE_FLUSH) {
+                QSIMPLEQ_INSERT_TAIL(&unknown, req, next);
+                continue;
+            }
+            pmem->requests++;
+            QSIMPLEQ_INSERT_TAIL(&pmem->waiting, req, next);
+        }
+        virtio_queue_set_notification(vq, 1);
+        /* To QEMU 7.2, a packed ring is not empty when the device is broken. */
+    } while (!vdev->broken && !virtio_queue_empty(vq));
+
+    virtio_pmem_answer(pmem, &unknown, -1);
+    virtio_pmem_sync_start(pmem);
+}
+
+/* Wait until no request is in flight, then make all of the image durable. */
+static void virtio_pmem_quiesce(VirtIOPMEM *pmem)
+{
+    VirtIOPMEMSync sync = { .memdev = pmem->memdev };
+    uint64_t errors = pmem->errors;
+
+    trace_virtio_pmem_quiesce(pmem);
+    AIO_WAIT_WHILE(NULL, pmem->sync);
+    virtio_pmem_sync_run(&sync);
+    virtio_pmem_sync_account(pmem, &sync);
+    if (pmem->errors > errors) {
+        pmem->stop_error = pmem->last_error;
+    }
+    trace_virtio_pmem_quiesced(pmem, pmem->stop_error);
+}
+
+static void virtio_pmem_vm_change_state(void *opaque, bool running,
+                                        RunState state)
+{
+    if (!running) {
+        virtio_pmem_quiesce(opaque);
+    }
+}
+
+static int virtio_pmem_pre_save(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+
+    if (!pmem->memdev->share) {
+        error_report("virtio-pmem: memory backend '%s' is not shared "
+                     "(share=on), what the guest wrote cannot be migrated",
+                     virtio_pmem_id(pmem));
+        return -EINVAL;
+    }
+    /*
+     * Once more: other devices may have written to the image, by DMA, until
+     * the block layer was drained, which is after all of them were stopped.
+     */
+    virtio_pmem_quiesce(pmem);
+    if (pmem->stop_error) {
+        error_report("virtio-pmem: memory backend '%s' could not be synced "
+                     "(%s), the guest must not leave this host",
+                     virtio_pmem_id(pmem), strerror(pmem->stop_error));
+        return -pmem->stop_error;
+    }
+    return 0;
+}
+
+/* What Linux 6.5 has for counting the cached pages of a file */
+struct virtio_pmem_cachestat {
+    uint64_t cache;
+    uint64_t dirty;
+    uint64_t writeback;
+    uint64_t evicted;
+    uint64_t recently_evicted;
+};
+
+#ifndef __NR_cachestat
+#define __NR_cachestat 451
+#endif
+
+/*
+ * Count the bytes of @pmem's image that are in the host's page cache, and
+ * those of them that are not on storage (0 if the kernel does not tell).
+ * Return 0 or -errno.
+ */
+static int virtio_pmem_count_cache(VirtIOPMEM *pmem, uint64_t *cached,
+                                   uint64_t *dirty)
+{
+    size_t page = qemu_real_host_page_size();
+    uint8_t *ram = memory_region_get_ram_ptr(&pmem->memdev->mr);
+    g_autofree unsigned char *resident = NULL;
+    struct virtio_pmem_cachestat stat;
+    struct {
+        uint64_t offset;
+        uint64_t length;
+    } whole_file = { 0, 0 };
+    const uint64_t chunk = 1 * GiB;
+    uint64_t offset, length, i;
+
+    if (!syscall(__NR_cachestat, memory_region_get_fd(&pmem->memdev->mr),
+                 &whole_file, &stat, 0)) {
+        *cached = stat.cache * page;
+        *dirty = (stat.dirty + stat.writeback) * page;
+        return 0;
+    }
+    if (errno != ENOSYS && errno != EOPNOTSUPP) {
+        return -errno;
+    }
+
+    *cached = 0;
+    *dirty = 0;
+    resident = g_malloc(chunk / page);
+    for (offset = 0; offset < pmem->size; offset += chunk) {
+        length = MIN(chunk, pmem->size - offset);
+        if (mincore(ram + offset, length, resident) < 0) {
+            return -errno;
+        }
+        for (i = 0; i < DIV_ROUND_UP(length, page); i++) {
+            *cached += resident[i] & 1 ? page : 0;
+        }
+    }
+    return 0;
+}
+
+/*
+ * Forget what this host has cached of the image, which another host has
+ * written to since, and make sure that nothing was kept.
+ */
+static bool virtio_pmem_drop_cache(VirtIOPMEM *pmem, Error **errp)
+{
+    uint64_t cached, dirty;
+    int ret;
+
+    ret = virtio_pmem_count_cache(pmem, &cached, &dirty);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "cannot count the cached pages");
+        return false;
+    }
+    if (dirty) {
+        /* To drop them would be to write them over the other host's. */
+        pmem->cache_left = cached;
+        error_setg(errp, "%" PRIu64 " bytes in this host's page cache were "
+                   "changed here and are not on storage", dirty);
+        return false;
+    }
+    ret = posix_fadvise(memory_region_get_fd(&pmem->memdev->mr), 0, 0,
+                        POSIX_FADV_DONTNEED);
+    if (ret) {
+        error_setg_errno(errp, ret, "cannot drop the cached pages");
+        return false;
+    }
+    pmem->cache_dropped = cached;
+    ret = virtio_pmem_count_cache(pmem, &cached, &dirty);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "cannot count the cached pages");
+        return false;
+    }
+    pmem->cache_left = cached;
+    pmem->cache_dropped -= MIN(cached, pmem->cache_dropped);
+    trace_virtio_pmem_drop_cache(pmem, pmem->cache_dropped, cached);
+    if (cached) {
+        error_setg(errp, "%" PRIu64 " bytes remain in this host's page cache "
+                   "and may be stale", cached);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * The source has synced the image by now, as it does so before it sends any
+ * device's state; and nothing has been read through the mapping yet, unless
+ * by a device that was loaded before this one, whose pages would be found.
+ */
+static int virtio_pmem_pre_load(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+    Error *err = NULL;
+
+    if (pmem->drop_cache && !virtio_pmem_drop_cache(pmem, &err)) {
+        error_append_hint(&err, "On storage that keeps all hosts' caches "
+                          "coherent, set drop-cache=off.\n");
+        error_reportf_err(err, "virtio-pmem: memory backend '%s': ",
+                          virtio_pmem_id(pmem));
+        return -ESTALE;
+    }
+    return 0;
+}
+
+static int virtio_pmem_post_load(void *opaque, int version_id)
+{
+    virtio_pmem_queue_enable(VIRTIO_DEVICE(opaque), 0);
+    return 0;
+}
+
+static void virtio_pmem_reset(VirtIODevice *vdev)
+{
+    virtio_pmem_discard(VIRTIO_PMEM(vdev));
+}
+
+static void virtio_pmem_queue_reset(VirtIODevice *vdev, uint32_t queue_index)
+{
+    virtio_pmem_discard(VIRTIO_PMEM(vdev));
+}
+
+static void virtio_pmem_get_config(VirtIODevice *vdev, uint8_t *config)
+{
+    VirtIOPMEM *pmem = VIRTIO_PMEM(vdev);
+    struct virtio_pmem_config *pmemcfg = (struct virtio_pmem_config *)config;
+
+    pmemcfg->start = cpu_to_le64(pmem->start);
+    pmemcfg->size = cpu_to_le64(pmem->size);
+}
+
+static uint64_t virtio_pmem_get_features(VirtIODevice *vdev, uint64_t features,
+                                         Error **errp)
+{
+    return features;
+}
+
+static void virtio_pmem_fill_device_info(const VirtIOPMEM *pmem,
+                                         VirtioPMEMDeviceInfo *vi)
+{
+    vi->memaddr = pmem->start;
+    vi->size = pmem->size;
+    vi->memdev = object_get_canonical_path(OBJECT(pmem->memdev));
+}
+
+static MemoryRegion *virtio_pmem_get_memory_region(VirtIOPMEM *pmem,
+                                                   Error **errp)
+{
+    if (!pmem->memdev) {
+        error_setg(errp, "virtio-pmem needs a memory backend, set memdev");
+        return NULL;
+    }
+    return &pmem->memdev->mr;
+}
+
+static void virtio_pmem_realize(DeviceState *dev, Error **errp)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(dev);
+    VirtIOPMEM *pmem = VIRTIO_PMEM(dev);
+
+    if (!virtio_pmem_get_memory_region(pmem, errp)) {
+        return;
+    }
+    if (host_memory_backend_is_mapped(pmem->memdev)) {
+        error_setg(errp, "memory backend '%s' is used by another device",
+                   virtio_pmem_id(pmem));
+        return;
+    }
+
+    host_memory_backend_set_mapped(pmem->memdev, true);
+    pmem->size = memory_region_size(&pmem->memdev->mr);
+    QSIMPLEQ_INIT(&pmem->syncing);
+    QSIMPLEQ_INIT(&pmem->waiting);
+    /*
+     * Handlers of one depth are called in reverse order when the VM stops:
+     * before virtio_init(), so that the last kicks have been taken by then.
+     */
+    pmem->vm_change_state = qdev_add_vm_change_state_handler(
+        dev, virtio_pmem_vm_change_state, pmem);
+    virtio_init(vdev, VIRTIO_ID_PMEM, sizeof(struct virtio_pmem_config));
+    pmem->rq_vq = virtio_add_queue(vdev, VIRTIO_PMEM_QUEUE_SIZE,
+                                   virtio_pmem_handle_output);
+}
+
+static void virtio_pmem_unrealize(DeviceState *dev)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(dev);
+    VirtIOPMEM *pmem = VIRTIO_PMEM(dev);
+
+    virtio_pmem_discard(pmem);
+    if (pmem->sync) {
+        pmem->sync->pmem = NULL;
+        pmem->sync = NULL;
+        aio_wait_kick();
+    }
+    qemu_del_vm_change_state_handler(pmem->vm_change_state);
+    /*
+     * When the guest ejects the device, QEMU 7.2 leaves the memory where it
+     * is: to plug the same backend again would be an assertion's failure.
+     */
+    host_memory_backend_set_mapped(pmem->memdev,
+        memory_region_is_mapped(&pmem->memdev->mr));
+    virtio_delete_queue(pmem->rq_vq);
+    virtio_cleanup(vdev);
+}
+
+static const VMStateDescription vmstate_virtio_pmem_device = {
+    .name = "virtio-pmem-device",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT64_EQUAL(start, VirtIOPMEM, "virtio-pmem: memaddr"),
+        VMSTATE_UINT64_EQUAL(size, VirtIOPMEM, "virtio-pmem: size of memdev"),
+        VMSTATE_UINT64(last_error, VirtIOPMEM),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+static const VMStateDescription vmstate_virtio_pmem = {
+    .name = "virtio-pmem",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .pre_save = virtio_pmem_pre_save,
+    .pre_load = virtio_pmem_pre_load,
+    .post_load = virtio_pmem_post_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_VIRTIO_DEVICE,
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+/*
+ * Counters are qdev properties, not mere QOM ones, so that the PCI device
+ * has them as well and "-device virtio-pmem-pci,help" lists them.
+ */
+static void virtio_pmem_get_counter(Object *obj, Visitor *v, const char *name,
+                                    void *opaque, Error **errp)
+{
+    visit_type_uint64(v, name, object_field_prop_ptr(obj, opaque), errp);
+}
+
+static void virtio_pmem_get_latency(Object *obj, Visitor *v, const char *name,
+                                    void *opaque, Error **errp)
+{
+    uint64_t *buckets = object_field_prop_ptr(obj, opaque);
+    uint64List *list = NULL;
+    int i;
+
+    for (i = VIRTIO_PMEM_LATENCY_BUCKETS - 1; i >= 0; i--) {
+        QAPI_LIST_PREPEND(list, buckets[i]);
+    }
+    visit_type_uint64List(v, name, &list, errp);
+    qapi_free_uint64List(list);
+}
+
+static const PropertyInfo virtio_pmem_prop_counter = {
+    VIRTIO_PMEM_PROPERTY_TYPE = "uint64",
+    .get = virtio_pmem_get_counter,
+};
+
+static const PropertyInfo virtio_pmem_prop_latency = {
+    VIRTIO_PMEM_PROPERTY_TYPE = "uint64List",
+    .get = virtio_pmem_get_latency,
+};
+
+#define DEFINE_PROP_COUNTER(_name, _field) \
+    DEFINE_PROP(_name, VirtIOPMEM, _field, virtio_pmem_prop_counter, uint64_t)
+
+VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
+    DEFINE_PROP_UINT64(VIRTIO_PMEM_ADDR_PROP, VirtIOPMEM, start, 0),
+    DEFINE_PROP_LINK(VIRTIO_PMEM_MEMDEV_PROP, VirtIOPMEM, memdev,
+                     TYPE_MEMORY_BACKEND, HostMemoryBackend *),
+    DEFINE_PROP_BOOL("drop-cache", VirtIOPMEM, drop_cache, true),
+    DEFINE_PROP_COUNTER("requests", requests),
+    DEFINE_PROP_COUNTER("merged", merged),
+    DEFINE_PROP_COUNTER("syncs", syncs),
+    DEFINE_PROP_COUNTER("errors", errors),
+    DEFINE_PROP_COUNTER("last-error", last_error),
+    DEFINE_PROP("sync-latency", VirtIOPMEM, sync_latency[0],
+                virtio_pmem_prop_latency, uint64_t),
+    DEFINE_PROP_COUNTER("cache-dropped", cache_dropped),
+    DEFINE_PROP_COUNTER("cache-left", cache_left),
+    VIRTIO_PMEM_PROPERTIES_END
+};
+
+static void virtio_pmem_class_init(ObjectClass *klass, void *data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+    VirtioDeviceClass *vdc = VIRTIO_DEVICE_CLASS(klass);
+    VirtIOPMEMClass *vpc = VIRTIO_PMEM_CLASS(klass);
+
+    device_class_set_props(dc, virtio_pmem_properties);
+    object_class_property_set_description(klass, "drop-cache",
+        "Drop the host's page cache of memdev before an incoming guest starts,"
+        " and refuse to start it if that fails");
+    object_class_property_set_description(klass, "requests",
+        "Flush requests taken from the guest");
+    object_class_property_set_description(klass, "merged",
+        "Flush requests answered by a sync that another one started");
+    object_class_property_set_description(klass, "syncs",
+        "Syncs of memdev, those at a stop of the guest included");
+    object_class_property_set_description(klass, "errors",
+        "Syncs that failed");
+    object_class_property_set_description(klass, "last-error",
+        "errno of the last sync that failed, 0 if none has; unless it is 0"
+        " every flush fails");
+    object_class_property_set_description(klass, "sync-latency",
+        "Syncs by duration: item n counts those of 2^n to 2^(n+1)-1"
+        " microseconds");
+    object_class_property_set_description(klass, "cache-dropped",
+        "Bytes dropped from the host's page cache when the guest came in");
+    object_class_property_set_description(klass, "cache-left",
+        "Bytes that were still in the host's page cache then");
+
+    dc->vmsd = &vmstate_virtio_pmem;
+    set_bit(DEVICE_CATEGORY_STORAGE, dc->categories);
+
+    vdc->realize = virtio_pmem_realize;
+    vdc->unrealize = virtio_pmem_unrealize;
+    vdc->reset = virtio_pmem_reset;
+    vdc->queue_reset = virtio_pmem_queue_reset;
+    vdc->queue_enable = virtio_pmem_queue_enable;
+    vdc->get_config = virtio_pmem_get_config;
+    vdc->get_features = virtio_pmem_get_features;
+    vdc->vmsd = &vmstate_virtio_pmem_device;
+
+    vpc->fill_device_info = virtio_pmem_fill_device_info;
+    vpc->get_memory_region = virtio_pmem_get_memory_region;
+}
+
+static const TypeInfo virtio_pmem_info = {
+    .name          = TYPE_VIRTIO_PMEM,
+    .parent        = TYPE_VIRTIO_DEVICE,
+    .class_size    = sizeof(VirtIOPMEMClass),
+    .class_init    = virtio_pmem_class_init,
+    .instance_size = sizeof(VirtIOPMEM),
+};
+
+static void virtio_register_types(void)
+{
+    type_register_static(&virtio_pmem_info);
+}
+
+type_init(virtio_register_types)

@@ -1,0 +1,254 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""A backing file whose fsync the test holds, fails and counts.
+
+Run as a program this is a FUSE file system with the one file ``image``,
+passed through to a file of the host; it takes commands on its standard
+input and tells of each fsync on its standard output. Two of them over one
+file are two hosts with page caches of their own.
+"""
+
+import collections
+import contextlib
+import errno
+import os
+import pathlib
+import queue
+import stat
+import subprocess
+import sys
+import threading
+import time
+import typing as ty
+
+import mfusepy
+
+
+class _FileSystem(mfusepy.Operations):
+
+    use_ns = True
+
+    def __init__(self, image: str) -> None:
+        self._fd = os.open(image, os.O_RDWR)
+        self._lock = threading.Condition()
+        self._held = False
+        self._passes = 0
+        self._errors: collections.deque[int] = collections.deque()
+        self._always = 0
+
+    def command(self, line: str) -> None:
+        name, *args = line.split()
+        with self._lock:
+            if name == 'hold':
+                self._held = True
+            elif name == 'release':
+                self._held = False
+            elif name == 'pass':
+                self._passes += 1
+            elif name == 'fail':
+                self._errors.extend(int(arg) for arg in args)
+            elif name == 'fail-always':
+                self._always = int(args[0])
+            else:
+                raise ValueError(f'unknown command: {line!r}')
+            self._lock.notify_all()
+        self._tell(f'did {name}')
+
+    @staticmethod
+    def _tell(text: str) -> None:
+        # The test may be gone.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(1, f'{text}\n'.encode())
+
+    def getattr(
+        self, path: str, fh: int | None = None
+    ) -> dict[str, ty.Any]:
+        if path == '/':
+            return {'st_mode': stat.S_IFDIR | 0o755, 'st_nlink': 2}
+        if path != '/image':
+            raise mfusepy.FuseOSError(errno.ENOENT)
+        status = os.fstat(self._fd)
+        return {
+            'st_mode': status.st_mode,
+            'st_nlink': 1,
+            'st_size': status.st_size,
+            'st_blocks': status.st_blocks,
+        }
+
+    def readdir(self, path: str, fh: int) -> list[str]:
+        return ['.', '..', 'image']
+
+    def open(self, path: str, flags: int) -> int:
+        return 0
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        return os.pwrite(self._fd, data, offset)
+
+    def truncate(self, path: str, length: int, fh: int | None = None) -> int:
+        os.ftruncate(self._fd, length)
+        return 0
+
+    def fsync(self, path: str, datasync: int, fh: int) -> int:
+        with self._lock:
+            self._tell(f'begin {datasync}')
+            while self._held and not self._passes:
+                self._lock.wait()
+            self._passes -= self._held
+            error = self._always
+            if self._errors:
+                error = self._errors.popleft()
+        if not error:
+            os.fsync(self._fd)
+        self._tell(f'end {error}')
+        if error:
+            raise mfusepy.FuseOSError(error)
+        return 0
+
+
+def unmount(mount: str) -> None:
+    """Lazily, as a QEMU that was killed may still hold the file."""
+    subprocess.run(['fusermount3', '-u', '-z', mount], check=True)
+
+
+def main() -> None:
+    image, mount = sys.argv[1:]
+    operations = _FileSystem(image)
+
+    def commands() -> None:
+        for line in sys.stdin:
+            operations.command(line)
+        # The test is gone, and nobody else will end this.
+        operations.command('release')
+        unmount(mount)
+
+    threading.Thread(target=commands, daemon=True).start()
+    mfusepy.FUSE(
+        operations,
+        mount,
+        foreground=True,
+        # What the page cache holds stays there when the file is opened
+        # again, as on a local disk: only that can go stale.
+        kernel_cache=True,
+        attr_timeout=3600,
+        entry_timeout=3600,
+    )
+
+
+class BackingFile:
+    """One mount of an image, and the control of its fsync.
+
+    :ivar path: the file to give to QEMU.
+    :ivar begun: how many fsync and fdatasync calls have begun.
+    :ivar ended: the errno of each one that has ended, 0 for success.
+    :ivar datasync: for each begun call, whether it is fdatasync.
+    """
+
+    def __init__(self, image: pathlib.Path, mount: pathlib.Path) -> None:
+        mount.mkdir(parents=True, exist_ok=True)
+        self.path = mount / 'image'
+        self.begun = 0
+        self.ended: list[int] = []
+        self.datasync: list[bool] = []
+        self._mount = mount
+        self._done: queue.Queue[str] = queue.Queue()
+        self._changed = threading.Condition()
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(image), str(mount)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        deadline = time.monotonic() + 20
+        while not os.path.ismount(mount):
+            if self._process.poll() is not None:
+                raise RuntimeError(
+                    f'cannot mount {mount}: the FUSE process ended with '
+                    f'status {self._process.returncode}'
+                )
+            if time.monotonic() > deadline:
+                self.close()
+                raise TimeoutError(f'{mount} was not mounted in 20 s')
+            time.sleep(0.02)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            what, value = line.split()
+            with self._changed:
+                if what == 'begin':
+                    self.begun += 1
+                    self.datasync.append(value == '1')
+                elif what == 'end':
+                    self.ended.append(int(value))
+                else:
+                    self._done.put(value)
+                self._changed.notify_all()
+
+    def _command(self, command: str) -> None:
+        assert self._process.stdin is not None
+        print(command, file=self._process.stdin, flush=True)
+        self._done.get(timeout=10)
+
+    def hold(self) -> None:
+        """Let no fsync that begins from now on end."""
+        self._command('hold')
+
+    def release(self) -> None:
+        """Let them end."""
+        self._command('release')
+
+    def release_one(self) -> None:
+        """Let one of them end."""
+        self._command('pass')
+
+    def fail(self, *errors: int) -> None:
+        """Let the next ones end with these errnos, 0 for success."""
+        self._command('fail ' + ' '.join(map(str, errors)))
+
+    def fail_always(self, error: int) -> None:
+        """Let all of them end with ``error``; 0 ends that."""
+        self._command(f'fail-always {error}')
+
+    def wait(
+        self, condition: ty.Callable[[], bool], timeout: float = 20
+    ) -> None:
+        """Wait until ``condition``, which looks at the counts, is true."""
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout):
+                raise TimeoutError(
+                    f'after {timeout} s: {self.begun} fsyncs begun, '
+                    f'{self.ended} ended'
+                )
+
+    def close(self) -> None:
+        if self._process.poll() is None and os.path.ismount(self._mount):
+            self.release()
+            unmount(str(self._mount))
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,212 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What the device tests share: images, their mounts, emulators, drivers."""
+
+from collections.abc import Callable
+from concurrent import futures
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+import typing as ty
+
+from oslotest import base
+import testtools
+
+from tests.device import backing
+from tests.device import driver
+from tests.device import emulator
+from tests.device import emulators
+
+MIB = 1 << 20
+PAGE = 4096
+SIZE = 16 * MIB
+
+#: The newest machine types that both versions have.
+Q35 = 'pc-q35-7.2'
+I440FX = 'pc-i440fx-7.2'
+
+#: testscenarios: every test on both versions.
+OURS = [(version, {'version': version}) for version in ('10.0', '7.2')]
+
+
+class DeviceTestCase(base.BaseTestCase):
+    """A test of the device, without a guest and without OpenStack."""
+
+    version = '10.0'
+
+    def setUp(self) -> None:
+        super().setUp()
+        # Short: the path of a UNIX socket has at most 107 bytes.
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='device-'))
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.image = self.directory / 'image'
+        self._backings: list[backing.BackingFile] = []
+        self._threads = futures.ThreadPoolExecutor()
+        self.addCleanup(self._threads.shutdown)
+
+    def binary(self) -> str:
+        return emulators.ours(self.version)
+
+    def make_image(self, size: int = SIZE) -> pathlib.Path:
+        with self.image.open('wb') as file:
+            file.write(b'A' * size)
+        return self.image
+
+    def mount(self, name: str = 'host') -> backing.BackingFile:
+        """One more mount of the image, with a page cache of its own."""
+        if not self.image.exists():
+            self.make_image()
+        mounted = backing.BackingFile(self.image, self.directory / name)
+        self._backings.append(mounted)
+        self.addCleanup(mounted.close)
+        return mounted
+
+    def start_vm(
+        self,
+        path: str | os.PathLike[str],
+        *extra: str,
+        name: str = 'qemu',
+        binary: str | None = None,
+        machine: str = Q35,
+        memdev: str = 'share=on',
+        device: str = '',
+        size: int = SIZE,
+        environment: ty.Mapping[str, str] | None = None,
+    ) -> emulator.Emulator:
+        """A QEMU whose device ``pmem0`` has the file at ``path``.
+
+        :param extra: further options of QEMU
+        :param memdev: properties of the memory backend, ``device`` those
+            of the device
+        """
+        started = emulator.Emulator(
+            binary or self.binary(),
+            self.directory,
+            name,
+            [
+                # RAM first, as libvirt does it: under TCG, QEMU 10.0 takes
+                # an offset in a RAM block for one in all of RAM when it
+                # migrates (cpu_physical_memory_sync_dirty_bitmap()).
+                *('-object', 'memory-backend-ram,id=ram,size=128M'),
+                *('-machine', f'{machine},memory-backend=ram'),
+                *('-m', '128M,maxmem=1G'),
+                '-object',
+                'memory-backend-file,id=mem0,mem-path='
+                f'{os.fspath(path)},size={size},{memdev}',
+                '-device',
+                'virtio-pmem-pci,memdev=mem0,id=pmem0,addr=0x10'
+                + (device and f',{device}'),
+                *extra,
+            ],
+            environment,
+        )
+        self.addCleanup(self._end, started)
+        return started
+
+    def _end(self, started: emulator.Emulator) -> None:
+        self.addDetail(
+            started.name, testtools.content.text_content(started.log())
+        )
+        # A process in a sync that is held cannot be killed.
+        for mounted in self._backings:
+            mounted.release()
+        started.close()
+
+    def bring_up(
+        self, started: emulator.Emulator, *features: int
+    ) -> driver.PmemDriver:
+        """The device's driver, brought up."""
+        made = driver.PmemDriver(started.qtest)
+        made.map()
+        made.start(*features)
+        return made
+
+    def background(
+        self, function: Callable[..., ty.Any], *args: ty.Any, **kwargs: ty.Any
+    ) -> futures.Future[ty.Any]:
+        """Call what may take until something else is done."""
+        return self._threads.submit(function, *args, **kwargs)
+
+    def assertPending(
+        self, future: futures.Future[ty.Any], seconds: float = 0.5
+    ) -> None:
+        """Expect that a call does not end by itself."""
+        done, _ = futures.wait([future], seconds)
+        if done:
+            self.fail(f'ended at once: {future.exception()} '
+                      f'{future.result()}')
+
+    def assertNoAnswer(
+        self, pmem: driver.PmemDriver, seconds: float = 0.3
+    ) -> None:
+        """Expect that no request is answered."""
+        time.sleep(seconds)
+        self.assertEqual([], pmem.completed())
+
+    def submit_held(
+        self, mounted: backing.BackingFile, pmem: driver.PmemDriver
+    ) -> int:
+        """Submit a flush whose sync has begun and does not end."""
+        mounted.hold()
+        begun = mounted.begun
+        head = pmem.submit()
+        mounted.wait(lambda: mounted.begun == begun + 1)
+        return head
+
+    def incoming(
+        self, path: str | os.PathLike[str], name: str, *extra: str,
+        **kwargs: ty.Any
+    ) -> emulator.Emulator:
+        """A QEMU that waits for a migration by :meth:`migrate`."""
+        return self.start_vm(
+            path, '-incoming', f'unix:{self.directory}/{name}.mig', *extra,
+            name=name, **kwargs)
+
+    def migrate(
+        self, source: emulator.Emulator, destination: str,
+        return_path: bool = True
+    ) -> dict[str, ty.Any]:
+        """Migrate to the QEMU of that name; return how it ended.
+
+        :param return_path: as libvirt does, so that the source hears of
+            what goes wrong at the destination
+        """
+        source.qmp.cmd('migrate-set-capabilities', capabilities=[
+            {'capability': 'return-path', 'state': return_path}])
+        source.qmp.cmd('migrate', uri=self.uri(destination))
+        return source.wait_migrated()
+
+    def uri(self, name: str) -> str:
+        return f'unix:{self.directory}/{name}.mig'
+
+    def wait_status(
+        self, started: emulator.Emulator, status: str, timeout: float = 20
+    ) -> None:
+        """Wait until the guest of an emulator is in a state."""
+        deadline = time.monotonic() + timeout
+        while True:
+            seen = started.qmp.cmd('query-status')['status']
+            if seen == status:
+                return
+            self.assertLess(
+                time.monotonic(), deadline,
+                f'{started.name} is {seen}, not {status}')
+            time.sleep(0.02)
+
+    def memaddr(self, started: emulator.Emulator) -> int:
+        """Where the image is in the guest's physical memory."""
+        (info,) = started.qmp.cmd('query-memory-devices')
+        address: int = info['data']['memaddr']
+        return address

@@ -1,0 +1,58 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The QEMUs to test: with our device, and with QEMU's own."""
+
+import functools
+import os
+import shutil
+import subprocess
+
+from lab import paths
+
+_BUILD = paths.ROOT / 'qemu-device/build'
+# A test's home directory is not the user's.
+_ENVIRONMENT = os.environ | {'XDG_CACHE_HOME': str(paths.CACHE.parent)}
+
+
+@functools.cache
+def build(*options: str) -> str:
+    """Build an emulator unless it is built; return its path.
+
+    :param options: those of qemu-device/build
+    :raises RuntimeError: it cannot be built; with the reason
+    """
+    done = subprocess.run(
+        ['nice', str(_BUILD), *options], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT)
+    if done.returncode:
+        raise RuntimeError(f'qemu-device/build {" ".join(options)}: '
+                           f'{done.stderr}')
+    return done.stdout.strip()
+
+
+def ours(version: str = '10.0') -> str:
+    """QEMU with our device."""
+    return build('--version', version)
+
+
+def stock(version: str) -> str:
+    """QEMU as Debian has it; ``installed`` for the one of this machine.
+
+    :raises RuntimeError: none is installed
+    """
+    if version != 'installed':
+        return build('--version', version, '--stock')
+    found = shutil.which('qemu-system-x86_64')
+    if not found:
+        raise RuntimeError('no qemu-system-x86_64: install qemu-system-x86')
+    return found

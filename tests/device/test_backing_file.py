@@ -1,0 +1,109 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What happens to a guest whose backing file is taken away.
+
+Memory that cannot be had ends QEMU by SIGBUS, whatever the device does: so
+whoever makes the image allocates all of it and never shrinks it.
+"""
+
+import os
+import signal
+import subprocess
+
+import testscenarios
+
+from tests.device import base
+from tests.device import emulator
+from tests.device import emulators
+
+load_tests = testscenarios.load_tests_apply_scenarios
+
+
+class BackingFileTestCase(base.DeviceTestCase):
+
+    scenarios = base.OURS
+
+    def _touch(self, vm: emulator.Emulator, offset: int) -> None:
+        vm.qtest.write_bytes(self.memaddr(vm) + offset, b'B')
+
+    def assertKilled(self, vm: emulator.Emulator, offset: int) -> None:
+        self.assertRaises(
+            emulator.QTestError, self._touch, vm, offset)
+        self.assertEqual(-signal.SIGBUS, vm.wait_exit())
+
+    def test_truncated_file_serves_what_is_left_of_it(self) -> None:
+        self.make_image()
+        vm = self.start_vm(self.image)
+        pmem = self.bring_up(vm)
+        os.truncate(self.image, base.SIZE // 2)
+        self._touch(vm, 0)
+        self.assertEqual(0, pmem.flush())
+        self.assertEqual(b'B', self.image.read_bytes()[:1])
+        vm.qmp.cmd('stop')
+        self.assertEqual(0, vm.pmem('last-error'))
+        vm.qmp.cmd('cont')
+        self.assertKilled(vm, base.SIZE // 2)
+
+    def test_removed_file_lives_as_long_as_the_guest(self) -> None:
+        self.make_image()
+        vm = self.start_vm(self.image)
+        pmem = self.bring_up(vm)
+        self.image.unlink()
+        self._touch(vm, 0)
+        self.assertEqual(0, pmem.flush())
+        vm.qmp.cmd('stop')
+        self.assertEqual(0, vm.pmem('last-error'))
+        # The file of that name is not the guest's, and would be made anew.
+        self.assertFalse(self.image.exists())
+        self.start_vm(self.image, name='other')
+        self.assertEqual(base.SIZE, self.image.stat().st_size)
+
+    def test_hole_that_cannot_be_filled(self) -> None:
+        mount = self.directory / 'full'
+        mount.mkdir()
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'fakedax',
+                        mount], check=True)
+        self.addCleanup(subprocess.run, ['umount', mount], check=True)
+        sparse = mount / 'image'
+        with sparse.open('wb') as file:
+            file.truncate(base.SIZE)
+        vm = self.start_vm(sparse)
+        pmem = self.bring_up(vm)
+        self._touch(vm, 0)
+        self.assertEqual(0, pmem.flush())
+        (mount / 'other').write_bytes(bytes(
+            os.statvfs(mount).f_bavail * base.PAGE))
+        self._touch(vm, 0)
+        self.assertKilled(vm, base.SIZE // 2)
+
+    def test_smaller_file_is_refused(self) -> None:
+        self.make_image(base.SIZE // 2)
+        self.assertRaisesRegex(
+            RuntimeError, 'does not match|too small|larger',
+            self.start_vm, self.image)
+
+    def test_file_missing_at_the_destination_is_not_noticed(self) -> None:
+        here, there = self.mount('here'), self.directory / 'there'
+        vm = self.start_vm(here.path)
+        pmem = self.bring_up(vm)
+        there.mkdir()
+        # QEMU makes the file that is missing, with nothing in it.
+        empty = self.incoming(there / 'image', 'destination',
+                              binary=emulators.ours(self.version))
+        self.assertEqual('completed',
+                         self.migrate(vm, 'destination')['status'])
+        self.wait_status(empty, 'running')
+        self.assertEqual(bytes(1), empty.qtest.read_bytes(
+            self.memaddr(empty), 1))
+        pmem.qtest = empty.qtest
+        self.assertEqual(0, pmem.flush())

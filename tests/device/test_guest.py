@@ -1,0 +1,120 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""A real guest on our device: the unmodified Linux driver, ext4 and DAX."""
+
+import errno
+import os
+import re
+import subprocess
+import time
+
+from lab import agent
+from lab import guest
+from lab import qemu
+from tests.device import base
+from tests.device import emulators
+
+SIZE_MIB = 512
+NAME = '/machine/peripheral/root'
+
+
+class GuestTestCase(base.DeviceTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.guest = guest.build()
+        subprocess.run(['cp', '--sparse=always', self.guest.disk,
+                        self.image], check=True)
+        os.truncate(self.image, SIZE_MIB * base.MIB)
+        self.mounted = self.mount()
+
+    def boot(self) -> qemu.Machine:
+        machine = qemu.Machine(
+            *qemu.direct_kernel(self.guest.kernel, self.guest.initrd,
+                                guest.COMMAND_LINE),
+            *qemu.pmem(self.mounted.path), emulator=emulators.ours())
+        machine.__enter__()
+        self.addCleanup(machine.__exit__)
+        self.addCleanup(self.mounted.release)
+        machine.agent.wait_ready()
+        self.assertRegex(machine.console(),
+                         '(?m)^GUEST root-device=/dev/pmem0p2\r?$')
+        return machine
+
+    def pmem(self, machine: qemu.Machine, name: str) -> int:
+        value: int = machine.qmp('qom-get', path=NAME, property=name)
+        return value
+
+    def fsync(self, machine: qemu.Machine, count: int,
+              timeout: float = 60) -> dict[str, int]:
+        """Write and fsync a file so many times; what probe tells of it."""
+        done = machine.agent.run(f'probe fsync /root/f {count}',
+                                 timeout=timeout)
+        return {key: int(value) for key, value in
+                re.findall(r'(\w+)=(\d+)', done.stdout)}
+
+    def test_fsync(self) -> None:
+        machine = self.boot()
+        before = self.pmem(machine, 'requests')
+        seen = self.fsync(machine, 30)
+        self.assertEqual((30, 0), (seen['fsyncs'], seen['errors']))
+        self.assertGreaterEqual(self.pmem(machine, 'requests') - before, 30)
+        self.assertEqual(0, self.pmem(machine, 'last-error'))
+        self.assertTrue(all(self.mounted.datasync))
+        machine.qmp('stop')
+        machine.qmp('cont')
+        self.assertEqual(0, self.fsync(machine, 1)['errors'])
+
+    def test_other_tasks_go_on_while_a_sync_is_slow(self) -> None:
+        machine = self.boot()
+        begun = self.mounted.begun
+        self.mounted.hold()
+        machine.agent.run('probe fsync /root/f 1 > /root/out 2>&1 &',
+                          check=True)
+        self.mounted.wait(lambda: self.mounted.begun > begun)
+        for _ in range(5):
+            self.assertEqual('me\n', machine.agent.run('echo me').stdout)
+        self.assertEqual('running', machine.qmp('query-status')['status'])
+        self.mounted.release()
+        machine.agent.run('sync', check=True)
+        self.assertEqual(0, self.fsync(machine, 1)['errors'])
+
+    def test_error_stays_and_the_file_system_knows(self) -> None:
+        machine = self.boot()
+        self.mounted.fail(errno.EIO)
+        self.assertLess(0, self.fsync(machine, 1)['errors'])
+        self.assertRaises(
+            agent.CommandError, machine.agent.run,
+            'dd if=/dev/zero of=/root/g bs=4k count=1 conv=fsync',
+            check=True)
+        self.assertEqual(errno.EIO, self.pmem(machine, 'last-error'))
+
+    def test_reboot_with_a_flush_in_flight(self) -> None:
+        machine = self.boot()
+        begun = self.mounted.begun
+        self.mounted.hold()
+        machine.agent.run('probe fsync /root/f 1 > /dev/null 2>&1 &',
+                          check=True)
+        self.mounted.wait(lambda: self.mounted.begun > begun)
+        machine.qmp('system_reset')
+        requests = self.pmem(machine, 'requests')
+        # The new guest's driver flushes, and is in its ring.
+        deadline = time.monotonic() + 60
+        while self.pmem(machine, 'requests') == requests:
+            self.assertLess(time.monotonic(), deadline, machine.console())
+            time.sleep(0.1)
+        self.mounted.release()
+        machine.wait_console('(?s)GUEST-READY.*GUEST-READY')
+        machine.agent.wait_ready()
+        self.assertEqual(0, self.fsync(machine, 3)['errors'])
+        self.assertNotIn('is not a head', machine.console())
