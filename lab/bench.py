@@ -12,7 +12,6 @@
 
 """Measurements: both sides in one run, interleaved, as ratios."""
 
-import contextlib
 import json
 import statistics
 import time
@@ -24,12 +23,12 @@ import rich.console
 import rich.table
 
 from lab import clients
+from lab import cloud as lab_cloud
 from lab import guest
 from lab import lifecycle
 from lab import paths
 from lab import progress
 from lab import servers
-from lab import supervision
 
 RESULTS = paths.STATE / 'bench'
 
@@ -56,7 +55,8 @@ def spawn(rounds: int) -> None:
     kinds in turn, each first in every other round, after one of each that
     is not counted. Rows in .lab/bench/spawn.json: mode, round, seconds.
     """
-    with _up() as cloud:
+    with lab_cloud.messages(), lifecycle.borrowed():
+        cloud = clients.connect()
         image = servers.image(cloud, 'fakedax-bench', guest.build())
         flavors = {
             'blk': servers.flavor(cloud, 'fakedax.bench.blk'),
@@ -116,18 +116,6 @@ def _show_spawn(rows: list[dict[str, Any]]) -> None:
             f'{each(values):.2f}{unit}'
             for each in (min, statistics.median, max)))
     rich.console.Console(width=100).print(table)
-
-
-@contextlib.contextmanager
-def _up():  # type: ignore[no-untyped-def]
-    """A connection to the cloud, which is left as it was found."""
-    was_up = supervision.Supervisor().alive()
-    lifecycle.up()
-    try:
-        yield clients.connect()
-    finally:
-        if not was_up:
-            lifecycle.down()
 
 
 def _save(name: str, rows: list[dict[str, Any]]) -> None:

@@ -37,7 +37,6 @@ from lab import pagecache
 from lab import paths
 from lab import progress
 from lab import servers
-from lab import supervision
 from lab import syncs
 
 REPORT = paths.STATE / 'demo.json'
@@ -269,14 +268,14 @@ def main(keep: bool, kvm: bool) -> None:
     """
     started = float(os.environ.get('LAB_STARTED', time.time()))
     report = Report()
-    was_up = supervision.Supervisor().alive()
     with cloud.messages(), contextlib.ExitStack() as stack:
-        if not keep and not was_up:
-            stack.callback(lifecycle.down)
         try:
             with progress.step('test guest'):
                 built = guest.build()
-            lifecycle.up(kvm)
+            if keep:
+                lifecycle.up(kvm)
+            else:
+                stack.enter_context(lifecycle.borrowed(kvm))
             _clean()
             report.setup_seconds = round(time.time() - started, 1)
             if not keep:

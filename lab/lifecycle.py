@@ -136,6 +136,21 @@ def down(wipe: bool = False) -> list[str]:
     return killed
 
 
+@contextlib.contextmanager
+def borrowed(kvm: bool = False) -> Iterator[None]:
+    """The lab, up; afterwards as it was found, up or down.
+
+    :param kvm: as of :func:`up`; raises what that and :func:`down` do
+    """
+    was_up = supervision.Supervisor().alive()
+    try:
+        up(kvm)
+        yield
+    finally:
+        if not was_up:
+            down()
+
+
 def restart(names: Iterable[str]) -> None:
     """Stop services and start them again.
 

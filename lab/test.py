@@ -29,7 +29,6 @@ from lab import cloud
 from lab import lifecycle
 from lab import paths
 from lab import progress
-from lab import supervision
 
 
 @dataclasses.dataclass
@@ -147,14 +146,8 @@ def _count(stream: bytes) -> Count:
 
 def _cloud() -> Count:
     """The tests against the lab's cloud, which is left as it was found."""
-    was_up = supervision.Supervisor().alive()
-    with cloud.messages():
-        try:
-            lifecycle.up()
-            return _stestr('cloud', '--serial')()
-        finally:
-            if not was_up:
-                lifecycle.down()
+    with cloud.messages(), lifecycle.borrowed():
+        return _stestr('cloud', '--serial')()
 
 
 PARTS: dict[str, Callable[[], Count]] = {

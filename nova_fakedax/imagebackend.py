@@ -19,13 +19,10 @@ import typing as ty
 from nova import exception
 from nova.i18n import _
 from nova.virt.libvirt import imagebackend
-from oslo_log import log as logging
 from oslo_utils import fileutils
 
 from nova_fakedax import layout
 from nova_fakedax import spec
-
-LOG = logging.getLogger(__name__)
 
 IMAGE_TYPE = 'fakedax'
 
