@@ -29,6 +29,8 @@ import rich.table
 from lab import catalog
 from lab import config
 from lab import database
+from lab import emulators
+from lab import host
 from lab import leftovers
 from lab import lifecycle
 from lab import paths
@@ -39,10 +41,10 @@ from lab import supervision
 
 #: What is a message to the user, not a bug to trace.
 _ERRORS = (
-    catalog.CatalogError, database.DatabaseError, leftovers.AnotherLabError,
-    leftovers.LeftoverError, lifecycle.BusyError, lifecycle.ServiceError,
-    openstack.exceptions.SDKException, ports.PortTakenError,
-    supervision.SupervisionError,
+    catalog.CatalogError, database.DatabaseError, emulators.BuildError,
+    leftovers.AnotherLabError, leftovers.LeftoverError, lifecycle.BusyError,
+    lifecycle.ServiceError, openstack.exceptions.SDKException,
+    ports.PortTakenError, supervision.SupervisionError,
 )
 
 
@@ -69,6 +71,15 @@ def _service_names(_context: click.Context, _parameter: click.Parameter,
     return value
 
 
+def _one_or_one_each(_context: click.Context, _parameter: click.Parameter,
+                     value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(value) not in (0, 1, len(host.HOSTS)):
+        raise click.BadParameter(
+            f'{len(value)} of them; give one for all hosts, or '
+            f'{len(host.HOSTS)}, one for each')
+    return value
+
+
 @click.group(context_settings={'help_option_names': ['-h', '--help']})
 def main() -> None:
     """A one-machine OpenStack with two compute hosts.
@@ -84,7 +95,13 @@ def main() -> None:
 @main.command()
 @click.option('--kvm', is_flag=True,
               help='Run guests with KVM; without it QEMU translates (TCG).')
-def up(kvm: bool) -> None:
+@click.option('--qemu', multiple=True, callback=_one_or_one_each,
+              type=click.Choice(emulators.CHOICES),
+              help='What servers on fake DAX run on: our device in QEMU 10.0 '
+                   "(the default) or 7.2, or Debian's QEMU with its own "
+                   'device. Once for all hosts, or once for each.')
+@click.option('--stock-qemu', is_flag=True, help='Same as --qemu debian.')
+def up(kvm: bool, qemu: tuple[str, ...], stock_qemu: bool) -> None:
     """Bring up what is not up, and wait until it works.
 
     Services whose configuration or code has changed are started anew. May
@@ -92,9 +109,13 @@ def up(kvm: bool) -> None:
     """
     if kvm and not os.access('/dev/kvm', os.R_OK | os.W_OK):
         raise click.ClickException('--kvm: /dev/kvm cannot be used here')
+    if stock_qemu and qemu:
+        raise click.UsageError('--stock-qemu and --qemu exclude each other')
+    if stock_qemu:
+        qemu = ('debian',)
     started = time.monotonic()
     with messages():
-        lifecycle.up(kvm)
+        lifecycle.up(kvm, qemu or emulators.CHOICES[:1])
     progress.say(f'the cloud is up ({time.monotonic() - started:.1f} s); '
                  'try "lab/cloud shell"')
 

@@ -12,7 +12,7 @@
 
 """The configuration files: templates/ with this lab's values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 import pathlib
 import shutil
@@ -104,10 +104,12 @@ def render(template: str, target: pathlib.Path,
     os.replace(partial, target)
 
 
-def write(kvm: bool = False) -> None:
+def write(kvm: bool, emulators: Sequence[str]) -> None:
     """Write every service's configuration.
 
     :param kvm: guests run on the processor, not by translation
+    :param emulators: of each host, for servers on fake DAX; empty for the
+        one that libvirt chooses
     """
     known = values(kvm=kvm)
     for name in ('glance/glance-api.conf', 'keystone/keystone.conf',
@@ -122,11 +124,12 @@ def write(kvm: bool = False) -> None:
     for name in ('glance/glance-api-paste.ini', 'neutron/api-paste.ini',
                  'nova/api-paste.ini'):
         _copy(BASE / 'etc' / name, ETC / name)
-    for node in host.HOSTS:
+    for node, emulator in zip(host.HOSTS, emulators, strict=True):
         for name in ('hold.sh', 'hosts', 'etc/libvirtd.conf', 'etc/qemu.conf',
                      'nova.conf'):
             template = f'node/{pathlib.Path(name).name}.j2'
-            render(template, node.state / name, known | {'node': node})
+            render(template, node.state / name,
+                   known | {'node': node, 'emulator': emulator})
         node.drop_in.mkdir(exist_ok=True)
 
 

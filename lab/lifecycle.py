@@ -12,7 +12,8 @@
 
 """Up, down and in between: the order of things."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import (
+    Collection, Iterable, Iterator, Mapping, Sequence)
 import concurrent.futures
 import contextlib
 import fcntl
@@ -25,6 +26,7 @@ from lab import catalog
 from lab import clients
 from lab import config
 from lab import database
+from lab import emulators
 from lab import host
 from lab import leftovers
 from lab import paths
@@ -73,10 +75,14 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def up(kvm: bool = False) -> None:
+def up(kvm: bool = False,
+       qemu: Sequence[str] = emulators.CHOICES[:1]) -> None:
     """Bring the lab up, or what is missing of it; may be interrupted.
 
     :param kvm: guests run on the processor, not by translation
+    :param qemu: of :data:`lab.emulators.CHOICES`, what servers on fake DAX
+        run on: one for all hosts, or one for each
+    :raises emulators.BuildError: an emulator cannot be built
     :raises leftovers.AnotherLabError: another clone's lab is up
     :raises ports.PortTakenError: something else listens on its ports
     :raises database.DatabaseError: the databases could not be made
@@ -99,7 +105,7 @@ def up(kvm: bool = False) -> None:
                 _forget()
         _make_directories()
         catalog.make_keys()
-        config.write(kvm)
+        config.write(kvm, _emulators(qemu))
         database.prepare()
         table = services.table()
         config.render(
@@ -165,6 +171,14 @@ def restart(names: Iterable[str]) -> None:
         supervisor = supervision.Supervisor()
         _stop_with_inmates(supervisor, table, wanted)
         _start(supervisor, table, table)
+
+
+def _emulators(qemu: Sequence[str]) -> list[str]:
+    """The emulator of each host."""
+    with progress.step(f'QEMU {", ".join(qemu)} for servers on fake DAX '
+                       '(about 3 minutes each, once)'):
+        chosen = [emulators.chosen(choice) for choice in qemu]
+    return chosen if len(chosen) > 1 else chosen * len(host.HOSTS)
 
 
 def _make_directories() -> None:

@@ -157,6 +157,7 @@ PARTS: dict[str, Callable[[], Count]] = {
     'regression': _stestr('regression', '--concurrency', '2'),
     # These start machines: one at a time, on two cores.
     'guest': _stestr('guest', '--serial'),
+    'device': _stestr('device', '--serial'),
     'cloud': _cloud,
 }
 

@@ -14,11 +14,16 @@
 
 import json
 import re
+import shutil
 import subprocess
 
+import libvirt_qemu
+
+from lab import emulators
 from lab import host
 from lab import lifecycle
 from lab import pagecache
+from lab import servers
 from lab import syncs
 from tests.cloud import base
 
@@ -155,6 +160,41 @@ class ServerLifeTest(base.CloudTestCase):
         if power_off:
             node.power_off()
         lifecycle.restart([f'nova-compute{node.number}'])
+
+
+class EmulatorTest(base.CloudTestCase):
+
+    def test_device_counts_what_the_guest_flushes(self) -> None:
+        """Servers run on the device of this project."""
+        server = self.create(self.flavor(), self.image())
+        self.assertEqual(emulators.ours(), server.emulator().exe())
+        before = self._requests(server)
+        with server.agent() as agent:
+            agent.run(f'probe fsync {KEEP} 10', check=True)
+        self.assertGreaterEqual(self._requests(server), before + 10)
+
+    def _requests(self, server: servers.Server) -> int:
+        query = {'execute': 'qom-get', 'arguments': {
+            'path': '/machine/peripheral/ua-fakedax-root',
+            'property': 'requests'}}
+        with server.domain() as domain:
+            return json.loads(libvirt_qemu.qemuMonitorCommand(
+                domain, json.dumps(query), 0))['return']
+
+    def test_server_runs_on_stock_qemu(self) -> None:
+        """Where the operator names no emulator: all but migration works."""
+        for node in host.HOSTS:
+            node.configure({'fakedax': {'emulator': ''}})
+            self.addCleanup(lifecycle.restart, [f'nova-compute{node.number}'])
+            self.addCleanup(node.configure)
+        lifecycle.restart([f'nova-compute{node.number}'
+                           for node in host.HOSTS])
+        server = self.create(self.flavor(), self.image())
+        self.assertEqual(
+            shutil.which('qemu-system-x86_64'), server.emulator().exe())
+        self.assert_root_is_pmem(server)
+        with server.agent() as agent:
+            agent.run(f'probe fsync {KEEP} 10', check=True)
 
 
 class FlushTest(base.CloudTestCase):

@@ -24,10 +24,10 @@ import typing as ty
 from oslotest import base
 import testtools
 
+from lab import emulators
 from tests.device import backing
 from tests.device import driver
 from tests.device import emulator
-from tests.device import emulators
 
 MIB = 1 << 20
 PAGE = 4096

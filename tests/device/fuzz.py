@@ -28,10 +28,10 @@ import sys
 import tempfile
 import time
 
+from lab import emulators
 from tests.device import backing
 from tests.device import driver
 from tests.device import emulator
-from tests.device import emulators
 
 SIZE = 2 << 20
 RAM = 128 << 20

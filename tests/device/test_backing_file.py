@@ -20,11 +20,11 @@ import os
 import signal
 import subprocess
 
+from lab import emulators
 import testscenarios
 
 from tests.device import base
 from tests.device import emulator
-from tests.device import emulators
 
 load_tests = testscenarios.load_tests_apply_scenarios
 

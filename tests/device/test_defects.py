@@ -23,13 +23,13 @@ import subprocess
 import time
 import typing as ty
 
+from lab import emulators
 import testscenarios
 
 from qemu.qmp import qmp_client
 from tests.device import base
 from tests.device import driver
 from tests.device import emulator
-from tests.device import emulators
 
 load_tests = testscenarios.load_tests_apply_scenarios
 

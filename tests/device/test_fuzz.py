@@ -12,8 +12,8 @@
 
 """A short run of tests/device/fuzz.py under the sanitizers."""
 
+from lab import emulators
 from tests.device import base
-from tests.device import emulators
 from tests.device import fuzz
 
 

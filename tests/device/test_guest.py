@@ -19,10 +19,10 @@ import subprocess
 import time
 
 from lab import agent
+from lab import emulators
 from lab import guest
 from lab import qemu
 from tests.device import base
-from tests.device import emulators
 
 SIZE_MIB = 512
 NAME = '/machine/peripheral/root'

@@ -18,11 +18,11 @@ import pathlib
 import subprocess
 import time
 
+from lab import emulators
 import testscenarios
 
 from tests.device import base
 from tests.device import emulator
-from tests.device import emulators
 
 load_tests = testscenarios.load_tests_apply_scenarios
 

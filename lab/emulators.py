@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""The QEMUs to test: with our device, and with QEMU's own."""
+"""The QEMUs that guests run on: with our device, and with QEMU's own."""
 
 import functools
 import os
@@ -20,8 +20,16 @@ import subprocess
 from lab import paths
 
 _BUILD = paths.ROOT / 'qemu-device/build'
+#: What a host's guests may run on: our device in a release of QEMU, or
+#: Debian's QEMU as it is installed.
+CHOICES = ('10.0', '7.2', 'debian')
+
 # A test's home directory is not the user's.
 _ENVIRONMENT = os.environ | {'XDG_CACHE_HOME': str(paths.CACHE.parent)}
+
+
+class BuildError(Exception):
+    """An emulator cannot be built."""
 
 
 @functools.cache
@@ -29,14 +37,14 @@ def build(*options: str) -> str:
     """Build an emulator unless it is built; return its path.
 
     :param options: those of qemu-device/build
-    :raises RuntimeError: it cannot be built; with the reason
+    :raises BuildError: says why not
     """
     done = subprocess.run(
         ['nice', str(_BUILD), *options], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT)
     if done.returncode:
-        raise RuntimeError(f'qemu-device/build {" ".join(options)}: '
-                           f'{done.stderr}')
+        raise BuildError(f'qemu-device/build {" ".join(options)}: '
+                         f'{done.stderr}')
     return done.stdout.strip()
 
 
@@ -56,3 +64,11 @@ def stock(version: str) -> str:
     if not found:
         raise RuntimeError('no qemu-system-x86_64: install qemu-system-x86')
     return found
+
+
+def chosen(choice: str) -> str:
+    """The emulator for one of :data:`CHOICES`; empty for libvirt's own.
+
+    :raises BuildError: it cannot be built
+    """
+    return '' if choice == 'debian' else ours(choice)
