@@ -10,118 +10,27 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Measurements: both sides in one run, interleaved, as ratios."""
-
-import json
-import statistics
-import time
-from typing import Any
+"""Measurements, each of things that run side by side."""
 
 import click
-import rich.box
-import rich.console
-import rich.table
 
-from lab import clients
-from lab import cloud as lab_cloud
-from lab import guest
-from lab import lifecycle
-from lab import paths
-from lab import progress
-from lab import servers
-
-RESULTS = paths.STATE / 'bench'
-
-_POLL_SECONDS = 0.05
+from lab.benchmarks import flush
+from lab.benchmarks import spawn
 
 
 @click.group(context_settings={'help_option_names': ['-h', '--help']})
 def main() -> None:
-    """Measurements of the lab's cloud.
+    """Measurements, each of things that run side by side.
 
-    Each brings the cloud up if it is down, and leaves it as it was. Figures
-    go to .lab/bench/. These are ratios of what ran side by side: absolute
-    times say little on a shared machine.
+    Figures go to .lab/bench/. Ratios are what counts: absolute times say
+    little on a shared machine. What needs the lab's cloud brings it up if it
+    is down, and leaves it as it was.
     """
 
 
-@main.command()
-@click.option('--rounds', default=7, show_default=True,
-              type=click.IntRange(min=1), help='Servers of each kind.')
-def spawn(rounds: int) -> None:
-    """Time server create: fake DAX against an ordinary raw flavor.
-
-    The same image, from the request until the server is ACTIVE; the two
-    kinds in turn, each first in every other round, after one of each that
-    is not counted. Rows in .lab/bench/spawn.json: mode, round, seconds.
-    """
-    with lab_cloud.messages(), lifecycle.borrowed():
-        cloud = clients.connect()
-        image = servers.image(cloud, 'fakedax-bench', guest.build())
-        flavors = {
-            'blk': servers.flavor(cloud, 'fakedax.bench.blk'),
-            'pmem': servers.flavor(
-                cloud, 'fakedax.bench.pmem', extra_specs={
-                    'fakedax:disks': 'root',
-                    'trait:CUSTOM_FAKEDAX': 'required'})}
-        rows = []
-        for number in range(rounds + 1):
-            modes = list(flavors)
-            for mode in modes if number % 2 else reversed(modes):
-                seconds = _spawn(cloud, flavors[mode], image)
-                if number:
-                    rows.append({'mode': mode, 'round': number,
-                                 'seconds': round(seconds, 3)})
-                    progress.say(f'round {number} of {rounds}, {mode}: '
-                                 f'{seconds:.2f} s')
-    _save('spawn', rows)
-    _show_spawn(rows)
-
-
-def _spawn(cloud: Any, flavor: Any, image: Any) -> float:
-    """Create a server and delete it.
-
-    :returns: seconds from the request until it is ACTIVE
-    """
-    started = time.monotonic()
-    server = cloud.compute.create_server(
-        name='fakedax-bench', flavor_id=flavor.id, image_id=image.id,
-        networks='none')
-    try:
-        while server.status != 'ACTIVE':
-            if server.status == 'ERROR':
-                raise click.ClickException(f'a server failed: {server.fault}')
-            time.sleep(_POLL_SECONDS)
-            server = cloud.compute.get_server(server.id)
-        return time.monotonic() - started
-    finally:
-        cloud.compute.delete_server(server.id)
-        cloud.compute.wait_for_delete(server, interval=0.2)
-
-
-def _show_spawn(rows: list[dict[str, Any]]) -> None:
-    times = {mode: {row['round']: row['seconds'] for row in rows
-                    if row['mode'] == mode} for mode in ('blk', 'pmem')}
-    table = rich.table.Table(
-        title='openstack server create', box=rich.box.SIMPLE)
-    for heading in ('', 'min', 'median', 'max'):
-        table.add_column(heading, justify='right' if heading else 'left')
-    ratios = [times['pmem'][number] / times['blk'][number]
-              for number in times['blk']]
-    for name, values, unit in (
-            ('ordinary raw flavor', list(times['blk'].values()), ' s'),
-            ('fake DAX', list(times['pmem'].values()), ' s'),
-            ('ratio, round by round', ratios, '')):
-        table.add_row(name, *(
-            f'{each(values):.2f}{unit}'
-            for each in (min, statistics.median, max)))
-    rich.console.Console(width=100).print(table)
-
-
-def _save(name: str, rows: list[dict[str, Any]]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f'{name}.json').write_text(json.dumps(rows, indent=2) + '\n')
+main.add_command(flush.flush)
+main.add_command(spawn.spawn)
 
 
 if __name__ == '__main__':
-    main()
+    main(prog_name='lab/bench')

@@ -39,15 +39,20 @@ def direct_kernel(kernel: pathlib.Path, initrd: pathlib.Path,
             '-append', command_line]
 
 
-def pmem(image: pathlib.Path, name: str = 'root') -> list[str]:
+def pmem(image: pathlib.Path, name: str = 'root',
+         properties: str = '') -> list[str]:
     """Show a raw image to the guest as fake persistent memory.
 
     The file must exist: QEMU would create it.
+
+    :param properties: further ones of the device, as ``name=value,...``
     """
     size = image.stat().st_size
     return ['-object', f'memory-backend-file,id=mem-{name},share=on,'
                        f'mem-path={image},size={size}',
-            '-device', f'virtio-pmem-pci,id={name},memdev=mem-{name}']
+            '-device', ','.join(filter(None, (
+                'virtio-pmem-pci', f'id={name}', f'memdev=mem-{name}',
+                properties)))]
 
 
 def boot_view(image: pathlib.Path) -> list[str]:
@@ -60,11 +65,18 @@ def boot_view(image: pathlib.Path) -> list[str]:
                        'bootindex=1']
 
 
-def virtio_blk(image: pathlib.Path, name: str = 'disk') -> list[str]:
-    """Show a raw image as an ordinary disk that can be written."""
+def virtio_blk(image: pathlib.Path, name: str = 'disk',
+               direct: bool = False) -> list[str]:
+    """Show a raw image as an ordinary disk that can be written.
+
+    :param direct: past the host's page cache, as Nova's disk cache mode
+        ``none`` has it; otherwise as ``writeback``
+    """
+    cache = f'cache.direct={"on" if direct else "off"}'
     return ['-blockdev', f'driver=file,node-name={name}-file,'
-                         f'filename={image}',
-            '-blockdev', f'driver=raw,node-name={name},file={name}-file',
+                         f'filename={image},{cache}',
+            '-blockdev', f'driver=raw,node-name={name},file={name}-file,'
+                         f'{cache}',
             '-device', f'virtio-blk-pci,drive={name},bootindex=2']
 
 
@@ -101,7 +113,13 @@ class Machine:
         ours, theirs = socket.socketpair()
         with theirs:
             argv = [
-                self._emulator, '-accel', 'tcg', '-machine', 'q35',
+                self._emulator, '-accel', 'tcg',
+                # RAM first, as libvirt does it: under TCG, QEMU 10.0 takes
+                # an offset in a RAM block for one in all of RAM when it
+                # migrates (cpu_physical_memory_sync_dirty_bitmap()).
+                '-object',
+                f'memory-backend-ram,id=ram,size={self._memory_mib}M',
+                '-machine', 'q35,memory-backend=ram',
                 '-m', f'{self._memory_mib}M,maxmem=64G',
                 '-nodefaults', '-no-user-config', '-display', 'none',
                 '-serial', f'file:{self._console}',

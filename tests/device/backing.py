@@ -232,7 +232,8 @@ class BackingFile:
             if not self._changed.wait_for(condition, timeout):
                 raise TimeoutError(
                     f'after {timeout} s: {self.begun} fsyncs begun, '
-                    f'{self.ended} ended'
+                    f'{len(self.ended)} ended, the last ones with '
+                    f'{self.ended[-5:]}'
                 )
 
     def close(self) -> None:

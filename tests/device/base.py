@@ -17,6 +17,7 @@ from concurrent import futures
 import os
 import pathlib
 import shutil
+import subprocess
 import tempfile
 import time
 import typing as ty
@@ -25,6 +26,7 @@ from oslotest import base
 import testtools
 
 from lab import emulators
+from lab import guest
 from tests.device import backing
 from tests.device import driver
 from tests.device import emulator
@@ -63,6 +65,14 @@ class DeviceTestCase(base.BaseTestCase):
         with self.image.open('wb') as file:
             file.write(b'A' * size)
         return self.image
+
+    def make_guest_image(self, size: int) -> guest.Guest:
+        """An image with the test guest's root, which grows to its size."""
+        built = guest.build()
+        subprocess.run(['cp', '--sparse=always', built.disk, self.image],
+                       check=True)
+        os.truncate(self.image, size)
+        return built
 
     def mount(self, name: str = 'host') -> backing.BackingFile:
         """One more mount of the image, with a page cache of its own."""

@@ -13,9 +13,7 @@
 """A real guest on our device: the unmodified Linux driver, ext4 and DAX."""
 
 import errno
-import os
 import re
-import subprocess
 import time
 
 from lab import agent
@@ -32,10 +30,7 @@ class GuestTestCase(base.DeviceTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.guest = guest.build()
-        subprocess.run(['cp', '--sparse=always', self.guest.disk,
-                        self.image], check=True)
-        os.truncate(self.image, SIZE_MIB * base.MIB)
+        self.guest = self.make_guest_image(SIZE_MIB * base.MIB)
         self.mounted = self.mount()
 
     def boot(self) -> qemu.Machine:

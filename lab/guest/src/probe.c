@@ -18,12 +18,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,12 +36,22 @@
 #define BLOCKS_PER_MIB (1024 * 1024 / BLOCK_SIZE)
 
 static const char usage[] =
-    "usage: probe fsync FILE COUNT\n"
-    "           write 4 KiB and fsync, COUNT times; latencies in us\n"
+    "usage: probe fsync FILE COUNT [PROCESSES]\n"
+    "           write 4 KiB and fsync, COUNT times; latencies in us. Each of\n"
+    "           several processes has a file of its own\n"
+    "       probe dirty FILE MIB write|mmap\n"
+    "           write FILE, MIB long, over and over until killed\n"
     "       probe write FILE MIB GENERATION\n"
     "           make FILE, MIB long, of blocks that name their generation\n"
     "       probe verify FILE MIB GENERATION\n"
     "           is FILE what write made?\n"
+    "       probe churn FILE MIB LOG\n"
+    "           from what write made of generation 1, until killed: look at\n"
+    "           blocks in turn, write one, fsync, and tell LOG\n"
+    "             ack BLOCK GENERATION BLOCKS-LOOKED-AT\n"
+    "             bad BLOCK GENERATION FOUND\n"
+    "       probe generations FILE MIB\n"
+    "           the generation of each block, - where it is torn\n"
     "       probe dax FILE\n"
     "           does the kernel use DAX for FILE?\n";
 
@@ -88,17 +102,24 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static int probe_fsync(const char *name, uint64_t count)
+static void *memory(const char *name, size_t size, int flags, int fd)
 {
-    uint64_t *took = calloc(count, sizeof(*took));
-    uint64_t errors = 0, total = 0;
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+
+    if (p == MAP_FAILED) {
+        fail("map", name);
+    }
+    return p;
+}
+
+/* Write and fsync, COUNT times; returns how many failed. */
+static uint64_t fsync_loop(const char *name, uint64_t count, uint64_t *took)
+{
+    uint64_t errors = 0;
     int first_error = 0;
     char block[BLOCK_SIZE];
     int fd = open_file(name, O_WRONLY | O_CREAT);
 
-    if (!took) {
-        fail("memory for", name);
-    }
     for (uint64_t i = 0; i < count; i++) {
         uint64_t started;
 
@@ -112,19 +133,100 @@ static int probe_fsync(const char *name, uint64_t count)
             first_error = first_error ? first_error : errno;
         }
         took[i] = now_us() - started;
-        total += took[i];
     }
     close(fd);
-    qsort(took, count, sizeof(*took), by_value);
-    printf("fsyncs=%" PRIu64 " errors=%" PRIu64 " min_us=%" PRIu64
-           " p50_us=%" PRIu64 " p99_us=%" PRIu64 " max_us=%" PRIu64
-           " total_us=%" PRIu64 "\n", count, errors, took[0],
-           took[count / 2], took[count * 99 / 100], took[count - 1], total);
-    free(took);
     if (errors) {
         fprintf(stderr, "probe: fsync %s: %s\n", name, strerror(first_error));
     }
+    return errors;
+}
+
+/* In a process of its own once all are there; its errors are added up. */
+static void fsync_process(const char *name, uint64_t number, uint64_t count,
+                          uint64_t *took, uint64_t *shared)
+{
+    char own[PATH_MAX];
+    pid_t pid = fork();
+
+    if (pid < 0) {
+        fail("fork for", name);
+    }
+    if (pid) {
+        return;
+    }
+    snprintf(own, sizeof(own), "%s.%" PRIu64, name, number);
+    while (!__atomic_load_n(&shared[0], __ATOMIC_ACQUIRE)) {
+        sched_yield();
+    }
+    __atomic_add_fetch(&shared[1], fsync_loop(own, count, took),
+                       __ATOMIC_RELEASE);
+    exit(0);
+}
+
+static int probe_fsync(const char *name, uint64_t count, uint64_t processes)
+{
+    uint64_t total = count * processes, started, sum = 0, errors;
+    uint64_t *shared = memory(name, (total + 2) * sizeof(*shared),
+                              MAP_SHARED | MAP_ANONYMOUS, -1);
+    uint64_t *took = shared + 2;
+    int status;
+
+    if (processes == 1) {
+        started = now_us();
+        shared[1] = fsync_loop(name, count, took);
+    } else {
+        for (uint64_t i = 0; i < processes; i++) {
+            fsync_process(name, i, count, took + i * count, shared);
+        }
+        started = now_us();
+        __atomic_store_n(&shared[0], 1, __ATOMIC_RELEASE);
+        while (wait(&status) > 0) {
+            if (status) {
+                fprintf(stderr, "probe: a process ended by %d\n", status);
+                return 1;
+            }
+        }
+    }
+    started = now_us() - started;
+    errors = shared[1];
+    for (uint64_t i = 0; i < total; i++) {
+        sum += took[i];
+    }
+    qsort(took, total, sizeof(*took), by_value);
+    printf("fsyncs=%" PRIu64 " errors=%" PRIu64 " min_us=%" PRIu64
+           " p50_us=%" PRIu64 " p99_us=%" PRIu64 " max_us=%" PRIu64
+           " total_us=%" PRIu64 " elapsed_us=%" PRIu64 "\n", total, errors,
+           took[0], took[total / 2], took[total * 99 / 100],
+           took[total - 1], sum, started);
     return errors ? 1 : 0;
+}
+
+static int probe_dirty(const char *name, uint64_t mib, const char *how)
+{
+    size_t size = mib << 20;
+    int fd = open_file(name, O_RDWR | O_CREAT);
+    bool mapped = !strcmp(how, "mmap");
+    char block[BLOCK_SIZE];
+    char *map;
+
+    if (!mapped && strcmp(how, "write")) {
+        fprintf(stderr, "probe: %s: must be write or mmap\n", how);
+        return 2;
+    }
+    if (posix_fallocate(fd, 0, size)) {
+        fail("allocate", name);
+    }
+    map = mapped ? memory(name, size, MAP_SHARED, fd) : NULL;
+    for (uint64_t turn = 0;; turn++) {
+        memset(block, (int)turn, sizeof(block));
+        for (size_t at = 0; at < size; at += BLOCK_SIZE) {
+            if (mapped) {
+                memcpy(map + at, block, BLOCK_SIZE);
+            } else if (pwrite(fd, block, BLOCK_SIZE, at) != BLOCK_SIZE) {
+                fail("write", name);
+            }
+        }
+    }
 }
 
 /*
@@ -221,6 +323,82 @@ static int probe_verify(const char *name, uint64_t mib, uint64_t generation)
     return good < blocks;
 }
 
+/* One write(2), so that a line is whole wherever it is cut off. */
+static void tell(int log, const char *what, uint64_t index,
+                 uint64_t generation, uint64_t third)
+{
+    char line[96];
+    int length = snprintf(line, sizeof(line),
+                          "%s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", what,
+                          index, generation, third);
+
+    if (write(log, line, length) != length) {
+        fail("write", "LOG");
+    }
+}
+
+/* How many blocks churn looks at for each that it writes. */
+#define LOOK_AT 64
+
+static int probe_churn(const char *name, uint64_t mib, const char *log_name)
+{
+    uint64_t blocks = mib * BLOCKS_PER_MIB;
+    uint64_t *generations = calloc(blocks, sizeof(*generations));
+    uint64_t block[BLOCK_WORDS];
+    uint64_t next = 0, looked_at = 0, chosen;
+    int fd = open_file(name, O_RDWR);
+    int log = open_file(log_name, O_WRONLY | O_APPEND);
+
+    if (!generations) {
+        fail("memory for", name);
+    }
+    srandom(now_us());
+    for (uint64_t i = 0; i < blocks; i++) {
+        generations[i] = 1;
+    }
+    for (;;) {
+        for (int i = 0; i < LOOK_AT; i++, next = (next + 1) % blocks) {
+            if (pread(fd, block, BLOCK_SIZE, next * BLOCK_SIZE) !=
+                BLOCK_SIZE) {
+                fail("read", name);
+            }
+            looked_at++;
+            if (!is_block(block, generations[next], next)) {
+                tell(log, "bad", next, generations[next], block[0]);
+            }
+        }
+        chosen = random() % blocks;
+        fill_block(block, ++generations[chosen], chosen);
+        if (pwrite(fd, block, BLOCK_SIZE, chosen * BLOCK_SIZE) !=
+            BLOCK_SIZE) {
+            fail("write", name);
+        }
+        if (fsync(fd)) {
+            fail("fsync", name);
+        }
+        tell(log, "ack", chosen, generations[chosen], looked_at);
+    }
+}
+
+static int probe_generations(const char *name, uint64_t mib)
+{
+    uint64_t block[BLOCK_WORDS];
+    int fd = open_file(name, O_RDONLY);
+
+    for (uint64_t i = 0; i < mib * BLOCKS_PER_MIB; i++) {
+        if (pread(fd, block, BLOCK_SIZE, i * BLOCK_SIZE) != BLOCK_SIZE) {
+            fail("read", name);
+        }
+        if (is_block(block, block[0], i)) {
+            printf("%" PRIu64 "\n", block[0]);
+        } else {
+            puts("-");
+        }
+    }
+    close(fd);
+    return 0;
+}
+
 static int probe_dax(const char *name)
 {
     struct statx st;
@@ -238,8 +416,18 @@ int main(int argc, char **argv)
 {
     const char *action = argc > 2 ? argv[1] : "";
 
-    if (!strcmp(action, "fsync") && argc == 4) {
-        return probe_fsync(argv[2], number("COUNT", argv[3], 10000000));
+    if (!strcmp(action, "fsync") && (argc == 4 || argc == 5)) {
+        return probe_fsync(argv[2], number("COUNT", argv[3], 10000000),
+                           argc == 4 ? 1 : number("PROCESSES", argv[4], 1024));
+    }
+    if (!strcmp(action, "dirty") && argc == 5) {
+        return probe_dirty(argv[2], number("MIB", argv[3], 1 << 20), argv[4]);
+    }
+    if (!strcmp(action, "churn") && argc == 5) {
+        return probe_churn(argv[2], number("MIB", argv[3], 1 << 20), argv[4]);
+    }
+    if (!strcmp(action, "generations") && argc == 4) {
+        return probe_generations(argv[2], number("MIB", argv[3], 1 << 20));
     }
     if (!strcmp(action, "write") && argc == 5) {
         return probe_write(argv[2], number("MIB", argv[3], 1 << 20),

@@ -1,0 +1,306 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What an fsync costs a guest, by the kind of its disk."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import time
+from typing import Any
+
+import click
+import matplotlib
+import rich.box
+import rich.console
+import rich.table
+
+from lab.benchmarks import results
+from lab import emulators
+from lab import guest
+from lab import paths
+from lab import progress
+from lab import qemu
+from lab import syncs
+
+matplotlib.use('agg')
+
+from matplotlib import pyplot  # noqa: E402
+
+_SIZE_MIB = 1024
+_DIRTY_MIB = 400
+_MEMORY_MIB = 1024
+#: Until a dirtier has dirtied its file once, also under TCG.
+_DIRTIER_SECONDS = 4
+
+_DOCS = paths.ROOT / 'doc/source/admin'
+_FIGURES = ('p50_us', 'p99_us', 'max_us', 'ops_per_s')
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """A kind of disk."""
+
+    title: str
+    disk: Callable[[pathlib.Path], list[str]]
+    stock: bool = False
+
+    def emulator(self) -> str:
+        return emulators.stock('10.0') if self.stock else emulators.ours()
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Who fsyncs, how often each, and beside whom."""
+
+    title: str
+    fsyncs: int
+    processes: int = 1
+    dirtier: str = ''
+
+
+MODES = {
+    'blk-writeback': Mode('virtio-blk, cache=writeback', qemu.virtio_blk),
+    'blk-none': Mode('virtio-blk, cache=none',
+                     functools.partial(qemu.virtio_blk, direct=True)),
+    'pmem-stock': Mode("virtio-pmem, QEMU's own", qemu.pmem, stock=True),
+    'pmem': Mode('virtio-pmem, ours', qemu.pmem),
+}
+
+WORKLOADS = {
+    'alone': Workload('alone', 400),
+    'write-dirtier': Workload(
+        f'beside {_DIRTY_MIB} MiB written over and over', 100,
+        dirtier='write'),
+    'mmap-dirtier': Workload(
+        f'beside {_DIRTY_MIB} MiB stored to by mmap over and over', 100,
+        dirtier='mmap'),
+    'processes-64': Workload('64 processes', 10, processes=64),
+}
+
+
+@click.command()
+@click.option('--rounds', default=5, show_default=True,
+              type=click.IntRange(min=1), help='Boots of each kind of disk.')
+@click.option('--quick', is_flag=True,
+              help='Two rounds of fewer fsyncs: at most 5 minutes.')
+@click.option('--docs', is_flag=True,
+              help='Put the table and the plot into doc/ as well.')
+def flush(rounds: int, quick: bool, docs: bool) -> None:
+    """Time a guest's fsync on virtio-blk and on virtio-pmem.
+
+    The test guest on the same image file and file system, from a disk of
+    each kind in turn, all kinds in every round, in an order that changes;
+    in each boot, 4 KiB are written and fsynced alone, beside a process that
+    dirties a large file, and by 64 processes. A first round is not timed
+    but counts QEMU's sync calls by strace.
+
+    Rows in .lab/bench/flush.json, medians of the rounds: mode, workload,
+    p50_us, p99_us, max_us, ops_per_s, each of these with its spread from
+    least to most; host_syncs_per_fsync. The plot is .lab/bench/flush.png.
+    """
+    if quick:
+        rounds = 2
+    share = 4 if quick else 1
+    with _image() as (built, image):
+        for mode in MODES.values():
+            with progress.step(f'QEMU for {mode.title}'):
+                mode.emulator()
+        _prepare(built, image)
+        counted = {}
+        for name, mode in MODES.items():
+            with (progress.step(f'counting syncs: {mode.title}'),
+                  _boot(built, image, mode) as machine):
+                for key, workload in WORKLOADS.items():
+                    counted[name, key] = _count(
+                        machine, image, workload, share)
+        samples: dict[tuple[str, str], list[dict[str, float]]] = {}
+        for number in range(rounds):
+            order = list(MODES)
+            order = order[number % 4:] + order[:number % 4]
+            for name in order:
+                with (progress.step(f'round {number + 1} of {rounds}: '
+                                    f'{MODES[name].title}'),
+                      _boot(built, image, MODES[name]) as machine):
+                    for key, workload in WORKLOADS.items():
+                        samples.setdefault((name, key), []).append(
+                            _time(machine, workload, share))
+    rows = [_row(name, key, samples[name, key], counted[name, key])
+            for key in WORKLOADS for name in MODES]
+    results.save('flush', rows)
+    plot = results.DIRECTORY / 'flush.png'
+    _plot(rows, plot)
+    _show(rows)
+    progress.say(f'the plot is {plot}')
+    if docs:
+        shutil.copy(plot, _DOCS / 'flush.png')
+        (_DOCS / 'flush-table.inc').write_text(_rst(rows))
+
+
+@contextlib.contextmanager
+def _image() -> Iterator[tuple[guest.Guest, pathlib.Path]]:
+    """The guest, and its image, allocated in full, on our file system."""
+    built = guest.build()
+    results.DIRECTORY.mkdir(parents=True, exist_ok=True)
+    image = results.DIRECTORY / 'flush.raw'
+    try:
+        shutil.copyfile(built.disk, image)
+        with image.open('r+b') as file:
+            os.posix_fallocate(file.fileno(), 0, _SIZE_MIB << 20)
+        yield built, image
+    finally:
+        image.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _boot(built: guest.Guest, image: pathlib.Path,
+          mode: Mode) -> Iterator[qemu.Machine]:
+    with qemu.Machine(
+            *qemu.direct_kernel(built.kernel, built.initrd,
+                                guest.COMMAND_LINE),
+            *mode.disk(image), memory_mib=_MEMORY_MIB,
+            emulator=mode.emulator()) as machine:
+        machine.agent.wait_ready()
+        yield machine
+        machine.agent.run('sync', check=True, timeout=300)
+
+
+def _prepare(built: guest.Guest, image: pathlib.Path) -> None:
+    """Make the large file: all that follows overwrites what there is."""
+    with (progress.step('making the file to dirty'),
+          _boot(built, image, MODES['blk-writeback']) as machine):
+        machine.agent.run(
+            f'dd if=/dev/zero of=/root/dirty bs=1M count={_DIRTY_MIB}',
+            check=True, timeout=300)
+
+
+@contextlib.contextmanager
+def _dirtier(machine: qemu.Machine, workload: Workload) -> Iterator[None]:
+    if not workload.dirtier:
+        yield
+        return
+    machine.agent.run(
+        f'probe dirty /root/dirty {_DIRTY_MIB} {workload.dirtier}'
+        ' >/dev/null 2>&1 & echo $! >/run/dirtier', check=True)
+    time.sleep(_DIRTIER_SECONDS)
+    try:
+        yield
+    finally:
+        machine.agent.run('kill -9 $(cat /run/dirtier); sync', timeout=300)
+
+
+def _fsync(machine: qemu.Machine, workload: Workload,
+           share: int) -> dict[str, int]:
+    text = machine.agent.run(
+        f'probe fsync /root/fsync {max(workload.fsyncs // share, 2)}'
+        f' {workload.processes}', check=True, timeout=600).stdout
+    return {name: int(value)
+            for name, value in re.findall(r'(\w+)=(\d+)', text)}
+
+
+def _time(machine: qemu.Machine, workload: Workload,
+          share: int) -> dict[str, float]:
+    with _dirtier(machine, workload):
+        seen = _fsync(machine, workload, share)
+    return {'p50_us': seen['p50_us'], 'p99_us': seen['p99_us'],
+            'max_us': seen['max_us'],
+            'ops_per_s': seen['fsyncs'] * 1e6 / seen['elapsed_us']}
+
+
+def _count(machine: qemu.Machine, image: pathlib.Path, workload: Workload,
+           share: int) -> float:
+    """Sync calls of QEMU on the image for each fsync in the guest."""
+    with _dirtier(machine, workload), syncs.watch(
+            machine.pid, f'/{image.name}') as watched:
+        fsyncs = _fsync(machine, workload, share * 4)['fsyncs']
+    return watched.succeeded / fsyncs
+
+
+def _row(mode: str, workload: str, samples: list[dict[str, float]],
+         host_syncs: float) -> dict[str, Any]:
+    row: dict[str, Any] = {'mode': mode, 'workload': workload}
+    for figure in _FIGURES:
+        values = [sample[figure] for sample in samples]
+        row[figure] = round(statistics.median(values), 1)
+        row[f'{figure}_spread'] = [round(min(values), 1),
+                                   round(max(values), 1)]
+    row['host_syncs_per_fsync'] = round(host_syncs, 2)
+    row['rounds'] = len(samples)
+    return row
+
+
+_HEADINGS = ('workload', 'disk', 'p50 ms', 'p99 ms', 'max ms', 'fsyncs/s',
+             'host syncs per fsync', 'p50 against blk-writeback')
+
+
+def _cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """The rows of a table: the median, and the spread in brackets."""
+    first = {row['workload']: row['p50_us'] for row in rows
+             if row['mode'] == 'blk-writeback'}
+    for row in rows:
+        cells = [row['workload'], row['mode']]
+        for figure in _FIGURES:
+            digits, unit = (0, 1) if figure == 'ops_per_s' else (2, 1000)
+            least, most = row[f'{figure}_spread']
+            cells.append(f'{row[figure] / unit:.{digits}f} '
+                         f'({least / unit:.{digits}f}-'
+                         f'{most / unit:.{digits}f})')
+        cells.append(f'{row["host_syncs_per_fsync"]:.2f}')
+        cells.append(f'{row["p50_us"] / first[row["workload"]]:.2f}')
+        yield cells
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    table = rich.table.Table(title='fsync in the guest', box=rich.box.SIMPLE)
+    for heading in _HEADINGS:
+        table.add_column(heading, no_wrap=heading in _HEADINGS[:2])
+    for cells in _cells(rows):
+        table.add_row(*cells, end_section=cells[1] == list(MODES)[-1])
+    rich.console.Console(width=140).print(table)
+
+
+def _rst(rows: list[dict[str, Any]]) -> str:
+    lines = ['.. list-table::', '   :header-rows: 1', '']
+    for cells in (_HEADINGS, *_cells(rows)):
+        lines += [f'   {"*" if not number else " "} - {cell}'
+                  for number, cell in enumerate(cells)]
+    return '\n'.join(lines) + '\n'
+
+
+def _plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
+    """p50 as bars with its spread, p99 as points, a panel a workload."""
+    figure, panels = pyplot.subplots(
+        1, len(WORKLOADS), figsize=(12, 4), sharey=True,
+        layout='constrained')
+    for panel, (key, workload) in zip(panels, WORKLOADS.items(), strict=True):
+        shown = [row for row in rows if row['workload'] == key]
+        p50 = [row['p50_us'] / 1000 for row in shown]
+        spread = [[abs(row['p50_us_spread'][end] - row['p50_us']) / 1000
+                   for row in shown] for end in (0, 1)]
+        names = [row['mode'] for row in shown]
+        panel.bar(names, p50, yerr=spread, capsize=3,
+                  color=[f'C{number}' for number in range(len(names))])
+        panel.plot(names, [row['p99_us'] / 1000 for row in shown], 'k_',
+                   markersize=12)
+        panel.set_title(workload.title, fontsize=9)
+        panel.set_yscale('log')
+        panel.tick_params(axis='x', rotation=40, labelsize=8)
+        panel.grid(axis='y', alpha=0.3)
+    panels[0].set_ylabel('fsync, ms: median (bar), 99th percentile (dash)')
+    figure.savefig(file, dpi=90)
+    pyplot.close(figure)
