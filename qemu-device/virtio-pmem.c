@@ -56,13 +56,31 @@ static const char *virtio_pmem_id(VirtIOPMEM *pmem)
 
 static void virtio_pmem_queue_enable(VirtIODevice *vdev, uint32_t queue_index)
 {
-    VIRTIO_PMEM(vdev)->ring_size = virtio_queue_get_num(vdev, 0);
+    VirtIOPMEM *pmem = VIRTIO_PMEM(vdev);
+
+    pmem->ring_size = virtio_queue_get_num(vdev, 0);
+    pmem->ring_packed = virtio_vdev_has_feature(vdev, VIRTIO_F_RING_PACKED);
+    pmem->ring_layout_changed = false;
 }
 
 /*
- * A driver must not change a queue's size once the queue is enabled, but it
- * can: QEMU would then look for the ring beyond what it has mapped of it,
- * and fail an assertion.
+ * Remembered even if it changes back: QEMU maps the ring anew at times of its
+ * own, by the layout that holds then.
+ */
+static void virtio_pmem_set_features(VirtIODevice *vdev, uint64_t features)
+{
+    VirtIOPMEM *pmem = VIRTIO_PMEM(vdev);
+
+    if (virtio_has_feature(features, VIRTIO_F_RING_PACKED) !=
+        pmem->ring_packed) {
+        pmem->ring_layout_changed = true;
+    }
+}
+
+/*
+ * A driver must not change a queue's size or layout once the queue is
+ * enabled, but it can: QEMU would then look for the ring beyond what it has
+ * mapped of it, and fail an assertion.
  *
  * Return whether the ring may be touched. QEMU 7.2 does not ask in all places
  * whether the device is broken.
@@ -73,6 +91,10 @@ static bool virtio_pmem_check_ring(VirtIOPMEM *pmem)
 
     if (!vdev->broken && virtio_queue_get_num(vdev, 0) != pmem->ring_size) {
         virtio_error(vdev, "virtio-pmem: size of the enabled queue changed");
+    }
+    if (!vdev->broken && pmem->ring_layout_changed) {
+        virtio_error(vdev,
+                     "virtio-pmem: layout of the enabled queue changed");
     }
     return !vdev->broken;
 }
@@ -665,6 +687,7 @@ static void virtio_pmem_class_init(ObjectClass *klass, void *data)
     vdc->queue_enable = virtio_pmem_queue_enable;
     vdc->get_config = virtio_pmem_get_config;
     vdc->get_features = virtio_pmem_get_features;
+    vdc->set_features = virtio_pmem_set_features;
     vdc->vmsd = &vmstate_virtio_pmem_device;
 
     vpc->fill_device_info = virtio_pmem_fill_device_info;

@@ -41,6 +41,8 @@ struct VirtIOPMEM {
     VMChangeStateEntry *vm_change_state;
     /* What the queue had when it was enabled, which may not change */
     int ring_size;
+    bool ring_packed;
+    bool ring_layout_changed;
 
     /* The one sync that runs, the requests it answers and those after them */
     VirtIOPMEMSync *sync;

@@ -129,12 +129,16 @@ class PmemDriver:
         self.reset()
         self.write(DEVICE_STATUS, 1, ACKNOWLEDGE)
         self.write(DEVICE_STATUS, 1, ACKNOWLEDGE | DRIVER)
+        self.accept(*features)
+        self.write(DEVICE_STATUS, 1, ACKNOWLEDGE | DRIVER | FEATURES_OK)
+        assert self.status & FEATURES_OK, 'the device refuses the features'
+
+    def accept(self, *features: int) -> None:
+        """Write VERSION_1 and these feature bits, which is not the end."""
         accepted = sum(1 << bit for bit in {VERSION_1, *features})
         for half in range(2):
             self.write(DRIVER_FEATURE_SELECT, 4, half)
             self.write(DRIVER_FEATURE, 4, accepted >> 32 * half & 0xFFFFFFFF)
-        self.write(DEVICE_STATUS, 1, ACKNOWLEDGE | DRIVER | FEATURES_OK)
-        assert self.status & FEATURES_OK, 'the device refuses the features'
 
     def start(self, *features: int, size: int | None = None) -> None:
         """Negotiate, set up the queue, as large as it can be, and run."""

@@ -304,3 +304,24 @@ class OldVersionTestCase(DefectTestCase):
             self._status(vm, pmem),
             stock={'7.2': 0, '10.0': -signal.SIGABRT}[self.version],
             ours=driver.NEEDS_RESET)
+
+    def test_ring_whose_layout_changes_ends_qemu(self) -> None:
+        vm = self.start_vm(self.mount().path, device='packed=on')
+        pmem = self.bring_up(vm)
+        pmem.reset()
+        pmem.write(driver.DEVICE_STATUS, 1, driver.ACKNOWLEDGE | driver.DRIVER)
+        # Features count when they are written, until FEATURES_OK: the ring is
+        # mapped as a packed one, and then used as a split one.
+        pmem.accept(driver.RING_PACKED)
+        pmem.enable_queue()
+        pmem.accept()
+        pmem.write(driver.DEVICE_STATUS, 1, driver.ACKNOWLEDGE | driver.DRIVER
+                   | driver.FEATURES_OK)
+        pmem.write(driver.DEVICE_STATUS, 1, driver.ACKNOWLEDGE | driver.DRIVER
+                   | driver.FEATURES_OK | driver.DRIVER_OK)
+        try:
+            pmem.submit()
+        except emulator.QTestError:
+            pass
+        self.assertDefect(self._status(vm, pmem), stock=-signal.SIGABRT,
+                          ours=driver.NEEDS_RESET)

@@ -32,6 +32,8 @@ MOVES = int(os.environ.get('FAKEDAX_MOVES', '10'))
 
 SIZE_MIB = 512
 CHURN_MIB = 16
+#: Syncs until the writer has looked at all of its file, 512 blocks for each.
+ROUND = CHURN_MIB * 256 // 512
 
 _LOG_PORT = ('/dev/$(basename $(dirname '
              '$(grep -lx churn /sys/class/virtio-ports/*/name)))')
@@ -144,7 +146,7 @@ class MovesTestCase(base.DeviceTestCase):
         for turn in range(MOVES):
             acknowledged = len(self.lines('ack'))
             machine = self.move(machine, turn)
-            self.wait_acknowledged(acknowledged)
+            self.wait_acknowledged(acknowledged + ROUND)
         # None of the 65 hangs: one that does cannot be killed.
         machine.agent.wait_ready()
         self.assertEqual('', machine.agent.run(
@@ -179,6 +181,5 @@ class MovesTestCase(base.DeviceTestCase):
             acknowledged = len(self.lines('ack'))
             machine = self.move(machine, turn, properties='drop-cache=off')
             self.wait_acknowledged(acknowledged)
-        # What it looks at for each that it writes, until it was all around.
-        self.wait_acknowledged(len(self.lines('ack')) + CHURN_MIB * 4)
+        self.wait_acknowledged(len(self.lines('ack')) + ROUND)
         self.assertNotEqual([], self.lines('bad'))

@@ -338,7 +338,7 @@ static void tell(int log, const char *what, uint64_t index,
 }
 
 /* How many blocks churn looks at for each that it writes. */
-#define LOOK_AT 64
+#define LOOK_AT 512
 
 static int probe_churn(const char *name, uint64_t mib, const char *log_name)
 {
