@@ -62,6 +62,27 @@ def reasons_against(
     return reasons
 
 
+def migration_reasons_against(
+    conf: cfg.ConfigOpts, host: libvirt_host.Host,
+) -> list[str]:
+    """Why such instances cannot migrate from or to a host that runs them.
+
+    :param conf: nova's configuration, with ``[fakedax]``
+    :param host: the connection to libvirt
+    """
+    reasons = []
+    if conf.libvirt.live_migration_permit_post_copy:
+        reasons.append(
+            '[libvirt]live_migration_permit_post_copy is on: the guest would '
+            'run at the destination before the source has synced its images')
+    path = conf.fakedax.emulator or _default_emulator(conf, host)
+    if not emulator.probe(path).migrates:
+        reasons.append(
+            f"the {emulator.DEVICE} of {path} does not migrate; [fakedax]"
+            f"emulator names one that does")
+    return reasons
+
+
 def _default_emulator(
     conf: cfg.ConfigOpts, host: libvirt_host.Host,
 ) -> str:

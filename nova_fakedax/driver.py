@@ -43,6 +43,7 @@ from nova_fakedax import conf
 from nova_fakedax import domain
 from nova_fakedax import hostcache
 from nova_fakedax import imagebackend
+from nova_fakedax import migration
 from nova_fakedax import refusals
 from nova_fakedax import spec
 
@@ -100,6 +101,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self.image_backend = imagebackend.FakeDaxBackend(CONF.use_cow_images)
         #: Why this host cannot run fake DAX; found out by init_host.
         self._reasons_against: list[str] = ['nova-compute is starting']
+        #: Why such instances cannot migrate from and to it.
+        self._migration_reasons_against = self._reasons_against
 
     # What this host can do.
 
@@ -113,6 +116,13 @@ class FakeDaxDriver(driver.LibvirtDriver):
                 'specs and does not report the trait %(trait)s: %(reasons)s',
                 {'namespace': spec.NAMESPACE, 'trait': spec.TRAIT,
                  'reasons': '; '.join(self._reasons_against)})
+        self._migration_reasons_against = (
+            self._reasons_against
+            or capability.migration_reasons_against(CONF, self._host))
+        if self._migration_reasons_against and not self._reasons_against:
+            LOG.info(
+                'Live migration of instances with disks on fake DAX is off '
+                'on this host: %s', '; '.join(self._migration_reasons_against))
 
     def update_provider_tree(
         self, provider_tree: ty.Any, nodename: str,
@@ -122,10 +132,14 @@ class FakeDaxDriver(driver.LibvirtDriver):
         # LibvirtDriver.static_traits drops CUSTOM_* traits; and the driver
         # keeps a copy of the tree of its own.
         for tree in (provider_tree, self.provider_tree):
-            if self._reasons_against:
-                tree.remove_traits(nodename, spec.TRAIT)
-            else:
-                tree.add_traits(nodename, spec.TRAIT)
+            for trait, reasons_against in (
+                (spec.TRAIT, self._reasons_against),
+                (spec.MIGRATION_TRAIT, self._migration_reasons_against),
+            ):
+                if reasons_against:
+                    tree.remove_traits(nodename, trait)
+                else:
+                    tree.add_traits(nodename, trait)
 
     def get_available_resource(self, nodename: str) -> dict[str, ty.Any]:
         """Say to scheduler.FakeDaxFilter that this driver is in use.
@@ -301,6 +315,73 @@ class FakeDaxDriver(driver.LibvirtDriver):
         for path in _image_paths(instance):
             hostcache.flush(path)
 
+    # Moving it while it runs.
+
+    def check_can_live_migrate_destination(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, src_compute_info: ty.Any,
+        dst_compute_info: ty.Any, block_migration: bool | None = False,
+        disk_over_commit: bool = False,
+    ) -> ty.Any:
+        if _spec(instance):
+            migration.check_destination(
+                CONF.host, self._migration_reasons_against, block_migration)
+        return super().check_can_live_migrate_destination(
+            context, instance, src_compute_info, dst_compute_info,
+            block_migration, disk_over_commit)
+
+    def check_can_live_migrate_source(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, dest_check_data: ty.Any,
+        block_device_info: ty.Any = None,
+    ) -> ty.Any:
+        wanted = _spec(instance)
+        if wanted:
+            migration.check_source(
+                CONF.host, self._migration_reasons_against,
+                self._host.get_guest(instance))
+        migrate_data = super().check_can_live_migrate_source(
+            context, instance, dest_check_data, block_device_info)
+        if wanted:
+            migration.check_storage(migrate_data)
+        return migrate_data
+
+    def _live_migration_operation(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, dest: str, block_migration: bool,
+        migrate_data: ty.Any, guest: ty.Any, device_names: ty.Any,
+    ) -> None:
+        try:
+            with migration.preflush(_image_paths(instance)):
+                super()._live_migration_operation(
+                    context, instance, dest, block_migration, migrate_data,
+                    guest, device_names)
+        except driver.libvirt.libvirtError:
+            # Logged by then. LibvirtDriver._live_migration would raise it
+            # once more after its monitor has seen the guest run on here and
+            # rolled back, and ComputeManager._do_live_migration would put a
+            # healthy instance into ERROR.
+            if not _spec(instance):
+                raise
+
+    def post_live_migration_at_source(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, network_info: ty.Any,
+    ) -> None:
+        super().post_live_migration_at_source(context, instance, network_info)
+        migration.forget(_image_paths(instance))
+
+    def post_live_migration_at_destination(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, network_info: ty.Any,
+        block_migration: bool = False, block_device_info: ty.Any = None,
+    ) -> None:
+        super().post_live_migration_at_destination(
+            context, instance, network_info, block_migration,
+            block_device_info)
+        if _spec(instance):
+            migration.report(instance, self._host.get_guest(instance))
+
     # What is not right yet: refusals.REFUSED says why.
 
     def suspend(
@@ -342,17 +423,6 @@ class FakeDaxDriver(driver.LibvirtDriver):
         return super().migrate_disk_and_power_off(
             context, instance, dest, flavor, network_info, block_device_info,
             timeout, retry_interval)
-
-    def check_can_live_migrate_source(
-        self, context: nova_context.RequestContext,
-        instance: objects.Instance, dest_check_data: ty.Any,
-        block_device_info: ty.Any = None,
-    ) -> ty.Any:
-        if _spec(instance):
-            raise exception.MigrationPreCheckError(
-                reason=refusals.refused('live migration').format_message())
-        return super().check_can_live_migrate_source(
-            context, instance, dest_check_data, block_device_info)
 
     def attach_interface(
         self, context: nova_context.RequestContext,

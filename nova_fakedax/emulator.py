@@ -31,6 +31,12 @@ DEVICE = 'virtio-pmem-pci'
 #: qemuMonitorJSONGetMemoryDeviceInfo()").
 MIN_LIBVIRT = (9, 1, 0)
 
+#: What a device has that migrates: it saves its state, syncs when the guest
+#: stops and drops the host's cached pages before an incoming one starts
+#: (qemu-device/SPEC.rst). QEMU's own has none of them.
+MIGRATION_PROPERTIES = frozenset({
+    'drop-cache', 'last-error', 'cache-dropped', 'cache-left'})
+
 _PROPERTY = re.compile(r'^\s+(?P<name>[\w-]+)=<', re.MULTILINE)
 
 
@@ -49,6 +55,11 @@ class Emulator:
 
     path: str
     properties: frozenset[str]
+
+    @property
+    def migrates(self) -> bool:
+        """Whether an instance that it runs can migrate."""
+        return self.properties >= MIGRATION_PROPERTIES
 
 
 def probe(path: str) -> Emulator:

@@ -12,6 +12,8 @@
 
 """An image's pages in the host's page cache."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 
 from nova_fakedax import privsep
@@ -27,8 +29,27 @@ def flush(path: str) -> None:
     :raises OSError: the storage did not take them; what was acknowledged to
         the guest before is not affected, the rest may be lost
     """
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@privsep.fakedax_pctxt.entrypoint
+def invalidate(path: str) -> None:
+    """Drop the file's pages that are clean and that nobody has mapped.
+
+    For an image that another host writes from now on: what is cached here
+    would be stale when the guest comes back, and is memory until then.
+
+    :raises OSError: the file cannot be opened
+    """
+    with _opened(path) as descriptor:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)

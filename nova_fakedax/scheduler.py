@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import typing as ty
 
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception
 from nova import objects
@@ -44,6 +45,25 @@ def _asks(request_spec: objects.RequestSpec) -> bool:
     flavor = request_spec.flavor
     return any(key.partition(':')[0] == spec.NAMESPACE
                for key in flavor.get('extra_specs', {}))
+
+
+def _migrates_live(
+    ctxt: nova_context.RequestContext, request_spec: objects.RequestSpec,
+) -> bool:
+    """Whether a destination of a live migration is asked for.
+
+    Nothing in the request says what it is for. The conductor's
+    nova.conductor.tasks.live_migrate.LiveMigrationTask ignores the source;
+    the instance's task tells it apart from an evacuation.
+    """
+    if 'ignore_hosts' not in request_spec or not request_spec.ignore_hosts:
+        return False
+    mapping = objects.InstanceMapping.get_by_instance_uuid(
+        ctxt, request_spec.instance_uuid)
+    with nova_context.target_cell(ctxt, mapping.cell_mapping) as cell_context:
+        instance = objects.Instance.get_by_uuid(
+            cell_context, request_spec.instance_uuid)
+    return bool(instance.task_state == task_states.MIGRATING)
 
 
 @request_filter.trace_request_filter
@@ -65,8 +85,10 @@ def require_fake_dax(
     except spec.InvalidSpec as exc:
         raise exception.RequestFilterFailed(reason=str(exc))
     request_spec.root_required.add(spec.TRAIT)
-    LOG.debug('require_fake_dax request filter added required trait %s',
-              spec.TRAIT)
+    if _migrates_live(ctxt, request_spec):
+        request_spec.root_required.add(spec.MIGRATION_TRAIT)
+    LOG.debug('require_fake_dax request filter added required traits; all: %s',
+              sorted(request_spec.root_required))
     return True
 
 

@@ -33,6 +33,9 @@ DISKS_VALUES: Mapping[str, frozenset[disk.Role]] = {
 #: The trait of a host that can run such flavors.
 TRAIT = 'CUSTOM_FAKEDAX'
 
+#: The trait of a host that such instances can migrate to while they run.
+MIGRATION_TRAIT = 'CUSTOM_FAKEDAX_MIGRATION'
+
 #: What such a host says of itself among the statistics of its compute node,
 #: and the value. Placement keeps a trait until it is taken back, also when
 #: the host has gone back to another driver; statistics are made anew.

@@ -32,6 +32,15 @@ virtio-pmem-pci options:
 """
 
 
+#: The same of a device that migrates.
+MIGRATING_HELP = HELP + """\
+  cache-dropped=<uint64>
+  cache-left=<uint64>
+  drop-cache=<bool>
+  last-error=<uint64>
+"""
+
+
 class EmulatorFixture(fixtures.Fixture):
     """A program that answers as QEMU does to ``-device ...,help``.
 

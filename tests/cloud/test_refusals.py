@@ -14,8 +14,6 @@
 
 import time
 
-import openstack
-
 from lab import servers
 from tests.cloud import base
 
@@ -93,14 +91,6 @@ class RefusalTest(base.CloudTestCase):
         compute.migrate_server(server.id)
         self.assert_refused(
             server, 'migrate', 'Fake DAX: resize or cold migration')
-        self.assert_goes_on(server, kept)
-
-        try:
-            compute.live_migrate_server(server.id, block_migration='auto')
-        except openstack.exceptions.BadRequestException:
-            pass
-        self.assert_refused(
-            server, 'live-migration', 'Fake DAX: live migration')
         self.assert_goes_on(server, kept)
 
     def test_resize_from_an_ordinary_flavor_to_fake_dax_is_refused(

@@ -101,8 +101,7 @@ class MovesTestCase(base.DeviceTestCase):
         uri = f'unix:{self.directory}/{turn}.migration'
         destination = self.start(there, '-incoming', uri, **kwargs)
         here.hold()
-        begun = here.begun
-        here.wait(lambda: here.begun > begun)
+        here.wait(lambda: here.begun > len(here.ended))
         source.qmp('migrate-set-capabilities', capabilities=[
             {'capability': 'return-path', 'state': True}])
         source.qmp('migrate', uri=uri)

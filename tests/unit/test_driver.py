@@ -223,6 +223,8 @@ class DriverTest(base.BaseTestCase):
     @ddt.data(True, False)
     def test_the_trait_follows_what_the_host_can(self, can):
         self.driver._reasons_against = [] if can else ['too old']
+        self.driver._migration_reasons_against = (
+            self.driver._reasons_against)
         tree = mock.Mock()
         self.driver.provider_tree = mock.Mock()
         with mock.patch.object(
@@ -230,8 +232,10 @@ class DriverTest(base.BaseTestCase):
             self.driver.update_provider_tree(tree, 'node')
         for changed in (tree, self.driver.provider_tree):
             add, remove = changed.add_traits, changed.remove_traits
-            (add if can else remove).assert_called_once_with(
-                'node', spec.TRAIT)
+            self.assertEqual(
+                [mock.call('node', spec.TRAIT),
+                 mock.call('node', spec.MIGRATION_TRAIT)],
+                (add if can else remove).mock_calls)
             (remove if can else add).assert_not_called()
 
     @ddt.data(True, False)
@@ -324,3 +328,21 @@ class DriverTest(base.BaseTestCase):
             self.driver.attach_interface(
                 None, self.instance(), None, {'vnic_type': vnic_type})
         attach.assert_called_once()
+
+    @ddt.data('root', None)
+    def test_a_migration_that_libvirt_refuses_is_left_to_its_monitor(
+            self, disks):
+        """Which has rolled it back; Nova would still set ERROR."""
+        instance = self.instance(disks)
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, '_live_migration_operation',
+                side_effect=libvirt_driver.libvirt.libvirtError('stale')):
+            def operate():
+                self.driver._live_migration_operation(
+                    None, instance, 'there', False, None, None, [])
+
+            if disks:
+                operate()
+            else:
+                self.assertRaises(
+                    libvirt_driver.libvirt.libvirtError, operate)

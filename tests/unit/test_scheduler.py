@@ -21,6 +21,7 @@ from nova.scheduler import request_filter
 from oslotest import base
 
 from nova_fakedax import scheduler
+from tests import fixtures
 
 
 def _request(extra_specs, root_gb=1, ephemeral_gb=1):
@@ -91,6 +92,24 @@ class SchedulerTest(base.BaseTestCase):
         scheduler.require_fake_dax(self.context, request)
         self.assertEqual({'HW_CPU_X86_AVX', 'CUSTOM_FAKEDAX'},
                          request.root_required)
+
+    @ddt.data(('migrating', True), ('rebuilding', False))
+    @ddt.unpack
+    def test_a_destination_must_be_able_to_take_it(self, task, required):
+        request = _request({'fakedax:disks': 'root'})
+        request.ignore_hosts = ['source']
+        request.instance_uuid = fixtures.UUID
+        mapping = mock.Mock(cell_mapping=mock.sentinel.cell)
+        with mock.patch.object(
+                objects.InstanceMapping, 'get_by_instance_uuid',
+                return_value=mapping), \
+            mock.patch.object(nova_context, 'target_cell'), \
+            mock.patch.object(
+                objects.Instance, 'get_by_uuid',
+                return_value=mock.Mock(task_state=task)):
+            scheduler.require_fake_dax(self.context, request)
+        self.assertEqual(required, 'CUSTOM_FAKEDAX_MIGRATION'
+                         in request.root_required)
 
     def test_no_host_passes_if_placement_was_not_asked(self):
         self.assertFalse(self._passes(

@@ -1,0 +1,163 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""A live migration on shared storage: preconditions and hand-over.
+
+The device does what must happen at the switchover (qemu-device/SPEC.rst): the
+source syncs the image once the vCPUs have stopped, the destination drops what
+it has cached of it before they run there, and refuses the guest if it cannot.
+Here is what comes before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import os
+import threading
+
+from nova import exception
+from nova import objects
+from nova.virt.libvirt import guest as libvirt_guest
+from oslo_log import log as logging
+
+from nova_fakedax import domain
+from nova_fakedax import hostcache
+from nova_fakedax import monitor
+from nova_fakedax import refusals
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds between two flushes of an image whose guest is about to leave.
+_FLUSH_INTERVAL = 1
+
+
+def _refused(reason: str) -> exception.MigrationPreCheckError:
+    return exception.MigrationPreCheckError(reason=f'Fake DAX: {reason}')
+
+
+def check_destination(
+    host: str, reasons_against: Sequence[str], block_migration: bool | None,
+) -> None:
+    """Check at the destination what can be known there.
+
+    :param host: its name
+    :param reasons_against: of the destination, as of
+        capability.migration_reasons_against
+    :param block_migration: as the user asked for it; None for automatic
+    :raises nova.exception.MigrationPreCheckError: says why it cannot be
+    """
+    if block_migration:
+        raise _refused(
+            'block migration does not see what the guest stores through a '
+            'mapping; put the instances on shared storage')
+    if reasons_against:
+        raise _refused(f'host {host}: {"; ".join(reasons_against)}')
+
+
+def check_source(
+    host: str, reasons_against: Sequence[str], guest: libvirt_guest.Guest,
+) -> None:
+    """Check at the source that the guest that runs can leave it.
+
+    Asks QEMU itself: the binary may have been replaced since it started.
+
+    :raises nova.exception.MigrationPreCheckError: says why it cannot
+    """
+    for disk, _device in domain.fake_dax_disks(guest.get_config()):
+        try:
+            monitor.device_property(guest, disk.id.alias, 'drop-cache')
+        except monitor.MonitorError as exc:
+            LOG.info('%(alias)s does not migrate: %(exc)s',
+                     {'alias': disk.id.alias, 'exc': exc})
+            raise exception.MigrationPreCheckError(
+                reason=refusals.refused('live migration').format_message())
+    if reasons_against:
+        raise _refused(f'host {host}: {"; ".join(reasons_against)}')
+
+
+def check_storage(migrate_data: objects.LibvirtLiveMigrateData) -> None:
+    """Check that both hosts have the images, as Nova has found out.
+
+    :raises nova.exception.MigrationPreCheckError: they do not
+    """
+    if not migrate_data.is_shared_instance_path:
+        raise _refused(
+            'the instances path of the two hosts is not on the same shared '
+            'storage: the destination does not see a file of the source')
+    if migrate_data.block_migration:
+        check_destination('', (), True)
+
+
+@contextlib.contextmanager
+def preflush(paths: Sequence[str]) -> Iterator[None]:
+    """Keep images nearly clean while their guest runs and is copied.
+
+    The sync at the switchover, for which the guest waits, then finds little.
+    An error is left to that one, which keeps the guest where it is.
+    """
+    ended = threading.Event()
+
+    def flush() -> None:
+        for path in paths:
+            try:
+                hostcache.flush(path)
+            except OSError as exc:
+                LOG.warning('Cannot flush %(path)s before a live migration: '
+                            '%(exc)s', {'path': path, 'exc': exc})
+
+    def flush_until_ended() -> None:
+        while not ended.wait(_FLUSH_INTERVAL):
+            flush()
+
+    flush()
+    # Not waited for: storage that hangs must not hold what comes after.
+    threading.Thread(target=flush_until_ended, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def forget(paths: Sequence[str]) -> None:
+    """Drop what the source has cached of images whose guest has left."""
+    for path in paths:
+        try:
+            hostcache.invalidate(path)
+        except OSError as exc:
+            # Memory, and no danger: the device looks when the guest is back.
+            LOG.warning('Cannot drop the cached pages of %(path)s: %(exc)s',
+                        {'path': path, 'exc': exc})
+
+
+def report(instance: objects.Instance, guest: libvirt_guest.Guest) -> None:
+    """Log at the destination what the device did when the guest came in."""
+    for disk, _device in domain.fake_dax_disks(guest.get_config()):
+        try:
+            dropped, left, error = (
+                monitor.device_property(guest, disk.id.alias, name)
+                for name in ('cache-dropped', 'cache-left', 'last-error'))
+        except monitor.MonitorError as exc:
+            LOG.warning('Cannot read the counters of %(alias)s: %(exc)s',
+                        {'alias': disk.id.alias, 'exc': exc},
+                        instance=instance)
+            continue
+        LOG.info('%(alias)s came in: %(dropped)d bytes of %(path)s dropped '
+                 'from the page cache, %(left)d left',
+                 {'alias': disk.id.alias, 'dropped': dropped,
+                  'path': disk.path, 'left': left}, instance=instance)
+        if error:
+            LOG.error('%(alias)s came in after a failed sync (%(error)s): '
+                      'every flush of the guest fails',
+                      {'alias': disk.id.alias, 'error': os.strerror(error)},
+                      instance=instance)

@@ -1,0 +1,158 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""A live migration by Nova's services, up to libvirt and from there on."""
+
+import os
+from unittest import mock
+
+import fixtures as base_fixtures
+from nova.tests.functional.libvirt import base as libvirt_base
+
+from nova_fakedax import hostcache
+from nova_fakedax import monitor
+from nova_fakedax import refusals
+from tests import fixtures
+from tests.functional import base
+
+TRAIT = 'CUSTOM_FAKEDAX_MIGRATION'
+
+
+class MigrationTestCase(
+        libvirt_base.LibvirtMigrationMixin, base.FakeDaxTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.emulator.answer(fixtures.MIGRATING_HELP)
+        self.counters = {'drop-cache': True, 'cache-dropped': 8192,
+                         'cache-left': 0, 'last-error': 0}
+        self.useFixture(base_fixtures.MockPatchObject(
+            monitor, 'device_property', self._device_property))
+        self.seen = []
+        for name in ('flush', 'invalidate'):
+            self.useFixture(base_fixtures.MockPatchObject(
+                hostcache, name, lambda path, name=name: self.seen.append(
+                    (name, os.path.basename(path), self.migrate_stub_ran))))
+        for name in ('compute1', 'compute2'):
+            self.start_compute(name)
+        self.src = self.computes['compute1']
+        self.dest = self.computes['compute2']
+        self.server = self.boot(
+            self.put_flavor('root,ephemeral', 1, 1), host='compute1')
+
+    def _device_property(self, _guest, _alias, name):
+        try:
+            return self.counters[name]
+        except KeyError:
+            raise monitor.MonitorError(f'Property {name!r} not found')
+
+    def assert_stays(self, event, reason, **action):
+        """The migration is refused, and the user can read why."""
+        self.act(self.server, 'os-migrateLive',
+                 **{'host': None, 'block_migration': 'auto'} | action)
+        server = self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None})
+        self.assertIn(
+            reason, self.failure(self.server, 'live-migration', event))
+        self.assertEqual(
+            ('ACTIVE', 'compute1'),
+            (server['status'], server['OS-EXT-SRV-ATTR:host']))
+        self.assertFalse(self.migrate_stub_ran)
+        self.assertEqual([], self.domains('compute2'))
+
+
+class LiveMigrationTest(MigrationTestCase):
+
+    def test_the_server_moves_with_its_disks(self):
+        pmems = self.pmems(self.server)
+        with self.assertLogs('nova_fakedax.migration', 'INFO') as logs:
+            self._live_migrate(self.server, 'completed')
+        self.assertEqual(['disk', 'disk.eph0'], pmems)
+        self.assertEqual(pmems, self.pmems(self.server, 'compute2'))
+        # The images are flushed while the guest still runs, and the source
+        # forgets them once it has left.
+        self.assertIn(('flush', 'disk', False), self.seen)
+        self.assertIn(('flush', 'disk.eph0', False), self.seen)
+        self.assertEqual(
+            [('invalidate', 'disk', True), ('invalidate', 'disk.eph0', True)],
+            [seen for seen in self.seen if seen[0] == 'invalidate'])
+        text = '\n'.join(logs.output)
+        for alias in ('ua-fakedax-root', 'ua-fakedax-eph0'):
+            self.assertIn(f'{alias} came in: 8192 bytes of', text)
+
+    def test_a_failed_sync_is_told_where_the_guest_comes_in(self):
+        self.counters['last-error'] = 5
+        with self.assertLogs('nova_fakedax.migration', 'ERROR') as logs:
+            self._live_migrate(self.server, 'completed')
+        self.assertIn('Input/output error', logs.output[0])
+
+    def test_hosts_that_can_have_the_trait(self):
+        for name in ('compute1', 'compute2'):
+            self.assertIn(TRAIT, self.traits(name))
+
+    def test_a_host_without_the_trait_is_not_tried(self):
+        self.dest.driver._migration_reasons_against = ['too old']
+        self._run_periodics()
+        self.assertNotIn(TRAIT, self.traits('compute2'))
+        with mock.patch.object(
+                self.dest.driver, 'check_can_live_migrate_destination',
+        ) as check:
+            self.assert_stays(
+                'conductor_live_migrate_instance', 'No valid host')
+        check.assert_not_called()
+
+    def test_a_host_whose_trait_is_out_of_date_says_why_not(self):
+        self.dest.driver._migration_reasons_against = ['too old']
+        self.assert_stays('compute_check_can_live_migrate_destination',
+                          'too old', host='compute2')
+
+    def test_a_guest_that_was_started_by_another_qemu(self):
+        del self.counters['drop-cache']
+        self.assert_stays(
+            'compute_check_can_live_migrate_source',
+            refusals.refused('live migration').format_message())
+
+    def test_a_source_that_permits_post_copy(self):
+        self.driver('compute1')._migration_reasons_against = ['post-copy']
+        self.assert_stays('compute_check_can_live_migrate_source',
+                          'post-copy')
+
+    def test_block_migration(self):
+        self.assert_stays(
+            'compute_check_can_live_migrate_destination',
+            'Fake DAX: block migration', block_migration=True)
+
+    def test_storage_that_is_not_shared(self):
+        with mock.patch.object(
+                self.src.driver, '_check_shared_storage_test_file',
+                return_value=False), \
+            mock.patch.object(
+                self.src.driver, '_assert_dest_node_has_enough_disk'):
+            self.assert_stays('compute_check_can_live_migrate_source',
+                              'not on the same shared storage')
+
+    def test_a_migration_that_fails_leaves_the_server_where_it_was(self):
+        with mock.patch('nova.tests.fixtures.libvirt.Domain.migrateToURI3',
+                        lambda domain, *_args, **_kwargs: domain.fail_job()):
+            self._live_migrate(
+                self.server, 'failed', server_expected_state='ACTIVE')
+        self.assertEqual(['disk', 'disk.eph0'], self.pmems(self.server))
+        self.assertNotIn('invalidate', [seen[0] for seen in self.seen])
+
+
+class OrdinaryServerTest(MigrationTestCase):
+
+    def test_an_ordinary_server_moves_as_before(self):
+        self.server = self.boot(self.put_flavor(None), host='compute1')
+        self.seen.clear()
+        self._live_migrate(self.server, 'completed')
+        self.assertEqual([], self.seen)
