@@ -86,8 +86,8 @@ def values(run: pathlib.Path = host.RUN, kvm: bool = False,
 
 
 def render(template: str, target: pathlib.Path,
-           variables: Mapping[str, Any]) -> None:
-    """Write a file, readable by its owner only, if that changes it.
+           variables: Mapping[str, Any], mode: int = 0o600) -> None:
+    """Write a file, for its owner only by default, if that changes it.
 
     An unchanged file keeps its time: who reads it need not be restarted.
     """
@@ -99,7 +99,7 @@ def render(template: str, target: pathlib.Path,
         pass
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + '.partial')
-    partial.touch(mode=0o600)
+    partial.touch(mode=mode)
     partial.write_text(text)
     os.replace(partial, target)
 
@@ -128,9 +128,21 @@ def write(kvm: bool, emulators: Sequence[str]) -> None:
         for name in ('hold.sh', 'hosts', 'etc/libvirtd.conf', 'etc/qemu.conf',
                      'nova.conf'):
             template = f'node/{pathlib.Path(name).name}.j2'
-            render(template, node.state / name,
-                   known | {'node': node, 'emulator': emulator})
+            render(template, node.state / name, known | {
+                'node': node, 'emulator': emulator and host.EMULATOR})
+        if emulator:
+            write_emulator(node, emulator)
         node.drop_in.mkdir(exist_ok=True)
+
+
+def write_emulator(node: host.Host, emulator: str) -> None:
+    """Say which QEMU runs a host's servers on fake DAX.
+
+    nova-compute asks it what it can do when it starts, libvirt whenever the
+    file has changed.
+    """
+    render('node/qemu-fakedax.j2', node.emulator_script,
+           {'emulator': emulator}, mode=0o700)
 
 
 def _copy(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -37,6 +37,9 @@ INSTANCES = paths.STATE / 'instances'
 
 LIBVIRT_PORT = 16509
 
+#: The QEMU for servers on fake DAX, which may be another one on each host.
+EMULATOR = pathlib.Path('/var/lib/libvirt/qemu-fakedax')
+
 
 class HostDownError(Exception):
     """The host's namespaces do not exist: the lab is not up."""
@@ -77,6 +80,11 @@ class Host:
     def drop_in(self) -> pathlib.Path:
         """Directory of nova-compute's --config-dir."""
         return self.state / 'nova.conf.d'
+
+    @property
+    def emulator_script(self) -> pathlib.Path:
+        """What is at EMULATOR on this host."""
+        return self.state / 'lib' / EMULATOR.name
 
     def pid(self) -> int:
         """The process that holds the namespaces.

@@ -12,12 +12,14 @@
 
 """Servers of the lab's cloud: what they boot, and a way into them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import contextlib
 import functools
 import pathlib
+import time
 from typing import Any
 
+import libvirt
 from openstack import connection
 import psutil
 
@@ -27,6 +29,11 @@ from lab import host
 
 #: Image properties that let the test guest be what it is.
 PROPERTIES = {'fakedax_guest': 'true', 'hw_qemu_guest_agent': 'yes'}
+
+
+#: How migrations end.
+_ENDED = ('completed', 'failed', 'error', 'cancelled')
+_MIGRATION_SECONDS = 300
 
 
 class ServerError(Exception):
@@ -126,11 +133,60 @@ class Server:
                 return process
         raise ServerError(f'no emulator runs server {self.id}')
 
+    def live_migrate(self, **arguments: Any) -> str:
+        """Migrate it while it runs; return the status with which that ended.
+
+        :param arguments: as of openstacksdk's live_migrate_server
+        :raises ServerError: it has not ended in time
+        """
+        known = self.migrations()
+        self.cloud.compute.live_migrate_server(
+            self.id, block_migration='auto', **arguments)
+        return self.migration_status(known)
+
+    def migrations(self) -> set[Any]:
+        """The ids of all its migrations, those that have ended included."""
+        return {each.id for each in self._migrations()}
+
+    def migration_status(self, known: Collection[Any]) -> str:
+        """Wait for the one migration that is not known yet; its last status.
+
+        :raises ServerError: it has not ended in time
+        """
+        deadline = time.monotonic() + _MIGRATION_SECONDS
+        while True:
+            statuses = [each.status for each in self._migrations()
+                        if each.id not in known]
+            if statuses and statuses[0] in _ENDED:
+                # Where it is now.
+                vars(self).pop('host', None)
+                return statuses[0]
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f'server {self.id}: the migration is still '
+                    f'{statuses} after {_MIGRATION_SECONDS} s')
+            time.sleep(0.2)
+
+    def _migrations(self) -> list[Any]:
+        return [each for each in self.cloud.compute.migrations()
+                if each.server_id == self.id]
+
+    def migration_statistics(self) -> dict[str, Any]:
+        """What libvirt, on the host that it went to, knows of the last one.
+
+        https://libvirt.org/html/libvirt-libvirt-domain.html, job statistics:
+        times in ms, sizes in bytes.
+        """
+        with self.domain() as domain:
+            return domain.jobStats(
+                libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED
+                | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED)
+
     @contextlib.contextmanager
     def domain(self) -> Iterator[Any]:
         """Its libvirt domain."""
-        with self.host.libvirt() as libvirt:
-            yield libvirt.lookupByUUIDString(self.id)
+        with self.host.libvirt() as libvirt_connection:
+            yield libvirt_connection.lookupByUUIDString(self.id)
 
     @contextlib.contextmanager
     def agent(self, timeout: float = 120) -> Iterator[agent.Agent]:

@@ -270,7 +270,8 @@ def _host(node: host.Host, package: pathlib.Path) -> list[Service]:
             functools.partial(_reported, node),
             # A call before the conductor listens is lost and costs 10 s.
             after=('nova-conductor', 'placement', daemon),
-            reads=(node.state / 'nova.conf', node.drop_in, package),
+            reads=(node.state / 'nova.conf', node.drop_in,
+                   node.emulator_script, package),
             within=holder),
     ]
 

@@ -162,14 +162,23 @@ PARTS: dict[str, Callable[[], Count]] = {
 }
 
 
+#: Moves of a server with --storm.
+STORM = 200
+
+
 @click.command(help=f"""Run the tests, or some parts of them.
 
 The parts are {', '.join(PARTS)}; all of them without an argument. The cloud
 tests bring the lab's cloud up and leave it as they found it. The last line
 counts the tests of all parts; the exit status is 1 if one failed.
 """)
+@click.option('--storm', is_flag=True,
+              help=f'Have the cloud tests migrate a server {STORM} times '
+                   'instead of 20.')
 @click.argument('parts', nargs=-1, type=click.Choice(list(PARTS)))
-def main(parts: tuple[str, ...]) -> None:
+def main(storm: bool, parts: tuple[str, ...]) -> None:
+    if storm:
+        os.environ['FAKEDAX_STORM'] = str(STORM)
     total = Count()
     counts = {}
     for part in parts or PARTS:

@@ -55,8 +55,7 @@ def reasons_against(
             f"libvirt is older than {wanted}, the first that can start "
             f"<memory model='virtio-pmem'>")
     try:
-        emulator.probe(
-            conf.fakedax.emulator or _default_emulator(conf, host))
+        emulator.probe(_emulator(conf, host))
     except emulator.ProbeError as exc:
         reasons.append(str(exc))
     return reasons
@@ -75,12 +74,28 @@ def migration_reasons_against(
         reasons.append(
             '[libvirt]live_migration_permit_post_copy is on: the guest would '
             'run at the destination before the source has synced its images')
-    path = conf.fakedax.emulator or _default_emulator(conf, host)
+    path = _emulator(conf, host)
     if not emulator.probe(path).migrates:
         reasons.append(
             f"the {emulator.DEVICE} of {path} does not migrate; [fakedax]"
             f"emulator names one that does")
     return reasons
+
+
+def machines(
+    conf: cfg.ConfigOpts, host: libvirt_host.Host,
+) -> frozenset[str]:
+    """The machine types of the QEMU that runs such instances here.
+
+    :param conf: nova's configuration, with ``[fakedax]``
+    :param host: the connection to libvirt
+    :raises emulator.ProbeError: it does not say
+    """
+    return emulator.machines(_emulator(conf, host))
+
+
+def _emulator(conf: cfg.ConfigOpts, host: libvirt_host.Host) -> str:
+    return conf.fakedax.emulator or _default_emulator(conf, host)
 
 
 def _default_emulator(

@@ -323,12 +323,17 @@ class FakeDaxDriver(driver.LibvirtDriver):
         dst_compute_info: ty.Any, block_migration: bool | None = False,
         disk_over_commit: bool = False,
     ) -> ty.Any:
-        if _spec(instance):
+        wanted = _spec(instance)
+        if wanted:
             migration.check_destination(
                 CONF.host, self._migration_reasons_against, block_migration)
-        return super().check_can_live_migrate_destination(
+        migrate_data = super().check_can_live_migrate_destination(
             context, instance, src_compute_info, dst_compute_info,
             block_migration, disk_over_commit)
+        if wanted:
+            migration.offer_machines(
+                migrate_data, capability.machines(CONF, self._host))
+        return migrate_data
 
     def check_can_live_migrate_source(
         self, context: nova_context.RequestContext,
@@ -337,9 +342,10 @@ class FakeDaxDriver(driver.LibvirtDriver):
     ) -> ty.Any:
         wanted = _spec(instance)
         if wanted:
+            guest = self._host.get_guest(instance)
             migration.check_source(
-                CONF.host, self._migration_reasons_against,
-                self._host.get_guest(instance))
+                CONF.host, self._migration_reasons_against, guest)
+            migration.check_machine(dest_check_data, guest)
         migrate_data = super().check_can_live_migrate_source(
             context, instance, dest_check_data, block_device_info)
         if wanted:

@@ -38,6 +38,7 @@ MIGRATION_PROPERTIES = frozenset({
     'drop-cache', 'last-error', 'cache-dropped', 'cache-left'})
 
 _PROPERTY = re.compile(r'^\s+(?P<name>[\w-]+)=<', re.MULTILINE)
+_MACHINE = re.compile(r'^(?P<name>[\w.-]+) {2,}\S', re.MULTILINE)
 
 
 class ProbeError(Exception):
@@ -69,23 +70,41 @@ def probe(path: str) -> Emulator:
 
     :raises ProbeError: says what the binary lacks
     """
-    try:
-        status = os.stat(path)
-    except OSError as exc:
-        raise ProbeError(f'{path}: {exc.strerror}')
-    return _probe(path, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache
-def _probe(path: str, _mtime: int, _size: int) -> Emulator:
-    try:
-        stdout, _stderr = processutils.execute(
-            path, '-device', f'{DEVICE},help')
-    except (OSError, processutils.ProcessExecutionError) as exc:
-        LOG.debug('%(path)s: %(exc)s', {'path': path, 'exc': exc})
-        raise ProbeError(f'{path} cannot list the properties of a device')
-    properties = frozenset(_PROPERTY.findall(stdout))
+    properties = frozenset(_PROPERTY.findall(_ask(
+        path, 'the properties of a device', '-device', f'{DEVICE},help')))
     # QEMU exits with 0 and prints nothing for a device it does not know.
     if 'memdev' not in properties:
         raise ProbeError(f'{path} has no device {DEVICE}')
     return Emulator(path, properties)
+
+
+def machines(path: str) -> frozenset[str]:
+    """Ask the binary for the machine types that it can be.
+
+    Versions and their aliases: ``pc-q35-10.0`` and ``q35``. The answer is
+    kept until the binary is replaced.
+
+    :raises ProbeError: the binary does not say
+    """
+    return frozenset(_MACHINE.findall(_ask(
+        path, 'the machine types', '-machine', 'help')))
+
+
+def _ask(path: str, what: str, *arguments: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as exc:
+        raise ProbeError(f'{path}: {exc.strerror}')
+    return _answer(
+        path, what, arguments, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _answer(path: str, what: str, arguments: tuple[str, ...],
+            _mtime: int, _size: int) -> str:
+    try:
+        stdout, _stderr = processutils.execute(path, *arguments)
+    except (OSError, processutils.ProcessExecutionError) as exc:
+        LOG.debug('%(path)s: %(exc)s', {'path': path, 'exc': exc})
+        raise ProbeError(f'{path} cannot list {what}')
+    return str(stdout)

@@ -20,6 +20,7 @@ Here is what comes before and after.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -37,6 +38,9 @@ from nova_fakedax import monitor
 from nova_fakedax import refusals
 
 LOG = logging.getLogger(__name__)
+
+#: The name under which the destination's machine types travel.
+_OFFER = 'fakedax-machine-types'
 
 #: Seconds between two flushes of an image whose guest is about to leave.
 _FLUSH_INTERVAL = 1
@@ -63,6 +67,41 @@ def check_destination(
             'mapping; put the instances on shared storage')
     if reasons_against:
         raise _refused(f'host {host}: {"; ".join(reasons_against)}')
+
+
+def offer_machines(
+    migrate_data: objects.LibvirtLiveMigrateData, machines: Iterable[str],
+) -> None:
+    """Tell the source which machine types the destination can run.
+
+    The object has no field for it, and a field of our own would be lost in
+    nova-conductor; ``bdms`` is not used before the destination makes it anew
+    (LibvirtDriver.pre_live_migration).
+    """
+    offer = objects.LibvirtLiveMigrateBDMInfo(serial=_OFFER)
+    offer.connection_info = sorted(machines)
+    migrate_data.bdms = [offer]
+
+
+def check_machine(
+    migrate_data: objects.LibvirtLiveMigrateData, guest: libvirt_guest.Guest,
+) -> None:
+    """Check at the source that the destination can be the guest's machine.
+
+    QEMU knows the machine types of its own release and earlier ones. libvirt
+    would find out as well, but tells nova-compute's log only.
+
+    :raises nova.exception.MigrationPreCheckError: it cannot
+    """
+    offers = migrate_data.bdms if 'bdms' in migrate_data else []
+    machine = guest.get_config().os_mach_type
+    for offer in offers:
+        if offer.serial == _OFFER and machine not in offer.connection_info:
+            raise _refused(
+                f"the guest's machine type is '{machine}', which the "
+                f"destination's QEMU does not have; a type that all hosts "
+                f"have can be chosen by [libvirt]hw_machine_type, or by the "
+                f"image property hw_machine_type, before the guest starts")
 
 
 def check_source(

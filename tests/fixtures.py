@@ -26,9 +26,15 @@ from nova_fakedax import privsep
 UUID = '4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88'
 
 #: What QEMU says of a device that it has.
+#: All that is asked of a binary, in one; every guest of Nova's fake libvirt is
+#: a pc-0.12.
 HELP = """\
 virtio-pmem-pci options:
   memdev=<link<memory-backend>>
+Supported machines are:
+q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-10.0)
+pc-q35-10.0          Standard PC (Q35 + ICH9, 2009)
+pc-0.12              Standard PC (i440FX + PIIX, 1996)
 """
 
 
@@ -42,7 +48,7 @@ MIGRATING_HELP = HELP + """\
 
 
 class EmulatorFixture(fixtures.Fixture):
-    """A program that answers as QEMU does to ``-device ...,help``.
+    """A program that answers as QEMU does when asked what it can do.
 
     :ivar path: where it is
     """

@@ -12,7 +12,9 @@
 
 """Where the figures go."""
 
+from collections.abc import Iterable, Sequence
 import json
+import pathlib
 from typing import Any
 
 from lab import paths
@@ -25,3 +27,13 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     (DIRECTORY / f'{name}.json').write_text(
         json.dumps(rows, indent=2) + '\n')
+
+
+def write_table(file: pathlib.Path, headings: Sequence[str],
+                rows: Iterable[Sequence[str]]) -> None:
+    """Write a table for the documents, in reStructuredText."""
+    lines = ['.. list-table::', '   :header-rows: 1', '']
+    for cells in (headings, *rows):
+        lines += [f'   {"*" if not number else " "} - {cell}'
+                  for number, cell in enumerate(cells)]
+    file.write_text('\n'.join(lines) + '\n')

@@ -23,7 +23,6 @@ import statistics
 import time
 import typing as ty
 
-import libvirt
 import openstack
 
 from lab.benchmarks import results
@@ -33,110 +32,39 @@ from lab import lifecycle
 from lab import pagecache
 from lab import paths
 from lab import servers
-from tests.cloud import base
+from tests.cloud import moving
 
 MOVES = int(os.environ.get('FAKEDAX_STORM', '20'))
 
-CHURN_MIB = 16
-#: Syncs until the writer has looked at all of its file, 512 blocks for each.
-ROUND = CHURN_MIB * 256 // 512
 
-_LOG = '/dev/churn'
-
-
-class MigrationTestCase(base.CloudTestCase):
-
-    def migrate(self, server: servers.Server, status: str = 'completed',
-                **arguments: ty.Any) -> str:
-        """Migrate and wait; return the name of the host it is on."""
-        known = {each.id for each in self.migrations(server)}
-        self.cloud.compute.live_migrate_server(
-            server.id, block_migration='auto', **arguments)
-        self.wait(server.id, 'ACTIVE')
-        self.wait_migration(server, known, status)
-        # Where it is now.
-        vars(server).pop('host', None)
-        return server.host.name
-
-    def wait_migration(self, server: servers.Server, known: set[ty.Any],
-                       status: str) -> None:
-        """Wait for the end of the one that is not known; expect a status.
-
-        The server is ACTIVE again some time before.
-        """
-        deadline = time.monotonic() + 60
-        while True:
-            [made] = [each for each in self.migrations(server)
-                      if each.id not in known]
-            if made.status in ('completed', 'failed', 'error', 'cancelled'):
-                break
-            self.assertLess(time.monotonic(), deadline, made.status)
-            time.sleep(0.3)
-        self.assertEqual(status, made.status)
-
-    def migrations(self, server: servers.Server) -> list[ty.Any]:
-        return [each for each in self.cloud.compute.migrations()
-                if each.server_id == server.id]
-
-    def begin_churn(self, server: servers.Server) -> None:
-        """Have a writer and a verifier run in the guest for ever."""
-        with server.agent() as agent:
-            agent.run(f'touch {_LOG} && probe write /root/churn {CHURN_MIB} 1',
-                      check=True)
-            agent.run(f'probe churn /root/churn {CHURN_MIB} {_LOG} '
-                      '>/dev/null 2>/root/churn.error &', check=True)
-
-    def churned(self, server: servers.Server) -> list[list[str]]:
-        """The writer's log, kept in the guest's RAM, which moves with it."""
-        with server.agent() as agent:
-            text = agent.run(f'cat {_LOG}', check=True).stdout
-        return [line.split() for line in text.split('\n')[:-1]]
-
-    def wait_churn(self, server: servers.Server, before: int) -> list[ty.Any]:
-        """Wait until the writer has looked at all of its file once more."""
-        deadline = time.monotonic() + 120
-        while len(lines := self.churned(server)) < before + ROUND:
-            self.assertLess(time.monotonic(), deadline, lines[-3:])
-            time.sleep(0.2)
-        return lines
-
-    def downtime(self, server: servers.Server) -> int:
-        """Of the last migration, in ms, as QEMU has it."""
-        with server.domain() as domain:
-            return domain.jobStats(
-                libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED
-                | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED)['downtime']
-
-
-class StormTest(MigrationTestCase):
+class StormTest(moving.MigrationTestCase):
 
     def test_no_stale_no_lost_no_torn_block(self) -> None:
         server = self.create(self.flavor(), self.image())
-        self.begin_churn(server)
+        churn = moving.Churn(server)
         downtimes = []
         for _turn in range(MOVES):
             before = server.host
-            count = len(self.churned(server))
             self.assertNotEqual(before.name, self.migrate(server))
-            downtimes.append(self.downtime(server))
+            downtimes.append(server.migration_statistics()['downtime'])
             # The source keeps none of it.
             self.assertEqual(0, pagecache.cached_bytes(
                 before.path(host.INSTANCES / server.id / 'disk')))
-            lines = self.wait_churn(server, count)
-        self.assertEqual([], [line for line in lines if line[0] != 'ack'])
+            churn.wait_round()
+            self.assertEqual([], churn.bad())
         # Pull the plug: what was acknowledged is on storage.
         server.host.power_off()
         self.wait_power_off(server)
         self.act(server, 'ACTIVE', 'start_server')
         with server.agent() as agent:
-            found = agent.run(f'probe generations /root/churn {CHURN_MIB}',
+            found = agent.run(f'probe generations /root/churn {moving.CHURN_MIB}',
                               check=True).stdout.split()
         self.assertNotIn('-', found)
-        for _ack, block, generation, _looked_at in lines:
+        for _ack, block, generation, _looked_at in churn.lines:
             self.assertGreaterEqual(int(found[int(block)]), int(generation))
         results.save('storm', [{
-            'moves': MOVES, 'verified_mib': int(lines[-1][3]) * 4096 >> 20,
-            'acknowledged': len(lines),
+            'moves': MOVES, 'verified_mib': int(churn.lines[-1][3]) * 4096 >> 20,
+            'acknowledged': len(churn.lines),
             'downtime_p50_ms': statistics.median(downtimes),
             'downtime_max_ms': max(downtimes)}])
 
@@ -155,17 +83,15 @@ class StormTest(MigrationTestCase):
         script.chmod(0o755)
         self.use_emulator(str(script))
         server = self.create(self.flavor(), self.image())
-        self.begin_churn(server)
-        bad: list[ty.Any] = []
+        churn = moving.Churn(server)
         for _turn in range(4):
             # The source would drop its pages after the guest has left.
             with self.kept(server):
                 self.migrate(server)
-            lines = self.wait_churn(server, len(self.churned(server)))
-            bad = [line for line in lines if line[0] == 'bad']
-            if bad:
+            churn.wait_round()
+            if churn.bad():
                 break
-        self.assertNotEqual([], bad)
+        self.assertNotEqual([], churn.bad())
 
     def kept(self, server: servers.Server) -> ty.Any:
         """Pages of the image that are mapped and so cannot be dropped."""
@@ -187,7 +113,7 @@ class StormTest(MigrationTestCase):
                            for node in host.HOSTS])
 
 
-class RefusalTest(MigrationTestCase):
+class RefusalTest(moving.MigrationTestCase):
 
     def test_stale_pages_at_the_destination(self) -> None:
         """The device refuses; the guest goes on, and may go later."""

@@ -126,6 +126,12 @@ class LiveMigrationTest(MigrationTestCase):
         self.assert_stays('compute_check_can_live_migrate_source',
                           'post-copy')
 
+    def test_a_destination_that_lacks_the_machine_type(self):
+        with mock.patch('nova_fakedax.capability.machines',
+                        return_value={'pc-q35-7.2'}):
+            self.assert_stays('compute_check_can_live_migrate_source',
+                              'machine type is')
+
     def test_block_migration(self):
         self.assert_stays(
             'compute_check_can_live_migrate_destination',

@@ -86,14 +86,30 @@ class ProbeTest(base.BaseTestCase):
         self.assertEqual(before.st_size, os.path.getsize(self.path))
         self.assertTrue(emulator.probe(self.path).properties)
 
+    def test_its_machine_types_are_read(self):
+        self.assertEqual({'q35', 'pc-q35-10.0', 'pc-0.12'},
+                         emulator.machines(self.path))
+        self.assertEqual(['-machine help'], self.emulator.calls())
+
+    def test_a_binary_that_does_not_say_its_machine_types_is_named(self):
+        self.emulator.answer('', status=1)
+        self.assertEqual(
+            f'{self.path} cannot list the machine types',
+            str(self.assertRaises(
+                emulator.ProbeError, emulator.machines, self.path)))
+
     def test_a_real_qemu_is_understood(self):
         path = shutil.which('qemu-system-x86_64')
         if not path:
             self.skipTest('qemu-system-x86_64 is not installed')
         self.assertIn('memdev', emulator.probe(path).properties)
+        machines = emulator.machines(path)
+        self.assertIn('q35', machines)
+        self.assertTrue(any(name.startswith('pc-q35-') for name in machines))
+        self.assertNotIn('Supported', machines)
         self.useFixture(base_fixtures.MockPatchObject(
             emulator, 'DEVICE', 'no-such-device'))
-        emulator._probe.cache_clear()
-        self.addCleanup(emulator._probe.cache_clear)
+        emulator._answer.cache_clear()
+        self.addCleanup(emulator._answer.cache_clear)
         self.assertEqual(f'{path} has no device no-such-device',
                          self._reason(path))

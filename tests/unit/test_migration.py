@@ -53,6 +53,35 @@ class CheckTest(base.BaseTestCase):
                 migration.check_storage(data)
 
 
+class MachineTest(base.BaseTestCase):
+
+    def guest(self, machine):
+        guest = mock.Mock()
+        guest.get_config.return_value.os_mach_type = machine
+        return guest
+
+    def check(self, machine):
+        data = objects.LibvirtLiveMigrateData()
+        migration.offer_machines(data, {'q35', 'pc-q35-7.2'})
+        # As it travels between hosts.
+        data = objects.LibvirtLiveMigrateData.obj_from_primitive(
+            data.obj_to_primitive())
+        migration.check_machine(data, self.guest(machine))
+
+    def test_a_machine_type_that_both_have(self):
+        self.check('pc-q35-7.2')
+
+    def test_a_machine_type_that_the_destination_lacks_is_named(self):
+        error = self.assertRaises(
+            exception.MigrationPreCheckError, self.check, 'pc-q35-10.0')
+        self.assertIn("machine type is 'pc-q35-10.0'", error.format_message())
+
+    def test_a_destination_that_does_not_say(self):
+        """One that runs an older release of ours."""
+        migration.check_machine(
+            objects.LibvirtLiveMigrateData(), self.guest('pc-q35-10.0'))
+
+
 class PreflushTest(base.BaseTestCase):
 
     def setUp(self):

@@ -52,6 +52,9 @@ static const char usage[] =
     "             bad BLOCK GENERATION FOUND\n"
     "       probe generations FILE MIB\n"
     "           the generation of each block, - where it is torn\n"
+    "       probe tick LOG\n"
+    "           until killed: sleep for 1 ms, and tell LOG of each time that\n"
+    "           it took over 5 ms, in us\n"
     "       probe dax FILE\n"
     "           does the kernel use DAX for FILE?\n";
 
@@ -399,6 +402,22 @@ static int probe_generations(const char *name, uint64_t mib)
     return 0;
 }
 
+static int probe_tick(const char *log_name)
+{
+    const struct timespec millisecond = { .tv_nsec = 1000000 };
+    int log = open_file(log_name, O_WRONLY | O_CREAT | O_APPEND);
+    uint64_t before = now_us(), took;
+
+    for (;;) {
+        nanosleep(&millisecond, NULL);
+        took = now_us() - before;
+        before += took;
+        if (took > 5000 && dprintf(log, "%" PRIu64 "\n", took) < 0) {
+            fail("write", log_name);
+        }
+    }
+}
+
 static int probe_dax(const char *name)
 {
     struct statx st;
@@ -436,6 +455,9 @@ int main(int argc, char **argv)
     if (!strcmp(action, "verify") && argc == 5) {
         return probe_verify(argv[2], number("MIB", argv[3], 1 << 20),
                             number("GENERATION", argv[4], UINT32_MAX));
+    }
+    if (!strcmp(action, "tick") && argc == 3) {
+        return probe_tick(argv[2]);
     }
     if (!strcmp(action, "dax") && argc == 3) {
         return probe_dax(argv[2]);

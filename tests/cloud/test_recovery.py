@@ -1,0 +1,266 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What becomes of a live migration when something fails in its midst."""
+
+from collections.abc import Callable
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import time
+import typing as ty
+
+import libvirt
+import psutil
+
+from lab import host
+from lab import lifecycle
+from lab import servers
+from lab import supervision
+from tests.cloud import base
+from tests.cloud import moving
+
+#: MiB/s: slow enough for a test to come in between, and no limit.
+CRAWL = 2
+GALLOP = 10_000
+
+_PATIENCE_SECONDS = 90
+#: pidfd_getfd(2), which Python does not have.
+_NR_PIDFD_GETFD = 438
+
+
+class RecoveryTestCase(moving.MigrationTestCase):
+    """A guest that writes and looks at what it wrote, and is on its way."""
+
+    def begin(self, flavor: ty.Any = None) -> servers.Server:
+        server = self.create(flavor or self.flavor(), self.image())
+        self.churn = moving.Churn(server)
+        self.source = server.host
+        [self.destination] = [
+            node for node in host.HOSTS if node != self.source]
+        return server
+
+    def depart(self, server: servers.Server) -> ty.Any:
+        """Have it migrate at a crawl; return the migration that runs."""
+        self.known = server.migrations()
+        self.set_speed(server, CRAWL)
+        self.cloud.compute.live_migrate_server(
+            server.id, block_migration='auto')
+        self.wait_for(lambda: self.sent(server) > 1 << 20)
+        [migration] = self.cloud.compute.server_migrations(server.id)
+        self.assertEqual('running', migration.status)
+        return migration
+
+    def set_speed(self, server: servers.Server, mib_per_second: int) -> None:
+        with self.domain(server, self.source) as domain:
+            domain.migrateSetMaxSpeed(mib_per_second)
+
+    def sent(self, server: servers.Server) -> int:
+        """Bytes of RAM that have gone to the destination."""
+        with self.domain(server, self.source) as domain:
+            return domain.jobStats().get('memory_processed', 0)
+
+    @contextlib.contextmanager
+    def domain(self, server: servers.Server,
+               node: host.Host) -> ty.Iterator[ty.Any]:
+        with node.libvirt() as connection:
+            yield connection.lookupByUUIDString(server.id)
+
+    def wait_for(self, condition: Callable[[], ty.Any]) -> ty.Any:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not (answer := condition()):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.2)
+        return answer
+
+    def emulator(self, server: servers.Server,
+                 node: host.Host) -> psutil.Process:
+        [process] = [each for each in node.emulators()
+                     if server.id in each.cmdline()]
+        return process
+
+    def kill_service(self, name: str) -> None:
+        """End it without a warning; it is back after the test at the latest.
+        """
+        self.addCleanup(self.revive, name)
+        pid = supervision.Supervisor().processes()[name].pid
+        os.kill(pid, signal.SIGKILL)
+        self.wait_for(lambda: not supervision.Supervisor().processes()[
+            name].running)
+
+    def revive(self, *_names: str) -> None:
+        """Start what is down, and wait until it is ready."""
+        lifecycle.restart([])
+
+    def assert_stays(self, server: servers.Server, status: str) -> None:
+        """It failed, nothing is left of it, and the next one works."""
+        self.assertEqual(status, server.migration_status(self.known))
+        self.wait(server.id, 'ACTIVE')
+        self.assert_runs_on(server, self.source)
+        self.set_speed(server, GALLOP)
+        self.assertEqual(self.destination.name, self.migrate(server))
+        self.assert_runs_on(server, self.destination)
+
+    def assert_moved(self, server: servers.Server) -> None:
+        self.assertEqual('completed', server.migration_status(self.known))
+        self.wait(server.id, 'ACTIVE')
+        self.assert_runs_on(server, self.destination)
+
+    def assert_runs_on(self, server: servers.Server, node: host.Host) -> None:
+        """There and nowhere else, with every byte right."""
+        self.assertEqual(node.name, server.show().compute_host)
+        self.assertEqual(node, server.host)
+        [other] = [each for each in host.HOSTS if each != node]
+        with other.libvirt() as connection:
+            self.assertRaises(libvirt.libvirtError,
+                              connection.lookupByUUIDString, server.id)
+        self.assertEqual([], [each for each in other.emulators()
+                              if server.id in each.cmdline()])
+        self.churn.wait_round()
+        self.assertEqual([], self.churn.bad())
+
+
+class UserTest(RecoveryTestCase):
+
+    def test_abort(self) -> None:
+        server = self.begin()
+        migration = self.depart(server)
+        self.cloud.compute.abort_server_migration(migration, server.id)
+        self.assert_stays(server, 'cancelled')
+
+    def test_force_complete(self) -> None:
+        server = self.begin()
+        migration = self.depart(server)
+        self.cloud.compute.force_complete_server_migration(
+            migration, server.id)
+        with self.domain(server, self.source) as domain:
+            self.wait_for(
+                lambda: domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED)
+        self.set_speed(server, GALLOP)
+        self.assert_moved(server)
+
+    def test_several_at_once_with_all_their_disks(self) -> None:
+        flavor = self.flavor(
+            base.ROOT | {'fakedax:disks': 'root,ephemeral'}, ephemeral=1)
+        moving_on = []
+        for node in host.HOSTS:
+            server = self.create(
+                flavor, self.image(), availability_zone=f'nova:{node.name}')
+            churn = moving.Churn(server)
+            with server.agent() as agent:
+                agent.run('mkdir -p /run/eph && mount -o dax=always '
+                          '/dev/pmem1 /run/eph && '
+                          'probe write /run/eph/keep 4 7', check=True)
+            moving_on.append((server, node, churn))
+        for server, _node, _churn in moving_on:
+            self.cloud.compute.live_migrate_server(
+                server.id, block_migration='auto')
+        for server, source, self.churn in moving_on:
+            self.assertEqual('completed', server.migration_status(()))
+            self.wait(server.id, 'ACTIVE')
+            [destination] = [node for node in host.HOSTS if node != source]
+            self.assert_runs_on(server, destination)
+            with server.agent() as agent:
+                agent.run('probe verify /run/eph/keep 4 7 && '
+                          'probe fsync /run/eph/after 3', check=True)
+
+
+class FaultTest(RecoveryTestCase):
+
+    def test_the_connection_is_cut(self) -> None:
+        server = self.begin()
+        self.depart(server)
+        cut(self.emulator(server, self.source), self.destination.address)
+        self.assert_stays(server, 'failed')
+
+    def test_qemu_is_killed_at_the_destination(self) -> None:
+        """As by the kernel when memory runs out."""
+        server = self.begin()
+        self.depart(server)
+        self.emulator(server, self.destination).kill()
+        self.assert_stays(server, 'failed')
+
+    def test_libvirt_is_killed_at_the_destination(self) -> None:
+        server = self.begin()
+        self.depart(server)
+        self.kill_service(f'libvirtd{self.destination.number}')
+        self.revive()
+        self.assert_stays(server, 'failed')
+
+    def test_libvirt_is_killed_at_the_source(self) -> None:
+        server = self.begin()
+        self.depart(server)
+        self.kill_service(f'libvirtd{self.source.number}')
+        self.revive()
+        self.assert_stays(server, 'failed')
+
+    def test_nova_compute_is_killed_at_the_destination(self) -> None:
+        """The guest moves without it; what is left is done once it is back.
+        """
+        server = self.begin()
+        self.depart(server)
+        self.kill_service(f'nova-compute{self.destination.number}')
+        self.set_speed(server, GALLOP)
+        self.wait_for(lambda: not self.is_here(server, self.source))
+        self.revive()
+        self.assert_moved(server)
+
+    def test_nova_compute_is_killed_at_the_source(self) -> None:
+        """When it is back while the guest is on its way, it calls it back."""
+        server = self.begin()
+        self.depart(server)
+        self.kill_service(f'nova-compute{self.source.number}')
+        self.revive()
+        self.assert_stays(server, 'error')
+
+    def test_nova_compute_is_killed_at_the_source_and_back_too_late(
+            self) -> None:
+        """The guest has left by then: Nova finds it where it is."""
+        server = self.begin()
+        self.depart(server)
+        self.kill_service(f'nova-compute{self.source.number}')
+        self.set_speed(server, GALLOP)
+        self.wait_for(lambda: not self.is_here(server, self.source))
+        self.revive()
+        self.wait(server.id, 'ACTIVE')
+        self.assert_runs_on(server, self.destination)
+
+    def is_here(self, server: servers.Server, node: host.Host) -> bool:
+        try:
+            with self.domain(server, node) as domain:
+                return bool(domain.isActive())
+        except libvirt.libvirtError:
+            return False
+
+
+def cut(process: psutil.Process, address: str) -> None:
+    """Shut a process's TCP connections to an address down, as a net does.
+
+    :raises LookupError: it has none
+    """
+    found = [each for each in process.net_connections('tcp')
+             if each.raddr and each.raddr.ip == address]
+    if not found:
+        raise LookupError(f'process {process.pid}: nothing to {address}')
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        for each in found:
+            descriptor = libc.syscall(_NR_PIDFD_GETFD, pidfd, each.fd, 0)
+            if descriptor < 0:
+                raise OSError(ctypes.get_errno(), 'pidfd_getfd')
+            with socket.socket(fileno=descriptor) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+    finally:
+        os.close(pidfd)
