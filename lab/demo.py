@@ -203,7 +203,7 @@ def _versions(server: servers.Server) -> dict[str, str]:
     binary = server.emulator().exe()
     qemu = subprocess.run(
         [binary, '--version'], capture_output=True, text=True, check=True,
-    ).stdout.split('(')[0].split()[-1]
+    ).stdout.splitlines()[0].split('(')[0].split()[-1]
     with server.agent() as inside:
         kernel = inside.run('uname -r', check=True).stdout.strip()
     return {

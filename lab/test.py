@@ -31,6 +31,13 @@ from lab import paths
 from lab import progress
 
 
+#: Moves of a server with --storm.
+STORM = 200
+
+#: No test takes as long, but for a storm.
+HANG_SECONDS = 900
+
+
 @dataclasses.dataclass
 class Count:
     """How many tests ended how."""
@@ -104,7 +111,8 @@ def _stestr(directory: str, *options: str) -> Callable[[], Count]:
             str(results)]
         # The workers' interpreter: stestr asks for python3 by name otherwise.
         # What tests print is shown with those that fail, and only there.
-        environment = os.environ | {
+        # A test that hangs is to say where, before CI's patience ends.
+        environment = {'OS_TEST_TIMEOUT': str(HANG_SECONDS)} | os.environ | {
             'PYTHON': sys.executable,
             'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
         before = _last_run(results)
@@ -162,10 +170,6 @@ PARTS: dict[str, Callable[[], Count]] = {
 }
 
 
-#: Moves of a server with --storm.
-STORM = 200
-
-
 @click.command(help=f"""Run the tests, or some parts of them.
 
 The parts are {', '.join(PARTS)}; all of them without an argument. The cloud
@@ -178,7 +182,7 @@ counts the tests of all parts; the exit status is 1 if one failed.
 @click.argument('parts', nargs=-1, type=click.Choice(list(PARTS)))
 def main(storm: bool, parts: tuple[str, ...]) -> None:
     if storm:
-        os.environ['FAKEDAX_STORM'] = str(STORM)
+        os.environ |= {'FAKEDAX_STORM': str(STORM), 'OS_TEST_TIMEOUT': '0'}
     total = Count()
     counts = {}
     for part in parts or PARTS:

@@ -44,6 +44,7 @@ from nova_fakedax import domain
 from nova_fakedax import hostcache
 from nova_fakedax import imagebackend
 from nova_fakedax import migration
+from nova_fakedax import recovery
 from nova_fakedax import refusals
 from nova_fakedax import spec
 
@@ -123,6 +124,30 @@ class FakeDaxDriver(driver.LibvirtDriver):
             LOG.info(
                 'Live migration of instances with disks on fake DAX is off '
                 'on this host: %s', '; '.join(self._migration_reasons_against))
+
+    def process_instances_at_startup(
+        self, context: nova_context.RequestContext,
+        instances: objects.InstanceList,
+    ) -> objects.InstanceList:
+        """Leave out instances whose guests have left for another host."""
+        instances = super().process_instances_at_startup(context, instances)
+        return objects.InstanceList(context, objects=[
+            instance for instance in instances
+            if not self._has_departed(context, instance)])
+
+    def _has_departed(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance,
+    ) -> bool:
+        if not _spec(instance) or self.instance_exists(instance):
+            return False
+        departure = recovery.departure(context, instance)
+        if departure is None or not recovery.runs_at(
+                self._host, self._live_migration_uri(departure.dest_compute),
+                instance):
+            return False
+        recovery.finish(context, instance, departure, self.virtapi._compute)
+        return True
 
     def update_provider_tree(
         self, provider_tree: ty.Any, nodename: str,

@@ -125,6 +125,10 @@ class CloudTestCase(base.BaseTestCase):
 
     def event(self, server: servers.Server, action: str) -> Any:
         """The last event of an action, as the administrator sees it."""
+        return self.events(server, action)[0]
+
+    def events(self, server: servers.Server, action: str) -> list[Any]:
+        """The events of an action, the last one first."""
         actions = self.cloud.compute.get(
             f'/servers/{server.id}/os-instance-actions').json()
         request = next(each['request_id']
@@ -132,4 +136,4 @@ class CloudTestCase(base.BaseTestCase):
                        if each['action'] == action)
         shown = self.cloud.compute.get(
             f'/servers/{server.id}/os-instance-actions/{request}').json()
-        return shown['instanceAction']['events'][0]
+        return shown['instanceAction']['events']

@@ -16,6 +16,8 @@ import os
 from unittest import mock
 
 import fixtures as base_fixtures
+from nova import context as nova_context
+from nova import objects
 from nova.tests.functional.libvirt import base as libvirt_base
 
 from nova_fakedax import hostcache
@@ -153,6 +155,68 @@ class LiveMigrationTest(MigrationTestCase):
                 self.server, 'failed', server_expected_state='ACTIVE')
         self.assertEqual(['disk', 'disk.eph0'], self.pmems(self.server))
         self.assertNotIn('invalidate', [seen[0] for seen in self.seen])
+
+
+class DepartedTest(MigrationTestCase):
+    """nova-compute died, and the guest has left by the time it is back."""
+
+    def setUp(self):
+        super().setUp()
+        [domain] = self.domains('compute1')
+        self.dest.driver._host.get_connection().createXML(
+            domain.XMLDesc(0), 0)
+        domain.destroy()
+        domain.undefine()
+        self.context = nova_context.get_admin_context()
+        mapping = self.cell_mappings['cell1']
+        nova_context.set_target_cell(self.context, mapping)
+        self.migration = objects.Migration(
+            self.context, instance_uuid=self.server['id'], status='running',
+            source_compute='compute1', dest_compute='compute2',
+            source_node='compute1', dest_node='compute2',
+            migration_type='live-migration')
+        self.migration.create()
+        instance = self.instance(self.server)
+        instance.task_state = 'migrating'
+        with nova_context.target_cell(self.context, mapping) as context:
+            instance._context = context
+            instance.save()
+
+    def start(self, connection):
+        """What nova-compute does at its start; the instances left to it."""
+        asked = []
+
+        def connect(uri, read_only):
+            asked.append(uri)
+            return connection
+
+        instances = objects.InstanceList.get_by_host(
+            self.context, 'compute1', expected_attrs=['flavor', 'info_cache'])
+        with mock.patch.object(
+                self.src.driver._host, '_connect', side_effect=connect), \
+                mock.patch.object(connection, 'close', create=True):
+            left = self.src.driver.process_instances_at_startup(
+                self.context, instances)
+        self.assertEqual(['qemu+tcp://compute2/system'], asked)
+        return [instance.uuid for instance in left]
+
+    def test_nova_finds_it_where_it_is(self):
+        self.assertEqual(
+            [], self.start(self.dest.driver._host.get_connection()))
+        server = self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None})
+        self.assertEqual(
+            ('ACTIVE', 'compute2'),
+            (server['status'], server['OS-EXT-SRV-ATTR:host']))
+        self.migration.refresh()
+        self.assertEqual('completed', self.migration.status)
+        self.assertEqual(['disk', 'disk.eph0'],
+                         self.pmems(self.server, 'compute2'))
+
+    def test_a_guest_that_is_nowhere_is_left_to_nova(self):
+        self.assertEqual(
+            [self.server['id']],
+            self.start(self.src.driver._host.get_connection()))
 
 
 class OrdinaryServerTest(MigrationTestCase):
