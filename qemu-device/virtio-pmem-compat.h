@@ -20,6 +20,15 @@
 #define VIRTIO_PMEM_PROPERTIES_END
 #define VIRTIO_PMEM_PROPERTY_TYPE .type
 
+/*
+ * To be asked in load_cleanup, which is called before the source is told, and
+ * after a guest that came in well has left the state of one that comes in.
+ */
+static inline bool virtio_pmem_load_failed(void)
+{
+    return runstate_check(RUN_STATE_INMIGRATE);
+}
+
 #else
 
 #include "sysemu/hostmem.h"
@@ -28,6 +37,12 @@
 #define VIRTIO_PMEM_PROPERTIES static Property
 #define VIRTIO_PMEM_PROPERTIES_END DEFINE_PROP_END_OF_LIST(),
 #define VIRTIO_PMEM_PROPERTY_TYPE .name
+
+/* load_cleanup comes too early to know; but QEMU ends if it has failed. */
+static inline bool virtio_pmem_load_failed(void)
+{
+    return false;
+}
 
 static inline BlockAIOCB *virtio_pmem_submit(ThreadPoolFunc *func, void *arg,
                                              BlockCompletionFunc *cb,

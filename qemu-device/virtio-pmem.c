@@ -17,6 +17,7 @@
 #include "block/aio-wait.h"
 #include "hw/qdev-properties.h"
 #include "hw/virtio/virtio-pmem.h"
+#include "migration/register.h"
 #include "migration/vmstate.h"
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
@@ -35,6 +36,17 @@
  * whatever it asks for, and a ring does not migrate to a smaller one.
  */
 #define VIRTIO_PMEM_QUEUE_SIZE 1024
+
+/*
+ * The byte of the image that is locked. libvirt may lock byte 0, and the block
+ * layer 100 and 200 and what follows them (block/file-posix.c): that may have
+ * the image open as well, for the firmware to boot from.
+ */
+#define VIRTIO_PMEM_LOCK_BYTE 300
+
+/* How long a guest that is to run again waits for another's end */
+#define VIRTIO_PMEM_LOCK_WAIT_US (10 * G_USEC_PER_SEC)
+#define VIRTIO_PMEM_LOCK_POLL_US (20 * 1000)
 
 struct VirtIOPMEMRequest {
     VirtQueueElement elem;
@@ -316,10 +328,108 @@ static void virtio_pmem_quiesce(VirtIOPMEM *pmem)
     trace_virtio_pmem_quiesced(pmem, pmem->stop_error);
 }
 
+/*
+ * Keep others from the image, unless that is not to be or it is held already:
+ * those that write to it from those that read it, and from each other. What
+ * is written to a private mapping is nobody else's concern.
+ *
+ * Return 0, -EBUSY if another has it, or -errno.
+ */
+static int virtio_pmem_lock(VirtIOPMEM *pmem, Error **errp)
+{
+    MemoryRegion *mr = &pmem->memdev->mr;
+    int fd = memory_region_get_fd(mr);
+    int ret;
+
+    if (pmem->lock == ON_OFF_AUTO_OFF || pmem->locked ||
+        !pmem->memdev->share || fd < 0) {
+        return 0;
+    }
+    /*
+     * Other locks than those of an open file description are lost as soon as
+     * the process closes any descriptor of the file.
+     */
+    ret = qemu_has_ofd_lock() ? qemu_lock_fd(fd, VIRTIO_PMEM_LOCK_BYTE, 1,
+                                             !memory_region_is_rom(mr))
+                              : -ENOSYS;
+    switch (ret) {
+    case 0:
+        pmem->locked = true;
+        trace_virtio_pmem_lock(pmem, true);
+        return 0;
+    case -EAGAIN:
+    case -EACCES:
+        error_setg(errp, "memory backend '%s' is in use by another process "
+                   "or host", virtio_pmem_id(pmem));
+        return -EBUSY;
+    case -EINVAL:
+    case -ENOLCK:
+    case -ENOSYS:
+    case -EOPNOTSUPP:
+        if (pmem->lock == ON_OFF_AUTO_AUTO) {
+            warn_report("virtio-pmem: memory backend '%s' cannot be locked "
+                        "(%s), nothing keeps others from it",
+                        virtio_pmem_id(pmem), strerror(-ret));
+            pmem->lock = ON_OFF_AUTO_OFF;
+            return 0;
+        }
+        break;
+    }
+    error_setg_errno(errp, -ret, "cannot lock memory backend '%s'",
+                     virtio_pmem_id(pmem));
+    return ret;
+}
+
+static void virtio_pmem_unlock(VirtIOPMEM *pmem)
+{
+    int ret;
+
+    if (!pmem->locked) {
+        return;
+    }
+    ret = qemu_unlock_fd(memory_region_get_fd(&pmem->memdev->mr),
+                         VIRTIO_PMEM_LOCK_BYTE, 1);
+    if (ret) {
+        warn_report("virtio-pmem: cannot unlock memory backend '%s': %s",
+                    virtio_pmem_id(pmem), strerror(-ret));
+    }
+    pmem->locked = false;
+    trace_virtio_pmem_lock(pmem, false);
+}
+
+/*
+ * Have the lock before the guest runs, which has been given up if its state
+ * was saved: perhaps to one that has failed to start the guest, and has yet
+ * to end.
+ */
+static void virtio_pmem_lock_to_run(VirtIOPMEM *pmem)
+{
+    int64_t end = g_get_monotonic_time() + VIRTIO_PMEM_LOCK_WAIT_US;
+    Error *err = NULL;
+
+    while (virtio_pmem_lock(pmem, &err) == -EBUSY &&
+           g_get_monotonic_time() < end) {
+        error_free(err);
+        err = NULL;
+        g_usleep(VIRTIO_PMEM_LOCK_POLL_US);
+    }
+    if (err) {
+        /*
+         * Nothing can keep the vCPUs from running once it has come to this,
+         * and both guests would write to the image. This one has synced what
+         * it wrote.
+         */
+        error_reportf_err(err, "virtio-pmem: the guest cannot run again: ");
+        exit(EXIT_FAILURE);
+    }
+}
+
 static void virtio_pmem_vm_change_state(void *opaque, bool running,
                                         RunState state)
 {
-    if (!running) {
+    if (running) {
+        virtio_pmem_lock_to_run(opaque);
+    } else {
         virtio_pmem_quiesce(opaque);
     }
 }
@@ -345,6 +455,8 @@ static int virtio_pmem_pre_save(void *opaque)
                      virtio_pmem_id(pmem), strerror(pmem->stop_error));
         return -pmem->stop_error;
     }
+    /* For the destination, which loads this state. */
+    virtio_pmem_unlock(pmem);
     return 0;
 }
 
@@ -458,7 +570,14 @@ static int virtio_pmem_pre_load(void *opaque)
 {
     VirtIOPMEM *pmem = opaque;
     Error *err = NULL;
+    int ret;
 
+    /* First, so that nobody changes a page that has been counted. */
+    ret = virtio_pmem_lock(pmem, &err);
+    if (ret < 0) {
+        error_reportf_err(err, "virtio-pmem: ");
+        return ret;
+    }
     if (pmem->drop_cache && !virtio_pmem_drop_cache(pmem, &err)) {
         error_append_hint(&err, "On storage that keeps all hosts' caches "
                           "coherent, set drop-cache=off.\n");
@@ -474,6 +593,23 @@ static int virtio_pmem_post_load(void *opaque, int version_id)
     virtio_pmem_queue_enable(VIRTIO_DEVICE(opaque), 0);
     return 0;
 }
+
+/*
+ * A load can fail after this device's part. The source goes on then, while
+ * this QEMU may stay for as long as it takes somebody to look at it.
+ */
+static int virtio_pmem_load_cleanup(void *opaque)
+{
+    if (virtio_pmem_load_failed()) {
+        virtio_pmem_unlock(opaque);
+    }
+    return 0;
+}
+
+/* Without a function that saves, there is nothing of it in the stream. */
+static const SaveVMHandlers virtio_pmem_savevm_handlers = {
+    .load_cleanup = virtio_pmem_load_cleanup,
+};
 
 static void virtio_pmem_reset(VirtIODevice *vdev)
 {
@@ -531,6 +667,11 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
                    virtio_pmem_id(pmem));
         return;
     }
+    /* The source has the image until it has synced it: see pre_load. */
+    if (!runstate_check(RUN_STATE_INMIGRATE) &&
+        virtio_pmem_lock(pmem, errp) < 0) {
+        return;
+    }
 
     host_memory_backend_set_mapped(pmem->memdev, true);
     pmem->size = memory_region_size(&pmem->memdev->mr);
@@ -545,6 +686,8 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     virtio_init(vdev, VIRTIO_ID_PMEM, sizeof(struct virtio_pmem_config));
     pmem->rq_vq = virtio_add_queue(vdev, VIRTIO_PMEM_QUEUE_SIZE,
                                    virtio_pmem_handle_output);
+    register_savevm_live("virtio-pmem-lock", VMSTATE_INSTANCE_ID_ANY, 1,
+                         &virtio_pmem_savevm_handlers, pmem);
 }
 
 static void virtio_pmem_unrealize(DeviceState *dev)
@@ -552,6 +695,7 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     VirtIODevice *vdev = VIRTIO_DEVICE(dev);
     VirtIOPMEM *pmem = VIRTIO_PMEM(dev);
 
+    unregister_savevm(NULL, "virtio-pmem-lock", pmem);
     virtio_pmem_discard(pmem);
     if (pmem->sync) {
         pmem->sync->pmem = NULL;
@@ -559,6 +703,8 @@ static void virtio_pmem_unrealize(DeviceState *dev)
         aio_wait_kick();
     }
     qemu_del_vm_change_state_handler(pmem->vm_change_state);
+    /* Not left to the backend's end, which has the file open until then. */
+    virtio_pmem_unlock(pmem);
     /*
      * When the guest ejects the device, QEMU 7.2 leaves the memory where it
      * is: to plug the same backend again would be an assertion's failure.
@@ -636,6 +782,7 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_LINK(VIRTIO_PMEM_MEMDEV_PROP, VirtIOPMEM, memdev,
                      TYPE_MEMORY_BACKEND, HostMemoryBackend *),
     DEFINE_PROP_BOOL("drop-cache", VirtIOPMEM, drop_cache, true),
+    DEFINE_PROP_ON_OFF_AUTO("lock", VirtIOPMEM, lock, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_COUNTER("requests", requests),
     DEFINE_PROP_COUNTER("merged", merged),
     DEFINE_PROP_COUNTER("syncs", syncs),
@@ -658,6 +805,9 @@ static void virtio_pmem_class_init(ObjectClass *klass, void *data)
     object_class_property_set_description(klass, "drop-cache",
         "Drop the host's page cache of memdev before an incoming guest starts,"
         " and refuse to start it if that fails");
+    object_class_property_set_description(klass, "lock",
+        "Lock the file of memdev, so that no other QEMU uses it; auto: unless"
+        " its file system cannot");
     object_class_property_set_description(klass, "requests",
         "Flush requests taken from the guest");
     object_class_property_set_description(klass, "merged",

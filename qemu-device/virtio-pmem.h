@@ -11,6 +11,7 @@
 #define HW_VIRTIO_PMEM_H
 
 #include "hw/virtio/virtio.h"
+#include "qapi/qapi-types-common.h"
 #include "qapi/qapi-types-machine.h"
 #include "qemu/queue.h"
 #include "qom/object.h"
@@ -38,6 +39,8 @@ struct VirtIOPMEM {
     uint64_t size;
     HostMemoryBackend *memdev;
     bool drop_cache;
+    OnOffAuto lock;
+    bool locked;
     VMChangeStateEntry *vm_change_state;
     /* What the queue had when it was enabled, which may not change */
     int ring_size;

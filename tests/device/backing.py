@@ -15,16 +15,18 @@
 Run as a program this is a FUSE file system with the one file ``image``,
 passed through to a file of the host; it takes commands on its standard
 input and tells of each fsync on its standard output. Two of them over one
-file are two hosts with page caches of their own.
+file are two hosts with page caches of their own, which see each other's locks.
 """
 
 import collections
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
 import queue
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -39,12 +41,14 @@ class _FileSystem(mfusepy.Operations):
     use_ns = True
 
     def __init__(self, image: str) -> None:
+        self._image = image
         self._fd = os.open(image, os.O_RDWR)
         self._lock = threading.Condition()
         self._held = False
         self._passes = 0
         self._errors: collections.deque[int] = collections.deque()
         self._always = 0
+        self._lock_error = 0
 
     def command(self, line: str) -> None:
         name, *args = line.split()
@@ -59,6 +63,8 @@ class _FileSystem(mfusepy.Operations):
                 self._errors.extend(int(arg) for arg in args)
             elif name == 'fail-always':
                 self._always = int(args[0])
+            elif name == 'fail-locks':
+                self._lock_error = int(args[0])
             else:
                 raise ValueError(f'unknown command: {line!r}')
             self._lock.notify_all()
@@ -89,6 +95,34 @@ class _FileSystem(mfusepy.Operations):
         return ['.', '..', 'image']
 
     def open(self, path: str, flags: int) -> int:
+        # One for each, as it is what has the lock.
+        return os.open(self._image, os.O_RDWR)
+
+    def release(self, path: str, fh: int) -> int:
+        os.close(fh)
+        return 0
+
+    def lock(self, path: str, fh: int, cmd: int, lock: ty.Any) -> int:
+        """Serve locks of open file descriptions.
+
+        With this, the kernel has no locks of its own for the mount.
+        """
+        asked = lock.contents
+        if asked.l_type == fcntl.F_UNLCK and not asked.l_len:
+            # Of libfuse, at each close of a descriptor, whoever has it.
+            return 0
+        if self._lock_error:
+            raise mfusepy.FuseOSError(self._lock_error)
+        # Those of the machine, by which "the hosts" see each other.
+        flock = struct.pack('hhqqi4x', asked.l_type, os.SEEK_SET,
+                            asked.l_start, asked.l_len, 0)
+        try:
+            flock = fcntl.fcntl(
+                fh, fcntl.F_OFD_GETLK if cmd == fcntl.F_GETLK
+                else fcntl.F_OFD_SETLK, flock)
+        except OSError as exc:
+            raise mfusepy.FuseOSError(exc.errno) from exc
+        asked.l_type = struct.unpack('hhqqi4x', flock)[0]
         return 0
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
@@ -219,6 +253,10 @@ class BackingFile:
     def fail(self, *errors: int) -> None:
         """Let the next ones end with these errnos, 0 for success."""
         self._command('fail ' + ' '.join(map(str, errors)))
+
+    def fail_locks(self, error: int) -> None:
+        """Have no locks, and say so by ``error``; 0 ends that."""
+        self._command(f'fail-locks {error}')
 
     def fail_always(self, error: int) -> None:
         """Let all of them end with ``error``; 0 ends that."""

@@ -217,6 +217,21 @@ class AnyVersionTestCase(DefectTestCase):
         # Linux kicks for each request, so its guests do not hang.
         self.assertDefect(len(pmem.completed()), stock=1, ours=3)
 
+    def test_two_guests_write_to_one_image(self) -> None:
+        mounted = self.mount()
+        vm = self.start_vm(mounted.path)
+        vm.qtest.write_bytes(self.memaddr(vm), b'B')
+        refused = ''
+        try:
+            other = self.start_vm(mounted.path, name='other')
+            other.qtest.write_bytes(self.memaddr(other), b'C')
+        except RuntimeError as exc:
+            refused = str(exc)
+        self.assertDefect('is in use by another process or host' in refused,
+                          stock=False, ours=True)
+        self.assertDefect(vm.qtest.read_bytes(self.memaddr(vm), 1),
+                          stock=b'C', ours=b'B')
+
     def test_nothing_is_counted(self) -> None:
         vm = self.start_vm(self.mount().path)
         try:

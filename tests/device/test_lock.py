@@ -1,0 +1,486 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""One QEMU at a time has an image.
+
+What QEMU's own device does is in tests/device/test_defects.py.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import pathlib
+import socket
+import struct
+import time
+import typing as ty
+
+from lab import emulators
+import testscenarios
+
+from qemu.qmp import qmp_client
+from tests.device import base
+from tests.device import driver
+from tests.device import emulator
+from tests.device import test_migration
+
+load_tests = testscenarios.load_tests_apply_scenarios
+
+#: VIRTIO_PMEM_LOCK_BYTE of qemu-device/virtio-pmem.c
+LOCK_BYTE = 300
+IN_USE = "memory backend 'mem[0-9]' is in use by another process or host"
+
+
+def _flock(file: ty.IO[bytes], command: int, kind: int) -> int:
+    """Call fcntl(2) for the byte and return the type it leaves."""
+    flock = struct.pack('hhqqi4x', kind, os.SEEK_SET, LOCK_BYTE, 1, 0)
+    left: int = struct.unpack(
+        'hhqqi4x', fcntl.fcntl(file.fileno(), command, flock))[0]
+    return left
+
+
+class LockMixin:
+    """A third process, and what it sees of the image's lock."""
+
+    image: pathlib.Path
+
+    def held(self) -> bool:
+        """Whether anybody has the image."""
+        with self.image.open('r+b') as file:
+            return _flock(
+                file, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
+
+    def wait_free(self) -> None:
+        """Wait until nobody has it: FUSE hears of a process's end late."""
+        deadline = time.monotonic() + 5
+        while self.held():
+            if time.monotonic() > deadline:
+                raise TimeoutError('the image is held after 5 s')
+            time.sleep(0.01)
+
+    def take(self) -> ty.IO[bytes]:
+        """Take the image, until the file is closed; wait until it is free."""
+        file = self.image.open('r+b')
+        _flock(file, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK)
+        return file
+
+
+class LockTestCase(LockMixin, base.DeviceTestCase):
+
+    scenarios = base.OURS
+    _refused = 0
+
+    def assertRefused(self, path: str | os.PathLike[str],
+                      message: str = IN_USE, **kwargs: ty.Any) -> None:
+        self._refused += 1
+        # Each with a name of its own: QEMU leaves its sockets behind.
+        self.assertRaisesRegex(
+            RuntimeError, message, self.start_vm, path,
+            name=f'refused{self._refused}', **kwargs)
+
+    def _plug(self, vm: emulator.Emulator,
+              path: str | os.PathLike[str]) -> None:
+        vm.qmp.cmd('object-add', **{
+            'qom-type': 'memory-backend-file', 'id': 'mem1', 'share': True,
+            'mem-path': os.fspath(path), 'size': base.SIZE})
+        try:
+            vm.qmp.cmd('device_add', driver='virtio-pmem-pci', id='pmem1',
+                       memdev='mem1', addr='0x11')
+        except qmp_client.ExecuteError:
+            # What the device has left behind would keep it.
+            vm.qmp.cmd('object-del', id='mem1')
+            raise
+
+
+class StartTestCase(LockTestCase):
+
+    def test_second_emulator_is_refused_until_the_first_has_ended(
+        self
+    ) -> None:
+        self.make_image()
+        first = self.start_vm(self.image)
+        self.assertRefused(self.image)
+        self.assertEqual(0, self.bring_up(first).flush())
+        first.qmp.cmd('quit')
+        self.assertEqual(0, first.wait_exit())
+        self.assertFalse(self.held())
+        second = self.start_vm(self.image, name='second')
+        self.assertEqual(0, self.bring_up(second).flush())
+
+    def test_killed_emulator_leaves_no_lock(self) -> None:
+        self.make_image()
+        self.start_vm(self.image).close()
+        self.start_vm(self.image, name='second')
+
+    def test_other_names_are_the_same_image(self) -> None:
+        self.make_image()
+        hard, symbolic = self.directory / 'hard', self.directory / 'symbolic'
+        hard.hardlink_to(self.image)
+        symbolic.symlink_to(self.image)
+        self.start_vm(self.image)
+        self.assertRefused(hard)
+        self.assertRefused(symbolic)
+
+    def test_other_host_is_refused(self) -> None:
+        here, there = self.mount('here'), self.mount('there')
+        first = self.start_vm(here.path)
+        self.assertRefused(there.path)
+        first.close()
+        self.wait_free()
+        self.start_vm(there.path, name='second')
+
+    def test_plugged_device_is_refused_until_the_first_has_ended(
+        self
+    ) -> None:
+        self.make_image()
+        other = self.directory / 'other'
+        other.write_bytes(bytes(base.SIZE))
+        first = self.start_vm(self.image)
+        second = self.start_vm(other, name='second', machine=base.I440FX)
+        self.assertRaisesRegex(
+            qmp_client.ExecuteError, IN_USE, self._plug, second, self.image)
+        self.assertEqual(0, self.bring_up(second).flush())
+        first.close()
+        self._plug(second, self.image)
+        self.assertTrue(self.held())
+
+    def test_second_device_of_the_same_emulator_is_refused(self) -> None:
+        self.make_image()
+        vm = self.start_vm(self.image, machine=base.I440FX)
+        self.assertRaisesRegex(
+            qmp_client.ExecuteError, IN_USE, self._plug, vm, self.image)
+        self.assertEqual(0, self.bring_up(vm).flush())
+
+    def test_it_can_be_turned_off(self) -> None:
+        self.make_image()
+        self.start_vm(self.image)
+        self.assertRefused(self.image, device='lock=on')
+        unlocked = self.start_vm(self.image, name='off', device='lock=off')
+        self.assertEqual('off', unlocked.pmem('lock'))
+        self.assertEqual('', unlocked.log())
+
+    def test_turned_off_it_keeps_nobody_out(self) -> None:
+        self.make_image()
+        self.start_vm(self.image, device='lock=off')
+        self.assertFalse(self.held())
+        self.start_vm(self.image, name='second')
+
+    def test_stop_and_reset_keep_it(self) -> None:
+        self.make_image()
+        vm = self.start_vm(self.image)
+        for command in ('stop', 'system_reset', 'cont'):
+            vm.qmp.cmd(command)
+            vm.qmp.cmd('query-status')
+            self.assertTrue(self.held(), command)
+        self.bring_up(vm).reset()
+        self.assertTrue(self.held())
+
+    def test_private_mapping_needs_none(self) -> None:
+        self.make_image()
+        for name in ('one', 'two'):
+            self.start_vm(self.image, name=name, memdev='share=off',
+                          device='lock=on')
+        self.assertFalse(self.held())
+        self.start_vm(self.image, name='shared')
+
+    def test_readers_share_it_and_keep_writers_out(self) -> None:
+        self.make_image()
+        reader = 'share=on,readonly=on'
+        readers = [self.start_vm(self.image, name=name, memdev=reader)
+                   for name in ('one', 'two')]
+        self.assertRefused(self.image)
+        for vm in readers:
+            vm.close()
+        self.start_vm(self.image, name='writer')
+        self.assertRefused(self.image, memdev=reader)
+
+    def test_memory_without_a_file_needs_none(self) -> None:
+        self.make_image()
+        vm = self.start_vm(
+            self.image, '-object', 'memory-backend-ram,id=mem1,size=16M',
+            '-device', 'virtio-pmem-pci,memdev=mem1,addr=0x11,lock=on')
+        self.assertEqual('', vm.log())
+
+
+class EjectTestCase(LockTestCase):
+
+    def test_eject_gives_it_up(self) -> None:
+        mounted = self.mount()
+        vm = self.start_vm(mounted.path, machine=base.I440FX)
+        pmem = self.bring_up(vm)
+        self.submit_held(mounted, pmem)
+        pmem.eject()
+        # At once, while the sync that has lost its device runs on.
+        self.assertFalse(self.held())
+        with self.take():
+            mounted.release()
+            mounted.wait(lambda: len(mounted.ended) == 1)
+        self.assertEqual('running', vm.qmp.cmd('query-status')['status'])
+        self._plug(vm, mounted.path)
+        self.assertTrue(self.held())
+
+
+class NoLocksTestCase(LockTestCase):
+    """The backing file's file system has none, or fails."""
+
+    LACKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+    def test_guest_starts_with_a_warning(self) -> None:
+        mounted = self.mount()
+        for error in self.LACKS:
+            mounted.fail_locks(error)
+            vm = self.start_vm(mounted.path, name=errno.errorcode[error])
+            # Once, although it is asked for again.
+            vm.qmp.cmd('migrate', uri='exec:cat >/dev/null')
+            self.assertEqual('completed', vm.wait_migrated()['status'])
+            vm.qmp.cmd('cont')
+            self.assertEqual(0, self.bring_up(vm).flush())
+            self.assertEqual(1, vm.log().count(
+                f"warning: virtio-pmem: memory backend 'mem0' cannot be "
+                f'locked ({os.strerror(error)}), nothing keeps others'),
+                vm.log())
+            self.assertEqual('off', vm.pmem('lock'))
+            vm.close()
+
+    def test_guest_that_insists_does_not_start(self) -> None:
+        mounted = self.mount()
+        for error in self.LACKS:
+            mounted.fail_locks(error)
+            self.assertRefused(
+                mounted.path, "cannot lock memory backend 'mem0': "
+                + os.strerror(error), device='lock=on')
+
+    def test_any_other_error_is_one(self) -> None:
+        mounted = self.mount()
+        mounted.fail_locks(errno.EIO)
+        self.assertRefused(
+            mounted.path,
+            "cannot lock memory backend 'mem0': Input/output error")
+
+    def test_destination_without_locks_starts_with_a_warning(self) -> None:
+        here, there = self.mount('here'), self.mount('there')
+        source = self.start_vm(here.path)
+        pmem = self.bring_up(source)
+        there.fail_locks(errno.ENOLCK)
+        destination = self.incoming(there.path, 'destination')
+        self.assertEqual(
+            'completed', self.migrate(source, 'destination')['status'])
+        self.wait_status(destination, 'running')
+        self.assertIn('cannot be locked', destination.log())
+        pmem.qtest = destination.qtest
+        self.assertEqual(0, pmem.flush())
+
+
+class MovingTestCase(LockMixin, test_migration.MigrationTestCase):
+
+    def assertHasIt(self, vm: emulator.Emulator,
+                    other: emulator.Emulator) -> None:
+        """It is one emulator that has it, and not the other."""
+        self.assertIsNone(other.process.poll())
+        self.assertTrue(self.held())
+        vm.close()
+        self.wait_free()
+        self.assertIsNone(other.process.poll())
+
+
+class HandOverTestCase(MovingTestCase):
+
+    def test_destination_takes_it_over(self) -> None:
+        destination = self.move()
+        self.assertEqual(0, self.pmem.flush())
+        self.assertHasIt(destination, self.source)
+
+    def test_source_has_it_until_it_has_synced(self) -> None:
+        self.submit_held(self.here, self.pmem)
+        destination = self.expect_guest()
+        moves = self.background(self.migrate, self.source, 'destination')
+        self.assertPending(moves)
+        self.assertTrue(self.held())
+        self.here.release()
+        self.assertEqual('completed', moves.result(20)['status'])
+        self.wait_status(destination, 'running')
+
+    def test_destination_has_it_before_the_guest_runs(self) -> None:
+        destination = self.incoming(
+            self.there.path, 'destination', '-S',
+            binary=emulators.ours(self.destination_version))
+        info = self.migrate(self.source, 'destination')
+        self.assertEqual('completed', info['status'])
+        self.wait_status(destination, 'paused')
+        self.source.close()
+        self.assertTrue(self.held())
+        destination.qmp.cmd('cont')
+        self.pmem.qtest = destination.qtest
+        self.assertEqual(0, self.pmem.flush())
+
+    def test_guest_that_waits_in_vain_does_not_have_it(self) -> None:
+        destination = self.incoming(
+            self.there.path, 'destination', '-S',
+            binary=emulators.ours(self.destination_version))
+        self.assertHasIt(self.source, destination)
+
+    def test_source_whose_last_sync_fails_never_gives_it_up(self) -> None:
+        self.expect_guest()
+        third = self.background(self.take)
+        self.here.fail(errno.EIO)
+        self.assertEqual(
+            'failed', self.migrate(self.source, 'destination')['status'])
+        self.wait_status(self.source, 'running')
+        self.assertPending(third)
+        self.source.close()
+        third.result(10).close()
+
+    def test_source_has_it_again_after_a_failure(self) -> None:
+        with (self.there.path.open('rb') as file,
+              mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped):
+            self.assertEqual(ord('A'), mapped[0])
+            destination = self.expect_guest()
+            self.migrate(self.source, 'destination')
+            self.assertStays(destination, 'remain in this host')
+        self.assertTrue(self.held())
+        self.source.close()
+        self.wait_free()
+
+    def test_guest_comes_back_from_a_destination_that_was_killed(
+        self
+    ) -> None:
+        destination = self.move()
+        destination.close()
+        self.source.qmp.cmd('cont')
+        self.assertTrue(self.held())
+        self.pmem.qtest = self.source.qtest
+        self.assertEqual(0, self.pmem.flush())
+
+    def test_destination_refuses_an_image_that_another_has(self) -> None:
+        self.source.close()
+        self.wait_free()
+        self.source = self.start_vm(
+            self.here.path, name='unlocked', device='lock=off')
+        self.pmem = self.bring_up(self.source)
+        with self.take():
+            destination = self.expect_guest()
+            self.there.path.read_bytes()
+            self.migrate(self.source, 'destination')
+            self.assertStays(destination,
+                             'is in use by another process or host')
+        self.assertIn(os.strerror(errno.EBUSY), destination.log())
+        # It is not for ever.
+        following = self.expect_guest('following')
+        self.assertEqual(
+            'completed', self.migrate(self.source, 'following')['status'])
+        self.wait_status(following, 'running')
+
+
+class StayingTestCase(MovingTestCase):
+    """A destination that does not end by itself when it has failed."""
+
+    # QEMU 7.2 has no such option.
+    scenarios = [way for way in test_migration.BOTH_WAYS
+                 if way[1]['destination_version'] == '10.0']
+
+    def test_destination_that_failed_later_and_stays_gives_it_up(
+        self
+    ) -> None:
+        destination = self.start_vm(
+            self.there.path, '-incoming', 'defer', name='destination',
+            binary=emulators.ours(self.destination_version),
+            device='memaddr=0x104000000')
+        destination.qmp.cmd('migrate-incoming', **{
+            'uri': self.uri('destination'), 'exit-on-error': False})
+        self.migrate(self.source, 'destination')
+        self.wait_status(self.source, 'running')
+        self.assertEqual(0, self.pmem.flush())
+        self.assertEqual(
+            'failed', destination.qmp.cmd('query-migrate')['status'])
+        self.assertIn('virtio-pmem: memaddr', destination.log())
+        self.assertHasIt(self.source, destination)
+
+
+class RunAgainTestCase(LockTestCase):
+    """A guest whose state was saved runs on, if nobody has its image."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.make_image()
+        self.vm = self.start_vm(self.image)
+        self.pmem: driver.PmemDriver = self.bring_up(self.vm)
+        self.vm.qtest.write_bytes(self.memaddr(self.vm), b'B' * base.PAGE)
+
+    def _save(self) -> None:
+        self.vm.qmp.cmd('migrate', uri='exec:cat >/dev/null')
+        self.assertEqual('completed', self.vm.wait_migrated()['status'])
+        self.assertFalse(self.held())
+
+    def assertEnds(self) -> None:
+        self.assertEqual(1, self.vm.wait_exit())
+        self.assertRegex(
+            self.vm.log(),
+            f'virtio-pmem: the guest cannot run again: {IN_USE}')
+        # And nothing of what it had written is lost.
+        self.assertEqual(b'B' * base.PAGE,
+                         self.image.read_bytes()[:base.PAGE])
+
+    def test_saved_guest_runs_on(self) -> None:
+        self._save()
+        self.vm.qmp.cmd('cont')
+        self.assertTrue(self.held())
+        self.assertEqual(0, self.pmem.flush())
+
+    def test_saved_guest_can_quit_while_another_has_it(self) -> None:
+        self._save()
+        with self.take():
+            self.vm.qmp.cmd('quit')
+            self.assertEqual(0, self.vm.wait_exit())
+
+    def test_saved_guest_waits_for_another_that_ends(self) -> None:
+        self._save()
+        with self.take():
+            runs = self.background(self.vm.qmp.cmd, 'cont')
+            self.assertPending(runs, 1)
+        runs.result(5)
+        self.assertEqual(
+            'running', self.vm.qmp.cmd('query-status')['status'])
+        self.assertEqual(0, self.pmem.flush())
+
+    def test_saved_guest_ends_rather_than_write_to_what_another_has(
+        self
+    ) -> None:
+        self._save()
+        second = self.start_vm(self.image, name='second')
+        runs = self.background(self.vm.qmp.cmd, 'cont')
+        self.assertEnds()
+        self.assertIsNotNone(runs.exception())
+        self.assertEqual(0, self.bring_up(second).flush())
+
+    def test_guest_ends_whose_failed_destination_keeps_it(self) -> None:
+        """QEMU runs the guest again by itself, in another thread."""
+        path = f'{self.directory}/taker.mig'
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            self.vm.qmp.cmd('migrate-set-capabilities', capabilities=[
+                {'capability': 'return-path', 'state': True}])
+            self.vm.qmp.cmd('migrate', uri=f'unix:{path}')
+            connection, _ = listener.accept()
+            with connection:
+                third = self.background(self.take)
+                connection.settimeout(0.1)
+                deadline = time.monotonic() + 20
+                while not third.done():
+                    self.assertLess(time.monotonic(), deadline)
+                    # All of it may have come before the lock has.
+                    with contextlib.suppress(TimeoutError):
+                        connection.recv(1 << 20)
+        with third.result():
+            self.assertEnds()
