@@ -338,8 +338,9 @@ class MalformedTestCase(base.DeviceTestCase):
         self.assertEqual(0, pmem.flush())
 
     def test_packed_ring(self) -> None:
+        # Beside the one that every test here has, which writes nothing.
         vm = self.start_vm(self.mounted.path, name='packed',
-                           device='packed=on')
+                           device='packed=on,lock=off')
         pmem = driver.PackedDriver(vm.qtest)
         pmem.map()
         pmem.start(size=16)
