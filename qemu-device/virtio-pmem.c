@@ -44,8 +44,13 @@
  */
 #define VIRTIO_PMEM_LOCK_BYTE 300
 
-/* How long a guest that is to run again waits for another's end */
-#define VIRTIO_PMEM_LOCK_WAIT_US (10 * G_USEC_PER_SEC)
+/*
+ * How long to wait for another's end: at the start for a QEMU that was killed,
+ * whose locks some file systems (FUSE) give up a little later; and before a
+ * guest runs again.
+ */
+#define VIRTIO_PMEM_LOCK_START_US G_USEC_PER_SEC
+#define VIRTIO_PMEM_LOCK_RUN_US (10 * G_USEC_PER_SEC)
 #define VIRTIO_PMEM_LOCK_POLL_US (20 * 1000)
 
 struct VirtIOPMEMRequest {
@@ -397,14 +402,11 @@ static void virtio_pmem_unlock(VirtIOPMEM *pmem)
     trace_virtio_pmem_lock(pmem, false);
 }
 
-/*
- * Have the lock before the guest runs, which has been given up if its state
- * was saved: perhaps to one that has failed to start the guest, and has yet
- * to end.
- */
-static void virtio_pmem_lock_to_run(VirtIOPMEM *pmem)
+/* The same, and wait so long for another that has it. */
+static bool virtio_pmem_lock_wait(VirtIOPMEM *pmem, int64_t usecs,
+                                  Error **errp)
 {
-    int64_t end = g_get_monotonic_time() + VIRTIO_PMEM_LOCK_WAIT_US;
+    int64_t end = g_get_monotonic_time() + usecs;
     Error *err = NULL;
 
     while (virtio_pmem_lock(pmem, &err) == -EBUSY &&
@@ -413,7 +415,20 @@ static void virtio_pmem_lock_to_run(VirtIOPMEM *pmem)
         err = NULL;
         g_usleep(VIRTIO_PMEM_LOCK_POLL_US);
     }
-    if (err) {
+    error_propagate(errp, err);
+    return !err;
+}
+
+/*
+ * Have the lock before the guest runs, which has been given up if its state
+ * was saved: perhaps to one that has failed to start the guest, and has yet
+ * to end.
+ */
+static void virtio_pmem_lock_to_run(VirtIOPMEM *pmem)
+{
+    Error *err = NULL;
+
+    if (!virtio_pmem_lock_wait(pmem, VIRTIO_PMEM_LOCK_RUN_US, &err)) {
         /*
          * Nothing can keep the vCPUs from running once it has come to this,
          * and both guests would write to the image. This one has synced what
@@ -669,7 +684,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     }
     /* The source has the image until it has synced it: see pre_load. */
     if (!runstate_check(RUN_STATE_INMIGRATE) &&
-        virtio_pmem_lock(pmem, errp) < 0) {
+        !virtio_pmem_lock_wait(pmem, VIRTIO_PMEM_LOCK_START_US, errp)) {
         return;
     }
 
