@@ -53,6 +53,15 @@
 #define VIRTIO_PMEM_LOCK_RUN_US (10 * G_USEC_PER_SEC)
 #define VIRTIO_PMEM_LOCK_POLL_US (20 * 1000)
 
+/* How often to look whether much is dirty. */
+#define VIRTIO_PMEM_WRITEBACK_PERIOD_MS 100
+
+/*
+ * How long after a flush. The journal of a guest's file system that changes
+ * commits every 5 seconds (ext4; others more seldom), which is a flush.
+ */
+#define VIRTIO_PMEM_WRITEBACK_AWAKE_MS 10000
+
 struct VirtIOPMEMRequest {
     VirtQueueElement elem;
     QSIMPLEQ_ENTRY(VirtIOPMEMRequest) next;
@@ -64,6 +73,17 @@ struct VirtIOPMEMSync {
     HostMemoryBackend *memdev;
     int error;
     uint64_t usecs;
+};
+
+/* The same of writeback that is started before a sync asks for it. */
+struct VirtIOPMEMWriteback {
+    VirtIOPMEM *pmem;
+    HostMemoryBackend *memdev;
+    uint64_t threshold;
+    uint64_t dirty;
+    int64_t count_usecs;
+    bool started;
+    int error;
 };
 
 static const char *virtio_pmem_id(VirtIOPMEM *pmem)
@@ -194,6 +214,128 @@ static void virtio_pmem_sync_account(VirtIOPMEM *pmem, VirtIOPMEMSync *sync)
     }
 }
 
+/* What Linux 6.5 has for counting the cached pages of a file */
+struct virtio_pmem_cachestat {
+    uint64_t cache;
+    uint64_t dirty;
+    uint64_t writeback;
+    uint64_t evicted;
+    uint64_t recently_evicted;
+};
+
+#ifndef __NR_cachestat
+#define __NR_cachestat 451
+#endif
+
+/* Return 0, or -1 and set errno. */
+static int virtio_pmem_cachestat(HostMemoryBackend *memdev,
+                                 struct virtio_pmem_cachestat *stat)
+{
+    struct {
+        uint64_t offset;
+        uint64_t length;
+    } whole_file = { 0, 0 };
+
+    return syscall(__NR_cachestat, memory_region_get_fd(&memdev->mr),
+                   &whole_file, stat, 0);
+}
+
+static int virtio_pmem_writeback_run(void *opaque)
+{
+    VirtIOPMEMWriteback *writeback = opaque;
+    struct virtio_pmem_cachestat stat;
+    int64_t start = g_get_monotonic_time();
+
+    if (virtio_pmem_cachestat(writeback->memdev, &stat) < 0) {
+        writeback->error = errno;
+        return 0;
+    }
+    writeback->count_usecs = g_get_monotonic_time() - start;
+    writeback->dirty = stat.dirty * qemu_real_host_page_size();
+    if (writeback->dirty < writeback->threshold) {
+        return 0;
+    }
+    /*
+     * Without SYNC_FILE_RANGE_WAIT_*, which would take the error of a page
+     * from the sync that has to report it.
+     */
+    writeback->started = true;
+    if (sync_file_range(memory_region_get_fd(&writeback->memdev->mr), 0, 0,
+                        SYNC_FILE_RANGE_WRITE) < 0) {
+        writeback->error = errno;
+    }
+    return 0;
+}
+
+static void virtio_pmem_writeback_schedule(VirtIOPMEM *pmem, int64_t msecs)
+{
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
+
+    if (!pmem->last_error && now < pmem->writeback_until) {
+        timer_mod(pmem->writeback_timer, now + msecs);
+    }
+}
+
+static void virtio_pmem_writeback_done(void *opaque, int ret)
+{
+    VirtIOPMEMWriteback *writeback = opaque;
+    VirtIOPMEM *pmem = writeback->pmem;
+
+    if (pmem) {
+        trace_virtio_pmem_writeback(pmem, writeback->dirty,
+                                    writeback->started, writeback->error);
+        pmem->writeback = NULL;
+        pmem->writebacks += writeback->started;
+        if (writeback->error) {
+            /*
+             * The kernel cannot do this, or could not: whether anything is
+             * lost is for the next sync to say, as if the kernel had started
+             * the writeback by itself.
+             */
+            pmem->early_writeback = 0;
+        } else {
+            /* Counting takes time by the size of the cache: at most 1 %. */
+            virtio_pmem_writeback_schedule(
+                pmem, MAX(VIRTIO_PMEM_WRITEBACK_PERIOD_MS,
+                          writeback->count_usecs / 10));
+        }
+        aio_wait_kick();
+    }
+    object_unref(OBJECT(writeback->memdev));
+    g_free(writeback);
+}
+
+static void virtio_pmem_writeback_start(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+    VirtIOPMEMWriteback *writeback;
+
+    writeback = g_new0(VirtIOPMEMWriteback, 1);
+    writeback->pmem = pmem;
+    writeback->memdev = pmem->memdev;
+    writeback->threshold = pmem->early_writeback;
+    object_ref(OBJECT(writeback->memdev));
+    pmem->writeback = writeback;
+    thread_pool_submit_aio(virtio_pmem_writeback_run, writeback,
+                           virtio_pmem_writeback_done, writeback);
+}
+
+/*
+ * Whoever flushes will flush again, and then wait for all that was stored
+ * until then, by others too: keep that from growing.
+ */
+static void virtio_pmem_writeback_wake(VirtIOPMEM *pmem)
+{
+    if (!pmem->early_writeback) {
+        return;
+    }
+    pmem->writeback_until = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) +
+                            VIRTIO_PMEM_WRITEBACK_AWAKE_MS;
+    if (!pmem->writeback && !timer_pending(pmem->writeback_timer)) {
+        virtio_pmem_writeback_schedule(pmem, VIRTIO_PMEM_WRITEBACK_PERIOD_MS);
+    }
+}
+
 static void virtio_pmem_sync_start(VirtIOPMEM *pmem);
 
 static void virtio_pmem_sync_done(void *opaque, int ret)
@@ -308,6 +450,7 @@ static void virtio_pmem_handle_output(VirtIODevice *vdev, VirtQueue *vq)
             }
             pmem->requests++;
             QSIMPLEQ_INSERT_TAIL(&pmem->waiting, req, next);
+            virtio_pmem_writeback_wake(pmem);
         }
         virtio_queue_set_notification(vq, 1);
         /* To QEMU 7.2, a packed ring is not empty when the device is broken. */
@@ -324,7 +467,7 @@ static void virtio_pmem_quiesce(VirtIOPMEM *pmem)
     uint64_t errors = pmem->errors;
 
     trace_virtio_pmem_quiesce(pmem);
-    AIO_WAIT_WHILE(NULL, pmem->sync);
+    AIO_WAIT_WHILE(NULL, pmem->sync || pmem->writeback);
     virtio_pmem_sync_run(&sync);
     virtio_pmem_sync_account(pmem, &sync);
     if (pmem->errors > errors) {
@@ -475,19 +618,6 @@ static int virtio_pmem_pre_save(void *opaque)
     return 0;
 }
 
-/* What Linux 6.5 has for counting the cached pages of a file */
-struct virtio_pmem_cachestat {
-    uint64_t cache;
-    uint64_t dirty;
-    uint64_t writeback;
-    uint64_t evicted;
-    uint64_t recently_evicted;
-};
-
-#ifndef __NR_cachestat
-#define __NR_cachestat 451
-#endif
-
 /*
  * Count the bytes of @pmem's image that are in the host's page cache, and
  * those of them that are not on storage (0 if the kernel does not tell).
@@ -500,15 +630,10 @@ static int virtio_pmem_count_cache(VirtIOPMEM *pmem, uint64_t *cached,
     uint8_t *ram = memory_region_get_ram_ptr(&pmem->memdev->mr);
     g_autofree unsigned char *resident = NULL;
     struct virtio_pmem_cachestat stat;
-    struct {
-        uint64_t offset;
-        uint64_t length;
-    } whole_file = { 0, 0 };
     const uint64_t chunk = 1 * GiB;
     uint64_t offset, length, i;
 
-    if (!syscall(__NR_cachestat, memory_region_get_fd(&pmem->memdev->mr),
-                 &whole_file, &stat, 0)) {
+    if (!virtio_pmem_cachestat(pmem->memdev, &stat)) {
         *cached = stat.cache * page;
         *dirty = (stat.dirty + stat.writeback) * page;
         return 0;
@@ -692,6 +817,8 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     pmem->size = memory_region_size(&pmem->memdev->mr);
     QSIMPLEQ_INIT(&pmem->syncing);
     QSIMPLEQ_INIT(&pmem->waiting);
+    pmem->writeback_timer = timer_new_ms(QEMU_CLOCK_VIRTUAL,
+                                         virtio_pmem_writeback_start, pmem);
     /*
      * Handlers of one depth are called in reverse order when the VM stops:
      * before virtio_init(), so that the last kicks have been taken by then.
@@ -715,6 +842,12 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     if (pmem->sync) {
         pmem->sync->pmem = NULL;
         pmem->sync = NULL;
+        aio_wait_kick();
+    }
+    timer_free(pmem->writeback_timer);
+    if (pmem->writeback) {
+        pmem->writeback->pmem = NULL;
+        pmem->writeback = NULL;
         aio_wait_kick();
     }
     qemu_del_vm_change_state_handler(pmem->vm_change_state);
@@ -798,6 +931,8 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
                      TYPE_MEMORY_BACKEND, HostMemoryBackend *),
     DEFINE_PROP_BOOL("drop-cache", VirtIOPMEM, drop_cache, true),
     DEFINE_PROP_ON_OFF_AUTO("lock", VirtIOPMEM, lock, ON_OFF_AUTO_AUTO),
+    DEFINE_PROP_SIZE("early-writeback", VirtIOPMEM, early_writeback,
+                     16 * MiB),
     DEFINE_PROP_COUNTER("requests", requests),
     DEFINE_PROP_COUNTER("merged", merged),
     DEFINE_PROP_COUNTER("syncs", syncs),
@@ -805,6 +940,7 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_COUNTER("last-error", last_error),
     DEFINE_PROP("sync-latency", VirtIOPMEM, sync_latency[0],
                 virtio_pmem_prop_latency, uint64_t),
+    DEFINE_PROP_COUNTER("writebacks", writebacks),
     DEFINE_PROP_COUNTER("cache-dropped", cache_dropped),
     DEFINE_PROP_COUNTER("cache-left", cache_left),
     VIRTIO_PMEM_PROPERTIES_END
@@ -823,6 +959,9 @@ static void virtio_pmem_class_init(ObjectClass *klass, void *data)
     object_class_property_set_description(klass, "lock",
         "Lock the file of memdev, so that no other QEMU uses it; auto: unless"
         " its file system cannot");
+    object_class_property_set_description(klass, "early-writeback",
+        "Start writeback of memdev when so many bytes of it are dirty, so that"
+        " a flush finds little to write; 0: leave that to the flush");
     object_class_property_set_description(klass, "requests",
         "Flush requests taken from the guest");
     object_class_property_set_description(klass, "merged",
@@ -837,6 +976,8 @@ static void virtio_pmem_class_init(ObjectClass *klass, void *data)
     object_class_property_set_description(klass, "sync-latency",
         "Syncs by duration: item n counts those of 2^n to 2^(n+1)-1"
         " microseconds");
+    object_class_property_set_description(klass, "writebacks",
+        "Times that early-writeback has started writeback");
     object_class_property_set_description(klass, "cache-dropped",
         "Bytes dropped from the host's page cache when the guest came in");
     object_class_property_set_description(klass, "cache-left",

@@ -29,6 +29,7 @@ OBJECT_DECLARE_TYPE(VirtIOPMEM, VirtIOPMEMClass,
 
 typedef struct VirtIOPMEMRequest VirtIOPMEMRequest;
 typedef struct VirtIOPMEMSync VirtIOPMEMSync;
+typedef struct VirtIOPMEMWriteback VirtIOPMEMWriteback;
 typedef QSIMPLEQ_HEAD(, VirtIOPMEMRequest) VirtIOPMEMRequests;
 
 struct VirtIOPMEM {
@@ -52,6 +53,15 @@ struct VirtIOPMEM {
     VirtIOPMEMRequests syncing;
     VirtIOPMEMRequests waiting;
 
+    /*
+     * Dirty bytes from which on writeback starts early, 0 if never; the timer
+     * that looks, until when (in ms of the guest's time), and what it started
+     */
+    uint64_t early_writeback;
+    QEMUTimer *writeback_timer;
+    int64_t writeback_until;
+    VirtIOPMEMWriteback *writeback;
+
     /* errno of the last failed sync: no flush succeeds once it is set */
     uint64_t last_error;
     /* The same, while the guest has had no answer that tells it so */
@@ -62,6 +72,7 @@ struct VirtIOPMEM {
     uint64_t syncs;
     uint64_t errors;
     uint64_t sync_latency[VIRTIO_PMEM_LATENCY_BUCKETS];
+    uint64_t writebacks;
     uint64_t cache_dropped;
     uint64_t cache_left;
 };

@@ -49,6 +49,7 @@ class _FileSystem(mfusepy.Operations):
         self._errors: collections.deque[int] = collections.deque()
         self._always = 0
         self._lock_error = 0
+        self._write_error = 0
 
     def command(self, line: str) -> None:
         name, *args = line.split()
@@ -65,6 +66,8 @@ class _FileSystem(mfusepy.Operations):
                 self._always = int(args[0])
             elif name == 'fail-locks':
                 self._lock_error = int(args[0])
+            elif name == 'fail-writes':
+                self._write_error = int(args[0])
             else:
                 raise ValueError(f'unknown command: {line!r}')
             self._lock.notify_all()
@@ -129,6 +132,11 @@ class _FileSystem(mfusepy.Operations):
         return os.pread(self._fd, size, offset)
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        with self._lock:
+            error = self._write_error
+        if error:
+            self._tell(f'refuse {error}')
+            raise mfusepy.FuseOSError(error)
         return os.pwrite(self._fd, data, offset)
 
     def truncate(self, path: str, length: int, fh: int | None = None) -> int:
@@ -188,6 +196,7 @@ class BackingFile:
     :ivar begun: how many fsync and fdatasync calls have begun.
     :ivar ended: the errno of each one that has ended, 0 for success.
     :ivar datasync: for each begun call, whether it is fdatasync.
+    :ivar refused: how many writes have failed.
     """
 
     def __init__(self, image: pathlib.Path, mount: pathlib.Path) -> None:
@@ -196,6 +205,7 @@ class BackingFile:
         self.begun = 0
         self.ended: list[int] = []
         self.datasync: list[bool] = []
+        self.refused = 0
         self._mount = mount
         self._done: queue.Queue[str] = queue.Queue()
         self._changed = threading.Condition()
@@ -229,6 +239,8 @@ class BackingFile:
                     self.datasync.append(value == '1')
                 elif what == 'end':
                     self.ended.append(int(value))
+                elif what == 'refuse':
+                    self.refused += 1
                 else:
                     self._done.put(value)
                 self._changed.notify_all()
@@ -261,6 +273,10 @@ class BackingFile:
     def fail_always(self, error: int) -> None:
         """Let all of them end with ``error``; 0 ends that."""
         self._command(f'fail-always {error}')
+
+    def fail_writes(self, error: int) -> None:
+        """Let all writes to the file fail with ``error``; 0 ends that."""
+        self._command(f'fail-writes {error}')
 
     def wait(
         self, condition: ty.Callable[[], bool], timeout: float = 20

@@ -35,6 +35,8 @@ from tests.device import emulator
 
 SIZE = 2 << 20
 RAM = 128 << 20
+#: One that is dirty is enough for writeback to start early.
+_PAGE = 4096
 #: Operations by one QEMU.
 ROUND = 10000
 
@@ -83,7 +85,8 @@ class Fuzzer:
                     'memory-backend-file,id=mem0,share=on,'
                     f'mem-path={self._backing.path},size={SIZE}',
                     '-device', 'virtio-pmem-pci,memdev=mem0,id=pmem0,'
-                    f'addr=0x10,packed={"on" if packed else "off"}'],
+                    f'addr=0x10,packed={"on" if packed else "off"},'
+                    f'early-writeback={_PAGE}'],
                 SANITIZERS)
         except BaseException:
             self._backing.close()
@@ -359,7 +362,7 @@ class Fuzzer:
             'mem-path': str(self._backing.path)})
         self._qmp('device_add', driver='virtio-pmem-pci', id='pmem0',
                   memdev=f'mem{self._backends}', addr='0x10',
-                  packed=self._packed)
+                  packed=self._packed, **{'early-writeback': _PAGE})
         # No object-del of the old backend: QEMU itself locks up if a migration
         # begins while RAM is freed (ram_init_bitmaps() with the list of RAM
         # waits for a CPU, the RCU thread with the BQL for the list).
@@ -397,7 +400,8 @@ class Fuzzer:
         self._qmp('qom-get', path='/machine/peripheral/pmem0',
                   property=self._random.choice([
                       'requests', 'merged', 'syncs', 'errors', 'last-error',
-                      'sync-latency', 'cache-left', 'cache-dropped']))
+                      'sync-latency', 'cache-left', 'cache-dropped',
+                      'writebacks']))
 
 
 _WEIGHTS = {

@@ -25,7 +25,7 @@ from tests.device import driver
 load_tests = testscenarios.load_tests_apply_scenarios
 
 COUNTERS = ('requests', 'merged', 'syncs', 'errors', 'last-error',
-            'cache-dropped', 'cache-left')
+            'cache-dropped', 'cache-left', 'writebacks')
 
 
 class FlushTestCase(base.DeviceTestCase):
@@ -167,8 +167,8 @@ class PropertiesTestCase(base.DeviceTestCase):
         text = subprocess.run(
             [self.binary(), '-device', 'virtio-pmem-pci,help'], check=True,
             capture_output=True, text=True).stdout
-        for name in (*COUNTERS, 'sync-latency', 'drop-cache', 'memdev',
-                     'memaddr'):
+        for name in (*COUNTERS, 'sync-latency', 'drop-cache',
+                     'early-writeback', 'memdev', 'memaddr'):
             self.assertRegex(text, f'(?m)^ *{name}=<')
 
     def test_counters_of_both_devices_are_the_same(self) -> None:

@@ -1,0 +1,127 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Writeback that starts before a flush asks for it."""
+
+import errno
+import time
+
+import testscenarios
+
+from tests.device import base
+from tests.device import driver
+from tests.device import emulator
+
+load_tests = testscenarios.load_tests_apply_scenarios
+
+#: Far longer than the device takes to look, far shorter than the kernel takes
+#: to write by itself what is dirty (vm.dirty_expire_centisecs, 30 s).
+SECONDS = 1
+
+
+class EarlyWritebackTestCase(base.DeviceTestCase):
+
+    scenarios = base.OURS
+
+    def bring_up_with(
+        self, threshold: str
+    ) -> tuple[emulator.Emulator, driver.PmemDriver]:
+        self.mounted = self.mount()
+        vm = self.start_vm(self.mounted.path,
+                           device=f'early-writeback={threshold}')
+        return vm, self.bring_up(vm)
+
+    def dirty(self, vm: emulator.Emulator, pages: int) -> None:
+        vm.qtest.write_bytes(self.memaddr(vm), b'B' * base.PAGE * pages)
+
+    def written(self) -> int:
+        """Bytes at the image's start that reached the file below."""
+        data = self.image.read_bytes()
+        return len(data) - len(data.lstrip(b'B'))
+
+    def wait_written(self, size: int) -> None:
+        deadline = time.monotonic() + 20
+        while self.written() < size:
+            self.assertLess(time.monotonic(), deadline, self.written())
+            time.sleep(0.02)
+
+    def test_much_is_written_before_a_flush_asks_for_it(self) -> None:
+        vm, pmem = self.bring_up_with('64k')
+        self.assertEqual(0, pmem.flush())
+        self.dirty(vm, 16)
+        self.wait_written(16 * base.PAGE)
+        # It was no sync: nothing is durable, nobody was answered.
+        self.assertEqual(1, self.mounted.begun)
+        self.assertEqual((1, 1), (vm.pmem('syncs'), vm.pmem('writebacks')))
+        # And it goes on.
+        vm.qtest.write_bytes(self.memaddr(vm) + 16 * base.PAGE,
+                             b'B' * base.PAGE * 16)
+        self.wait_written(32 * base.PAGE)
+        self.assertEqual(2, vm.pmem('writebacks'))
+        self.assertEqual(0, pmem.flush())
+
+    def test_little_is_left_to_the_flush(self) -> None:
+        vm, pmem = self.bring_up_with('64k')
+        self.assertEqual(0, pmem.flush())
+        self.dirty(vm, 15)
+        time.sleep(SECONDS)
+        self.assertEqual(0, self.written())
+        self.assertEqual(0, vm.pmem('writebacks'))
+        self.assertEqual(0, pmem.flush())
+        self.assertEqual(15 * base.PAGE, self.written())
+
+    def test_zero_turns_it_off(self) -> None:
+        vm, pmem = self.bring_up_with('0')
+        self.assertEqual(0, pmem.flush())
+        self.dirty(vm, 16)
+        time.sleep(SECONDS)
+        self.assertEqual(0, self.written())
+        self.assertEqual(0, pmem.flush())
+
+    def test_guest_that_does_not_flush_is_left_alone(self) -> None:
+        vm, pmem = self.bring_up_with('64k')
+        self.dirty(vm, 16)
+        time.sleep(SECONDS)
+        self.assertEqual(0, self.written())
+        self.assertEqual(0, pmem.flush())
+
+    def test_its_error_is_the_next_flushs(self) -> None:
+        vm, pmem = self.bring_up_with('64k')
+        self.assertEqual(0, pmem.flush())
+        self.mounted.fail_writes(errno.EIO)
+        self.dirty(vm, 16)
+        self.mounted.wait(lambda: self.mounted.refused > 0)
+        self.assertEqual(0, vm.pmem('last-error'))
+        # By now the pages are clean, and every write succeeds again.
+        self.mounted.fail_writes(0)
+        self.assertEqual(-1, pmem.flush())
+        self.assertEqual(errno.EIO, vm.pmem('last-error'))
+        self.assertEqual(-1, pmem.flush())
+
+    def test_its_error_is_that_of_a_stop(self) -> None:
+        vm, pmem = self.bring_up_with('64k')
+        self.assertEqual(0, pmem.flush())
+        self.mounted.fail_writes(errno.EIO)
+        self.dirty(vm, 16)
+        self.mounted.wait(lambda: self.mounted.refused > 0)
+        self.mounted.fail_writes(0)
+        vm.qmp.cmd('stop')
+        self.assertEqual(errno.EIO, vm.pmem('last-error'))
+
+    def test_it_goes_on_after_a_stop(self) -> None:
+        vm, pmem = self.bring_up_with('64k')
+        self.assertEqual(0, pmem.flush())
+        vm.qmp.cmd('stop')
+        vm.qmp.cmd('cont')
+        self.dirty(vm, 16)
+        self.wait_written(16 * base.PAGE)
+        self.assertEqual(2, self.mounted.begun)
