@@ -1,0 +1,6 @@
+# FROM=TO words: mirrors that the build uses and what the image is to name.
+export DIB_FAKEDAX_IMAGE_MIRRORS=${DIB_FAKEDAX_IMAGE_MIRRORS:-}
+# A server is waited for.
+export DIB_GRUB_TIMEOUT=${DIB_GRUB_TIMEOUT:-1}
+# cloud-init makes the network's configuration.
+export DIB_APT_MINIMAL_CREATE_INTERFACES=${DIB_APT_MINIMAL_CREATE_INTERFACES:-0}

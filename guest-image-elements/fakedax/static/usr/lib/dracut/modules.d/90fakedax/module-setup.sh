@@ -1,0 +1,37 @@
+#!/bin/bash
+# Puts into the initramfs what choosing the root takes: see choose-root.sh.
+# dib-lint: disable=sete setu setpipefail dibdebugtrace
+
+# called by dracut
+function check {
+    # Not only where this guest happens to be on fake DAX.
+    return 0
+}
+
+# called by dracut
+function depends {
+    echo systemd
+}
+
+# called by dracut
+function installkernel {
+    hostonly='' instmods virtio_pci virtio_blk virtio_pmem nd_virtio nd_pmem \
+        nd_btt libnvdimm ext4 xfs
+}
+
+# called by dracut
+# shellcheck disable=SC2154  # variables of dracut's
+function install {
+    local file
+    inst_multiple blkid cat grep mkdir mount sleep systemctl tr udevadm umount \
+        wc
+    for file in common.sh choose-root.sh; do
+        inst_simple "/usr/local/lib/fakedax/$file" "/lib/fakedax/$file"
+    done
+    inst_rules 59-fakedax.rules
+    inst_script "$moddir/fakedax-root.sh" /lib/fakedax/fakedax-root
+    inst_simple "$moddir/fakedax-root.service" \
+        "$systemdsystemunitdir/fakedax-root.service"
+    "${SYSTEMCTL:-systemctl}" -q --root "$initdir" add-wants initrd.target \
+        fakedax-root.service
+}

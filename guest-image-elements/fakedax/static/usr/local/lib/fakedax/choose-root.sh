@@ -1,0 +1,139 @@
+# shellcheck shell=sh
+# The root's device and its mount option, chosen in the initramfs. Sourced
+# after common.sh, by initramfs-tools and dracut alike.
+
+# How long to wait for the disks of virtio-pmem devices, in tenths of a second:
+# libnvdimm makes them in the background. One that it refuses never comes.
+PMEM_WAIT=${PMEM_WAIT:-50}
+
+wait_for_pmem() {
+    wanted=$1
+    tries=0
+    while [ "$(count_pmem_disks)" -lt "$wanted" ]; do
+        if [ "$tries" -ge "$PMEM_WAIT" ]; then
+            echo "fakedax: $wanted virtio-pmem device(s) have become only" \
+                "$(count_pmem_disks) disk(s); fakedax-guest will say why" >&2
+            return
+        fi
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+}
+
+# tag_of DEVICE TAG: its value, such as a UUID; empty if it has none.
+tag_of() {
+    case $2 in
+        PARTUUID) tag=PART_ENTRY_UUID ;;
+        PARTLABEL) tag=PART_ENTRY_NAME ;;
+        *) tag=$2 ;;
+    esac
+    blkid -p -s "$tag" -o value "$1" 2> /dev/null
+}
+
+# pmem_with TAG VALUE: the pmem devices, disks and partitions, that carry it.
+pmem_with() {
+    for disk in $(pmem_disks); do
+        for directory in "$ROOT_DIR/sys/block/$disk" \
+            "$ROOT_DIR/sys/block/$disk/$disk"p*; do
+            if [ -e "$directory" ] &&
+                [ "$(tag_of "/dev/${directory##*/}" "$1")" = "$2" ]; then
+                echo "${directory##*/}"
+            fi
+        done
+    done
+}
+
+# root_candidates SPECIFICATION: the pmem devices that root= may mean.
+root_candidates() {
+    case $1 in
+        LABEL=* | UUID=* | PARTLABEL=* | PARTUUID=*)
+            value=${1#*=}
+            value=${value#\"}
+            pmem_with "${1%%=*}" "${value%\"}"
+            ;;
+        /dev/disk/by-label/*) pmem_with LABEL "${1##*/}" ;;
+        /dev/disk/by-uuid/*) pmem_with UUID "${1##*/}" ;;
+        /dev/disk/by-partlabel/*) pmem_with PARTLABEL "${1##*/}" ;;
+        /dev/disk/by-partuuid/*) pmem_with PARTUUID "${1##*/}" ;;
+        /dev/pmem*) echo "${1#/dev/}" ;;
+        /dev/*)
+            # A name such as /dev/vda1 may be the boot view's.
+            if is_boot_view "${1#/dev/}"; then
+                uuid=$(tag_of "$1" UUID)
+                if [ -n "$uuid" ]; then
+                    pmem_with UUID "$uuid"
+                fi
+            fi
+            ;;
+    esac
+}
+
+# mounts_with DEVICE TYPE OPTION: whether the file system can be mounted so.
+# Nothing is written: neither a journal nor a log is replayed.
+mounts_with() {
+    case $2 in
+        ext4) replay=noload ;;
+        xfs) replay=norecovery ;;
+        *) return 1 ;;
+    esac
+    mkdir -p "$ROOT_DIR/run/fakedax/try"
+    mount -t "$2" -o "ro,$replay,$3" "$1" "$ROOT_DIR/run/fakedax/try" \
+        2> /dev/null || return 1
+    umount "$ROOT_DIR/run/fakedax/try"
+}
+
+# choose_root SPECIFICATION: set CHOSEN to the pmem device that holds the root,
+# empty to leave all as it is; OPTION to the mount option, empty for none;
+# OBSTACLE to what kept root from DAX, empty if nothing did.
+choose_root() {
+    CHOSEN=
+    OPTION=
+    OBSTACLE=
+    devices=$(count_virtio_pmem)
+    if [ "$devices" -eq 0 ] && [ "$(count_pmem_disks)" -eq 0 ]; then
+        return
+    fi
+    wait_for_pmem "$devices"
+    candidates=$(root_candidates "$1")
+    if [ -z "$candidates" ]; then
+        return
+    fi
+    # The host shows the root first, so it has the lowest number.
+    for name in $candidates; do
+        CHOSEN=/dev/$name
+        break
+    done
+    if [ "$candidates" != "$name" ]; then
+        echo "fakedax: more than one pmem device has the root's $1:" \
+            "$(echo "$candidates" | tr '\n' ' ')- took $name" >&2
+    fi
+    case $(dax_mode) in
+        always) wanted=dax=always ;;
+        inode) wanted=dax=inode ;;
+        # Not merely no option: files may ask for DAX themselves.
+        off) wanted=dax=never ;;
+    esac
+    OBSTACLE=$(dax_obstacle "$name")
+    # An ext4 whose option cannot be had fails to mount. It must never: so it
+    # is tried, whatever else is known.
+    if [ -z "$OBSTACLE" ] &&
+        ! mounts_with "$CHOSEN" "$(tag_of "$CHOSEN" TYPE)" "$wanted"; then
+        OBSTACLE=filesystem
+    fi
+    if [ -z "$OBSTACLE" ]; then
+        OPTION=$wanted
+    elif [ "$wanted" != dax=never ]; then
+        echo "fakedax: $CHOSEN is mounted without DAX ($OBSTACLE);" \
+            "fakedax-guest will say why" >&2
+    fi
+}
+
+# record_choice: for fakedax-guest, later.
+record_choice() {
+    mkdir -p "$ROOT_DIR/run/fakedax"
+    {
+        echo "device=$CHOSEN"
+        echo "option=$OPTION"
+        echo "obstacle=$OBSTACLE"
+    } > "$ROOT_DIR/run/fakedax/root"
+}

@@ -1,0 +1,101 @@
+# shellcheck shell=sh
+# What the initramfs, the units and fakedax-guest have in common. Sourced; the
+# shell may be dash, busybox or bash.
+#
+# FAKEDAX_ROOT is put before /sys, /proc and the like: tests set it.
+
+ROOT_DIR=${FAKEDAX_ROOT:-}
+
+# attribute FILE: a file of sysfs or procfs; empty if there is none.
+attribute() {
+    cat "$ROOT_DIR$1" 2> /dev/null
+}
+
+# count_virtio_pmem: how many devices the host has given to this guest.
+# Virtio device 27 is pmem (virtio 1.2, section 5.19).
+count_virtio_pmem() {
+    count=0
+    for file in "$ROOT_DIR"/sys/bus/virtio/devices/*/device; do
+        if [ "$(cat "$file" 2> /dev/null)" = 0x001b ]; then
+            count=$((count + 1))
+        fi
+    done
+    echo "$count"
+}
+
+# pmem_disks: the disks that they have become, one a line.
+pmem_disks() {
+    for directory in "$ROOT_DIR"/sys/block/pmem*; do
+        if [ -e "$directory" ]; then
+            echo "${directory##*/}"
+        fi
+    done
+}
+
+count_pmem_disks() {
+    pmem_disks | wc -l
+}
+
+# disk_of NAME: the disk of a partition; of a disk, itself.
+disk_of() {
+    for directory in "$ROOT_DIR/sys/block/"*"/$1"; do
+        if [ -e "$directory" ]; then
+            directory=${directory%/*}
+            echo "${directory##*/}"
+            return
+        fi
+    done
+    echo "$1"
+}
+
+# is_boot_view NAME: whether it is the read-only view of the root's file that
+# firmware boots from. Nothing else may read it: its pages would be a second
+# copy of the data, and go stale.
+is_boot_view() {
+    [ "$(attribute "/sys/block/$(disk_of "$1")/serial")" = fakedax-boot ]
+}
+
+# dax_mode: off, inode or always, from the kernel's command line.
+dax_mode() {
+    mode=always
+    for word in $(attribute /proc/cmdline); do
+        case $word in
+            daxroot=off | daxroot=inode | daxroot=always)
+                mode=${word#daxroot=}
+                ;;
+            daxroot=*)
+                echo "fakedax: $word on the kernel's command line is not one" \
+                    "of off, inode, always; taken as always" >&2
+                mode=always
+                ;;
+        esac
+    done
+    echo "$mode"
+}
+
+# kernel_has_fs_dax: the symbol is compiled in with CONFIG_FS_DAX only, and
+# unlike the kernel's configuration its name can be read everywhere.
+kernel_has_fs_dax() {
+    grep -q ' dax_iomap_rw$' "$ROOT_DIR/proc/kallsyms" 2> /dev/null
+}
+
+# dax_obstacle NAME: what keeps a block device from DAX, as far as the kernel
+# tells without mounting it: kernel, disk, partition or nothing.
+dax_obstacle() {
+    disk=$(disk_of "$1")
+    if ! kernel_has_fs_dax; then
+        echo kernel
+    elif [ "$(attribute "/sys/block/$disk/queue/dax")" != 1 ]; then
+        echo disk
+    elif [ "$disk" != "$1" ] && ! {
+        is_page_aligned "$(attribute "/sys/block/$disk/$1/start")" &&
+            is_page_aligned "$(attribute "/sys/block/$disk/$1/size")"
+    }; then
+        echo partition
+    fi
+}
+
+# is_page_aligned SECTORS: whether it is a multiple of 4 KiB.
+is_page_aligned() {
+    [ $((${1:-1} % 8)) -eq 0 ]
+}

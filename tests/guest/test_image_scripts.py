@@ -1,0 +1,607 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+
+"""The scripts of guest-image-elements, on trees that stand in for a guest.
+
+No machine is started: /sys and /proc are files, and mount, blkid and the like
+are stubs that write down what they were asked.
+"""
+
+import itertools
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+from oslotest import base
+
+from lab import paths
+
+STATIC = paths.ROOT / 'guest-image-elements/fakedax/static'
+LIBRARY = STATIC / 'usr/local/lib/fakedax'
+
+MIB = 1024 * 1024
+SECTOR = 512
+
+#: STATX_ATTR_DAX, include/uapi/linux/stat.h.
+DAX = 0x200000
+
+
+class Guest:
+    """A tree with /sys, /proc and /dev of a guest, and stubs of programs."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.root = directory / 'root'
+        self.bin = directory / 'bin'
+        self.log = directory / 'log'
+        self.bin.mkdir()
+        self.log.touch()
+        self._devices = itertools.count()
+        self.write('proc/kallsyms', '0000000000000000 T dax_iomap_rw\n')
+        self.write('proc/cmdline', 'root=LABEL=img console=ttyS0\n')
+        self.write('proc/meminfo', 'MemTotal:        1000000 kB\n')
+        self.write('etc/fstab', 'LABEL=img / ext4 defaults 0 1\n')
+        self.write('etc/os-release', 'ID=test\n')
+        self.mounts('rootfs / rootfs rw 0 0', '/dev/pmem0p3 / ext4 rw 0 0')
+        self.tags: dict[str, dict[str, str]] = {}
+        self.statx(DAX)
+        self.stub('stat', 'echo 4096')
+        self.stub('mount')
+        self.stub('umount')
+        self.stub('sleep')
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def mounts(self, *lines: str) -> None:
+        self.write('proc/mounts', '\n'.join(lines) + '\n')
+
+    def stub(self, name: str, script: str = '') -> None:
+        path = self.bin / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.log}\n'
+                        f'{script}\n')
+        path.chmod(0o755)
+
+    def statx(self, attributes: int) -> None:
+        self.stub('xfs_io', f'echo "stat.attributes = {attributes:#x}"')
+
+    def virtio_pmem(self, size: int | None = None) -> None:
+        """A device of the host's; with a size, libnvdimm has seen it."""
+        number = next(self._devices)
+        self.write(f'sys/bus/virtio/devices/virtio{number}/device',
+                   '0x001b\n')
+        if size is not None:
+            self.write('sys/bus/virtio/drivers/virtio_pmem/bind', '')
+            self.write(f'sys/bus/nd/devices/region{number}/size', f'{size}\n')
+
+    def disk(self, name: str, mib: int, *partitions: tuple[int, int],
+             serial: str = '', dax: str = '1') -> None:
+        """A disk with partitions of a start and a size in sectors."""
+        base = f'sys/block/{name}'
+        self.write(f'{base}/size', f'{mib * MIB // SECTOR}\n')
+        self.write(f'{base}/queue/dax', f'{dax}\n')
+        self.write(f'{base}/queue/write_cache', 'write back\n')
+        if serial:
+            self.write(f'{base}/serial', serial)
+        joint = 'p' if name[-1].isdigit() else ''
+        for number, (start, size) in enumerate(partitions, 1):
+            part = f'{base}/{name}{joint}{number}'
+            self.write(f'{part}/partition', f'{number}\n')
+            self.write(f'{part}/start', f'{start}\n')
+            self.write(f'{part}/size', f'{size}\n')
+
+    def tag(self, device: str, **tags: str) -> None:
+        """What blkid reads from a device."""
+        self.tags[f'/dev/{device}'] = tags
+        cases = ''.join(
+            f'"{name} {tag}") echo {value} ;;\n'
+            for name, known in self.tags.items()
+            for tag, value in known.items())
+        self.stub('blkid', f'case "$6 $3" in\n{cases}*) exit 2 ;;\nesac')
+
+    def run(self, *command: str | pathlib.Path,
+            shell: str = 'dash') -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [shell, *command], text=True, capture_output=True,
+            env=os.environ | {
+                'PATH': f'{self.bin}:{os.environ["PATH"]}:/usr/sbin:/sbin',
+                'FAKEDAX_ROOT': str(self.root),
+                'FAKEDAX_LIB': str(LIBRARY)})
+
+    def calls(self, program: str) -> list[str]:
+        """How a stub was called, without those that only asked."""
+        return [line for line in self.log.read_text().splitlines()
+                if line.split()[0] == program]
+
+
+class ScriptTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        directory = pathlib.Path(tempfile.mkdtemp(prefix='script-test-'))
+        self.addCleanup(shutil.rmtree, directory)
+        self.guest = Guest(directory)
+
+    def root_on_pmem(self, mib: int = 2048, **options: str) -> None:
+        """A root on fake DAX with its boot view, as Nova shows it."""
+        partitions = [(2048, 2048), (4096, 131072),
+                      (135168, mib * 2048 - 135168 - 2048)]
+        self.guest.virtio_pmem(mib * MIB)
+        self.guest.disk('pmem0', mib, *partitions, **options)
+        self.guest.disk('vda', mib, *partitions, serial='fakedax-boot')
+        for device in ('pmem0p3', 'vda3'):
+            self.guest.tag(device, LABEL='img', UUID='1-2-3', TYPE='ext4',
+                           PART_ENTRY_UUID='4-5-6', PART_ENTRY_NAME='root')
+
+
+class ChooseRootTestCase(ScriptTestCase):
+    """choose_root(), in the shells that an initramfs has."""
+
+    def choose(self, root: str = 'LABEL=img') -> dict[str, str]:
+        seen = []
+        # busybox takes its own programs before those of PATH.
+        stubs = ''.join(
+            f'{name}() {{ {self.guest.bin}/{name} "$@"; }}; '
+            for name in ('mount', 'umount', 'sleep'))
+        for shell in (['dash'], ['busybox', 'sh'], ['bash', '--posix']):
+            done = self.guest.run(
+                *shell[1:], '-c',
+                f'{stubs}. {LIBRARY}/common.sh; . {LIBRARY}/choose-root.sh; '
+                f'choose_root "{root}"; record_choice', shell=shell[0])
+            self.assertEqual(0, done.returncode, done.stderr)
+            record = (self.guest.root / 'run/fakedax/root').read_text()
+            seen.append(dict(line.split('=', 1)
+                             for line in record.splitlines()))
+            seen[-1]['said'] = done.stderr
+        self.assertEqual(seen[0], seen[1])
+        self.assertEqual(seen[0], seen[2])
+        return seen[0]
+
+    def test_ordinary_flavor(self) -> None:
+        self.guest.disk('vda', 2048, (2048, 4096))
+        self.assertEqual({'device': '', 'option': '', 'obstacle': '',
+                          'said': ''}, self.choose())
+        self.assertEqual([], self.guest.calls('mount'))
+
+    def test_pmem_is_taken_however_root_is_named(self) -> None:
+        self.root_on_pmem()
+        for root in ('LABEL=img', 'UUID=1-2-3', 'PARTUUID=4-5-6',
+                     'PARTLABEL=root', '/dev/disk/by-label/img',
+                     '/dev/disk/by-uuid/1-2-3', '/dev/disk/by-partuuid/4-5-6',
+                     '/dev/vda3', '/dev/pmem0p3'):
+            self.assertEqual(
+                {'device': '/dev/pmem0p3', 'option': 'dax=always',
+                 'obstacle': '', 'said': ''}, self.choose(root), root)
+
+    def test_arguments(self) -> None:
+        self.root_on_pmem()
+        for argument, option in (
+                ('off', 'dax=never'), ('inode', 'dax=inode'),
+                ('always', 'dax=always'), ('maybe', 'dax=always')):
+            self.guest.write('proc/cmdline', f'quiet daxroot={argument} ro\n')
+            chosen = self.choose()
+            self.assertEqual('/dev/pmem0p3', chosen['device'])
+            self.assertEqual(option, chosen['option'])
+        self.assertIn("daxroot=maybe on the kernel's command line is not one "
+                      'of off, inode, always', chosen['said'])
+
+    def test_root_elsewhere_than_on_pmem(self) -> None:
+        self.guest.virtio_pmem(512 * MIB)
+        self.guest.disk('pmem0', 512)
+        self.guest.tag('pmem0', LABEL='ephemeral0', TYPE='ext4')
+        self.guest.disk('vda', 2048, (2048, 4096))
+        for root in ('LABEL=img', '/dev/vda1'):
+            self.assertEqual('', self.choose(root)['device'])
+
+    def test_two_pmem_devices_with_the_same_label(self) -> None:
+        self.root_on_pmem()
+        self.guest.virtio_pmem(512 * MIB)
+        self.guest.disk('pmem1', 512)
+        self.guest.tag('pmem1', LABEL='img', TYPE='ext4')
+        chosen = self.choose()
+        self.assertEqual('/dev/pmem0p3', chosen['device'])
+        self.assertIn('more than one pmem device', chosen['said'])
+
+    def test_two_pmem_devices_of_which_the_second_is_root(self) -> None:
+        self.guest.virtio_pmem(512 * MIB)
+        self.guest.virtio_pmem(512 * MIB)
+        self.guest.disk('pmem0', 512)
+        self.guest.disk('pmem1', 512)
+        self.guest.tag('pmem0', LABEL='ephemeral0', TYPE='ext4')
+        self.guest.tag('pmem1', LABEL='img', TYPE='ext4')
+        self.assertEqual('/dev/pmem1', self.choose()['device'])
+
+    def test_obstacles_leave_the_option_out(self) -> None:
+        self.root_on_pmem()
+        part = 'sys/block/pmem0/pmem0p3'
+        for obstacle, name, text in (
+                ('kernel', 'proc/kallsyms', '0 T dax_alive\n'),
+                ('disk', 'sys/block/pmem0/queue/dax', '0\n'),
+                ('partition', f'{part}/start', '135169\n'),
+                ('partition', f'{part}/size', '100001\n')):
+            path = self.guest.root / name
+            before = path.read_text()
+            path.write_text(text)
+            chosen = self.choose()
+            path.write_text(before)
+            self.assertEqual('/dev/pmem0p3', chosen['device'])
+            self.assertEqual('', chosen['option'], obstacle)
+            self.assertEqual(obstacle, chosen['obstacle'])
+            self.assertIn(f'without DAX ({obstacle})', chosen['said'])
+        self.assertEqual([], self.guest.calls('mount'))
+
+    def test_a_mount_that_fails_leaves_the_option_out(self) -> None:
+        self.root_on_pmem()
+        self.guest.stub('mount', 'exit 32')
+        chosen = self.choose()
+        self.assertEqual('/dev/pmem0p3', chosen['device'])
+        self.assertEqual('', chosen['option'])
+        self.assertEqual('filesystem', chosen['obstacle'])
+
+    def test_the_trial_writes_nothing(self) -> None:
+        self.root_on_pmem()
+        self.choose()
+        for call in self.guest.calls('mount'):
+            self.assertIn('-t ext4 -o ro,noload,dax=always /dev/pmem0p3', call)
+        self.guest.tag('pmem0p3', LABEL='img', TYPE='xfs')
+        self.choose()
+        self.assertIn('-t xfs -o ro,norecovery,dax=always /dev/pmem0p3',
+                      self.guest.calls('mount')[-1])
+
+    def test_a_device_that_becomes_no_disk_is_waited_for(self) -> None:
+        self.guest.virtio_pmem(512 * MIB + SECTOR)
+        self.guest.disk('vda', 2048, (2048, 4096))
+        chosen = self.choose()
+        self.assertEqual('', chosen['device'])
+        self.assertIn('1 virtio-pmem device(s) have become only 0 disk(s)',
+                      chosen['said'])
+        self.assertEqual(3 * 50, len(self.guest.calls('sleep')))
+
+
+class GrowRootTestCase(ScriptTestCase):
+
+    def grow(self) -> subprocess.CompletedProcess[str]:
+        for name in ('sfdisk', 'partx', 'resize2fs', 'xfs_growfs'):
+            if not (self.guest.bin / name).exists():
+                self.guest.stub(name, 'cat >> "$0.input"'
+                                if name == 'sfdisk' else '')
+        return self.guest.run(LIBRARY / 'grow-root')
+
+    def _grown_to(self, disk_sectors: int) -> int | None:
+        """The end that root's partition is given on such a disk."""
+        self.guest.write('sys/block/pmem0/size', f'{disk_sectors}\n')
+        given = self.guest.bin / 'sfdisk.input'
+        given.unlink(missing_ok=True)
+        done = self.grow()
+        self.assertEqual(0, done.returncode, done.stderr)
+        text = given.read_text() if given.exists() else ''
+        if not text:
+            return None
+        return 135168 + int(text.strip().removeprefix(','))
+
+    def test_end_is_aligned_and_before_the_backup_table(self) -> None:
+        self.guest.disk('pmem0', 2048, (2048, 2048), (4096, 131072),
+                        (135168, 100000))
+        for sectors in (4 * 1024 * 2048, 4 * 1024 * 2048 + 1,
+                        4 * 1024 * 2048 + 32, 4 * 1024 * 2048 + 33,
+                        4 * 1024 * 2048 + 2047):
+            end = self._grown_to(sectors)
+            assert end
+            self.assertEqual(0, end % 2048)
+            self.assertLessEqual(end, sectors - 33)
+            self.assertGreater(end, sectors - 33 - 2048)
+
+    def test_never_smaller(self) -> None:
+        self.guest.disk('pmem0', 2048, (2048, 2048), (4096, 131072),
+                        (135168, 2048 * 2048 - 135168 - 33))
+        self.assertIsNone(self._grown_to(2048 * 2048))
+        self.assertEqual([], self.guest.calls('sfdisk'))
+
+    def test_the_file_system_grows_even_if_the_partition_has(self) -> None:
+        self.root_on_pmem()
+        self.assertEqual(0, self.grow().returncode)
+        self.assertEqual([], self.guest.calls('sfdisk'))
+        self.assertEqual(['resize2fs /dev/pmem0p3'],
+                         self.guest.calls('resize2fs'))
+
+    def test_xfs(self) -> None:
+        self.root_on_pmem()
+        self.guest.mounts('/dev/pmem0p3 / xfs rw 0 0')
+        self.assertEqual(0, self.grow().returncode)
+        self.assertEqual(['xfs_growfs /'], self.guest.calls('xfs_growfs'))
+
+    def test_an_ordinary_disk(self) -> None:
+        self.guest.disk('vda', 4096, (2048, 4096))
+        self.guest.mounts('/dev/vda1 / ext4 rw 0 0')
+        self.assertEqual(0, self.grow().returncode)
+        self.assertIn('partx --update --nr 1 /dev/vda',
+                      self.guest.calls('partx'))
+
+    def test_root_before_another_partition(self) -> None:
+        self.guest.disk('vda', 4096, (2048, 4096), (6144, 2048))
+        self.guest.mounts('/dev/vda1 / ext4 rw 0 0')
+        done = self.grow()
+        self.assertEqual(0, done.returncode)
+        self.assertIn('vda1 is not the last partition of vda', done.stdout)
+        self.assertEqual([], self.guest.calls('sfdisk'))
+
+    def test_a_whole_disk(self) -> None:
+        self.guest.disk('pmem0', 4096)
+        self.guest.mounts('/dev/pmem0 / ext4 rw 0 0')
+        self.assertEqual(0, self.grow().returncode)
+        self.assertEqual([], self.guest.calls('sfdisk'))
+        self.assertEqual(['resize2fs /dev/pmem0'],
+                         self.guest.calls('resize2fs'))
+
+    def test_a_failure_is_said(self) -> None:
+        self.root_on_pmem()
+        self.guest.stub('resize2fs', 'exit 1')
+        done = self.grow()
+        self.assertEqual(1, done.returncode)
+        self.assertIn('does not grow; run resize2fs /dev/pmem0p3 to see why',
+                      done.stdout)
+
+
+class MountEphemeralTestCase(ScriptTestCase):
+
+    def mount(self, label: str = 'ephemeral0', device: str = 'pmem1') -> None:
+        link = self.guest.root / f'dev/disk/by-label/{label}'
+        link.parent.mkdir(parents=True, exist_ok=True)
+        # readlink -f leads out of the tree, to a name that need not exist.
+        link.symlink_to(f'/dev/{device}')
+        done = self.guest.run(LIBRARY / 'mount-ephemeral', label)
+        self.assertEqual(0, done.returncode, done.stderr)
+
+    def test_on_pmem(self) -> None:
+        self.guest.disk('pmem1', 512)
+        self.mount()
+        self.assertEqual(['mount -o dax=always /dev/pmem1 /mnt/ephemeral0'],
+                         self.guest.calls('mount'))
+
+    def test_any_number(self) -> None:
+        self.guest.disk('pmem1', 512)
+        self.mount('ephemeral12')
+        self.assertEqual(['mount -o dax=always /dev/pmem1 /mnt/ephemeral12'],
+                         self.guest.calls('mount'))
+
+    def test_where_dax_is_refused(self) -> None:
+        self.guest.disk('pmem1', 512)
+        self.guest.stub('mount', 'test "$1" != -o')
+        self.mount()
+        self.assertEqual('mount /dev/pmem1 /mnt/ephemeral0',
+                         self.guest.calls('mount')[-1])
+
+    def test_an_ordinary_disk(self) -> None:
+        self.guest.disk('vdb', 512)
+        self.mount(device='vdb')
+        self.assertEqual(['mount /dev/vdb /mnt/ephemeral0'],
+                         self.guest.calls('mount'))
+
+    def test_off(self) -> None:
+        self.guest.disk('pmem1', 512)
+        self.guest.write('proc/cmdline', 'daxroot=off')
+        self.mount()
+        self.assertEqual(['mount /dev/pmem1 /mnt/ephemeral0'],
+                         self.guest.calls('mount'))
+
+    def test_what_the_user_mounts_is_the_users(self) -> None:
+        self.guest.disk('pmem1', 512)
+        self.guest.write('etc/fstab', 'LABEL=ephemeral0 /data ext4 x 0 0\n')
+        self.mount()
+        self.assertEqual([], self.guest.calls('mount'))
+
+    def test_labels(self) -> None:
+        for label in ('ephemeral', 'ephemeral1x', 'eph0', '../x', 'x0'):
+            done = self.guest.run(LIBRARY / 'mount-ephemeral', label)
+            self.assertEqual(2, done.returncode, label)
+            self.assertIn(label, done.stderr)
+        self.assertEqual([], self.guest.calls('mount'))
+
+
+class ReportTestCase(ScriptTestCase):
+    """fakedax-guest: one sentence a finding, and the exit status."""
+
+    def report(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.guest.run(
+            STATIC / 'usr/local/sbin/fakedax-guest', *arguments)
+
+    def assertWrong(self, sentence: str) -> None:
+        done = self.report()
+        self.assertEqual(1, done.returncode, done.stdout + done.stderr)
+        self.assertIn(f'wrong: {sentence}\n', done.stdout)
+
+    def assertRight(self, sentence: str) -> None:
+        done = self.report()
+        self.assertIn(sentence + '\n', done.stdout)
+        self.assertNotIn('wrong', done.stdout)
+        self.assertEqual(0, done.returncode)
+        self.assertEqual('', done.stderr)
+
+    def test_all_well(self) -> None:
+        self.root_on_pmem()
+        self.assertRight('ok: / (/dev/pmem0p3, ext4) uses DAX')
+        self.assertRight('ok: pmem0 is write-back: fsync flushes it on the '
+                         'host')
+        self.assertRight("ok: pmem0 (2048 MiB) takes 32 of the guest's 976 "
+                         'MiB of RAM for page descriptors')
+
+    def test_the_mount_option_alone_is_not_believed(self) -> None:
+        self.root_on_pmem()
+        self.guest.mounts('/dev/pmem0p3 / ext4 rw,dax=always 0 0')
+        self.guest.statx(0)
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: it is not mounted with '
+            'dax=always: rebuild the initramfs and reboot, or mount it so')
+
+    def test_without_a_way_to_tell(self) -> None:
+        self.root_on_pmem()
+        self.guest.stub('xfs_io', 'exit 127')
+        self.assertWrong(
+            'whether / (/dev/pmem0p3, ext4) uses DAX cannot be told: install '
+            'xfs_io (package xfsprogs)')
+
+    def test_ordinary_flavor(self) -> None:
+        self.guest.disk('vda', 2048, (2048, 4096))
+        self.guest.mounts('/dev/vda1 / ext4 rw 0 0')
+        self.assertRight('note: root is on /dev/vda1, an ordinary disk')
+
+    def test_ordinary_flavor_where_pmem_was_asked_for(self) -> None:
+        self.guest.disk('vda', 2048, (2048, 4096))
+        self.guest.mounts('/dev/vda1 / ext4 rw 0 0')
+        self.guest.write('proc/cmdline', 'ro daxroot=always\n')
+        self.assertWrong(
+            "root is on /dev/vda1, an ordinary disk, and daxroot= on the "
+            "kernel's command line asks for pmem: boot on a flavor with "
+            'fakedax:disks=root')
+
+    def test_size_no_multiple_of_2_mib(self) -> None:
+        self.root_on_pmem()
+        shutil.rmtree(self.guest.root / 'sys/block/pmem0')
+        size = 2049 * MIB
+        self.guest.write('sys/bus/nd/devices/region0/size', f'{size}\n')
+        self.guest.mounts('/dev/vda3 / ext4 ro 0 0')
+        self.assertWrong(
+            f'a virtio-pmem device of {size} bytes is no disk because that '
+            "is no multiple of 2 MiB: enlarge the disk's file on the host to "
+            'one')
+        self.assertWrong(
+            'root is the read-only boot view (/dev/vda3): the pmem device '
+            'that shows the same file cannot be used')
+
+    def test_more_pmem_than_ram_can_describe(self) -> None:
+        self.root_on_pmem()
+        shutil.rmtree(self.guest.root / 'sys/block/pmem0')
+        self.guest.write('sys/bus/nd/devices/region0/size',
+                         f'{64 * 1024 * MIB}\n')
+        self.assertWrong(
+            'a virtio-pmem device of 65536 MiB is no disk because its page '
+            'descriptors take 1024 MiB and the guest has 976 MiB of RAM: take '
+            'a flavor with more RAM or a smaller disk')
+
+    def test_much_pmem(self) -> None:
+        self.root_on_pmem(20 * 1024)
+        self.assertRight(
+            "note: pmem0 (20480 MiB) takes 320 of the guest's 976 MiB of RAM "
+            'for page descriptors: take a flavor with more RAM or a smaller '
+            'disk')
+
+    def test_kernel_without_virtio_pmem(self) -> None:
+        self.guest.virtio_pmem()
+        self.guest.disk('vda', 2048, (2048, 4096), serial='fakedax-boot')
+        self.guest.mounts('/dev/vda1 / ext4 ro 0 0')
+        self.assertWrong(
+            '1 virtio-pmem device(s) have no driver: install a kernel with '
+            'virtio_pmem (Linux 5.3 or later), or put the driver into the '
+            'initramfs')
+
+    def test_kernel_without_fs_dax(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self.guest.stub('uname', 'echo 9.9')
+        self.guest.write('proc/kallsyms', '')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: this kernel (9.9) is '
+            'built without FS_DAX: install one that has it')
+
+    def test_partition_off_alignment(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self.guest.write('sys/block/pmem0/pmem0p3/size', '999999\n')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: pmem0p3 does not begin '
+            'and end on a multiple of 4 KiB: make its start and size '
+            'multiples of 8 sectors')
+
+    def test_small_blocks(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self.guest.stub('stat', 'echo 1024')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: its ext4 has blocks of '
+            '1024 bytes: make it anew with mkfs.ext4 -b 4096')
+
+    def test_reflink(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self.guest.mounts('/dev/pmem0p3 / xfs rw 0 0')
+        self.guest.stub('xfs_info', 'echo "  = reflink=1 bigtime=1"')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, xfs) does not use DAX: its xfs has reflink: '
+            'make it anew with mkfs.xfs -m reflink=0')
+
+    def test_vfat(self) -> None:
+        self.root_on_pmem()
+        self.guest.mounts('/dev/vda3 / ext4 rw 0 0',
+                          '/dev/pmem0 /mnt/ephemeral0 vfat rw 0 0')
+        self.guest.write('mnt/ephemeral0/file', '')
+        self.guest.statx(0)
+        self.assertWrong(
+            '/mnt/ephemeral0 (/dev/pmem0, vfat) does not use DAX: vfat cannot '
+            'do DAX: make it ext4 with blocks of 4 KiB, or xfs without reflink')
+
+    def test_files_without_the_flag(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self.guest.write('proc/cmdline', 'daxroot=inode')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: daxroot=inode is on the '
+            "kernel's command line and its files do not carry the flag: run "
+            'chattr -R +x /, or take the argument away')
+
+    def test_off(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self.guest.write('proc/cmdline', 'daxroot=off')
+        self.assertRight(
+            'note: / (/dev/pmem0p3, ext4) does not use DAX: daxroot=off is on '
+            "the kernel's command line")
+
+    def test_write_through(self) -> None:
+        self.root_on_pmem()
+        self.guest.write('sys/block/pmem0/queue/write_cache',
+                         'write through\n')
+        self.assertWrong(
+            "pmem0 is 'write through', so fsync does not reach the host: run "
+            "echo 'write back' > /sys/block/pmem0/queue/write_cache")
+
+    def test_an_empty_disk_is_tried_with_a_file_of_its_own(self) -> None:
+        self.root_on_pmem()
+        self.guest.disk('pmem1', 512)
+        self.guest.mounts('/dev/pmem0p3 / ext4 rw 0 0',
+                          '/dev/pmem1 /mnt/ephemeral0 ext4 rw 0 0')
+        empty = self.guest.root / 'mnt/ephemeral0'
+        empty.mkdir(parents=True)
+        self.assertRight('ok: /mnt/ephemeral0 (/dev/pmem1, ext4) uses DAX')
+        self.assertEqual([], list(empty.iterdir()))
+
+    def test_ephemeral_disk_that_is_not_mounted(self) -> None:
+        self.root_on_pmem()
+        self.guest.disk('pmem1', 512)
+        links = self.guest.root / 'dev/disk/by-label'
+        links.mkdir(parents=True)
+        (links / 'ephemeral0').symlink_to('/dev/pmem1')
+        self.assertWrong(
+            '/dev/pmem1 (ephemeral0) is not mounted: run systemctl status '
+            'fakedax-ephemeral@ephemeral0')
+
+    def test_arguments(self) -> None:
+        done = self.report('--help')
+        self.assertEqual(0, done.returncode)
+        self.assertIn('One finding a line', done.stdout)
+        done = self.report('nonesuch')
+        self.assertEqual(2, done.returncode)
+        self.assertIn("unknown argument 'nonesuch'; allowed: --help",
+                      done.stderr)

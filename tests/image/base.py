@@ -1,0 +1,208 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+
+"""A real image of guest-image-elements, and machines that boot it."""
+
+import contextlib
+from collections.abc import Iterator
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+from oslotest import base
+import testtools
+
+from lab import agent
+from lab import paths
+from lab import qemu
+
+MIB = 1024 * 1024
+
+ELEMENTS = paths.ROOT / 'guest-image-elements'
+
+#: The images that can be tested, by the options that build them.
+IMAGES: dict[str, list[str]] = {
+    'bookworm-ext4': [],
+    'bookworm-xfs': ['--filesystem', 'xfs'],
+    'bookworm-dracut': ['--initramfs', 'dracut'],
+    'trixie-ext4': ['--release', 'trixie'],
+    'trixie-dracut': ['--release', 'trixie', '--initramfs', 'dracut'],
+}
+
+#: Those that are: names in FAKEDAX_TEST_IMAGES, or the one of CI.
+CHOSEN = os.environ.get('FAKEDAX_TEST_IMAGES', 'bookworm-ext4').split()
+
+#: A boot until the checks at its end; TCG, and another test beside it.
+BOOT_SECONDS = 240
+
+
+def scenarios() -> list[tuple[str, dict[str, Any]]]:
+    """One for each chosen image, for testscenarios."""
+    return [(name, {'options': IMAGES[name]}) for name in CHOSEN]
+
+
+@functools.cache
+def build(*options: str) -> pathlib.Path:
+    """The image, from the cache if it was built before.
+
+    :raises RuntimeError: with what the build said
+    """
+    # A test's home directory is not the user's.
+    environment = os.environ | {'XDG_CACHE_HOME': str(paths.CACHE.parent)}
+    done = subprocess.run(
+        [ELEMENTS / 'build', *options], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise RuntimeError(f'guest-image-elements/build: {done.stderr}')
+    return pathlib.Path(done.stdout.strip())
+
+
+def root_partition(image: pathlib.Path) -> dict[str, Any]:
+    """sfdisk's description of the root's partition."""
+    table = json.loads(subprocess.run(
+        ['/sbin/sfdisk', '--json', image], check=True,
+        capture_output=True).stdout)
+    part: dict[str, Any] = table['partitiontable']['partitions'][-1]
+    return part
+
+
+@contextlib.contextmanager
+def mounted(image: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The root's file system, read-only and as it is."""
+    offset = root_partition(image)['start'] * 512
+    with tempfile.TemporaryDirectory() as directory:
+        for replay in ('noload', 'norecovery,nouuid'):
+            done = subprocess.run(
+                ['mount', '-o', f'loop,ro,offset={offset},{replay}', image,
+                 directory], capture_output=True)
+            if not done.returncode:
+                break
+        done.check_returncode()
+        try:
+            yield pathlib.Path(directory)
+        finally:
+            subprocess.run(['umount', directory], check=True)
+
+
+class ImageTestCase(base.BaseTestCase):
+    """A test of one image; of each chosen one, by the scenarios."""
+
+    options: list[str] = []
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.image = build(*self.options)
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='image-test-'))
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def disk(self, size_mib: int = 4096) -> pathlib.Path:
+        """A disk of one's own, grown as Nova grows it to the flavor's."""
+        path = self.directory / 'disk'
+        subprocess.run(['cp', '--sparse=always', self.image, path],
+                       check=True)
+        os.truncate(path, size_mib * MIB)
+        return path
+
+    def seed(self) -> list[str]:
+        """A disk that cloud-init configures the server from."""
+        source = self.directory / 'seed'
+        source.mkdir()
+        (source / 'meta-data').write_text(
+            'instance-id: image-test\nlocal-hostname: image-test\n')
+        (source / 'user-data').write_text(
+            '#cloud-config\nwrite_files:\n'
+            '- {path: /root/from-cloud-init, content: hello}\n')
+        iso = self.directory / 'seed.iso'
+        subprocess.run(
+            ['genisoimage', '-quiet', '-joliet', '-rock', '-volid', 'cidata',
+             '-output', iso, source], check=True)
+        # Root of the guest's network, which reaches nothing.
+        return ['-drive', f'if=virtio,format=raw,readonly=on,file={iso}',
+                '-nic', 'user,model=virtio-net-pci,restrict=on']
+
+    def kernel(self, arguments: str = '') -> list[str]:
+        """Boot by the image's own kernel and initramfs, as files."""
+        with mounted(self.image) as root:
+            kernel, = root.glob('boot/vmlinuz-*')
+            initrd, = root.glob('boot/init*.img-*')
+            for name, path in (('kernel', kernel), ('initrd', initrd)):
+                shutil.copy(path, self.directory / name)
+            grub = (root / 'boot/grub/grub.cfg').read_text()
+        label = re.findall(r'root=(LABEL=[\w-]+)', grub)[0]
+        return qemu.direct_kernel(
+            self.directory / 'kernel', self.directory / 'initrd',
+            f'root={label} ro console=ttyS0 {arguments}')
+
+    @contextlib.contextmanager
+    def boot(self, *options: str, shut_down: bool = False
+             ) -> Iterator['Booted']:
+        """A machine whose guest has checked itself.
+
+        :param shut_down: by the power button, and wait for the end
+        """
+        started = time.monotonic()
+        with qemu.Machine('-smp', '2', *options,
+                          memory_mib=1024) as machine:
+            try:
+                machine.agent.wait_ready(BOOT_SECONDS)
+                booted = Booted(machine)
+                booted.wait_checked()
+                took = time.monotonic() - started
+                yield booted
+                if shut_down:
+                    machine.qmp('system_powerdown')
+                    machine.wait_exit(90)
+            finally:
+                self.addDetail('console', testtools.content.text_content(
+                    machine.console()))
+        self.addDetail('boot', testtools.content.text_content(
+            f'checked after {took:.1f} s'))
+
+
+class Booted:
+    """What a guest says of itself."""
+
+    def __init__(self, machine: qemu.Machine) -> None:
+        self.machine = machine
+        self.agent = machine.agent
+
+    def run(self, command: str, timeout: float = 120) -> str:
+        """What a command prints that must succeed."""
+        return self.agent.run(
+            command, check=True, timeout=timeout).stdout.strip()
+
+    def wait_checked(self) -> None:
+        # "systemctl start" waits for a unit that is starting.
+        self.agent.run('systemctl start fakedax-guest.service',
+                       timeout=BOOT_SECONDS)
+
+    @property
+    def root(self) -> tuple[str, list[str]]:
+        """The root's device and mount options."""
+        device, options = self.run(
+            'findmnt --noheadings --output SOURCE,OPTIONS /').split()
+        return device, options.split(',')
+
+    def report(self) -> agent.Result:
+        """What fakedax-guest says."""
+        return self.agent.run('fakedax-guest')
+
+    def root_mib(self) -> int:
+        return int(self.run('df --block-size=1M --output=size / | tail -n 1'))

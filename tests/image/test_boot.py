@@ -1,0 +1,179 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+
+"""The image boots everywhere, and has its root on DAX where that can be.
+
+Real QEMU under TCG, no OpenStack.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import testscenarios
+
+from lab import qemu
+from tests.image import base
+
+load_tests = testscenarios.load_tests_apply_scenarios
+
+OVMF = pathlib.Path('/usr/share/OVMF')
+
+
+class BootCase(base.ImageTestCase):
+    """What every test here asks of a boot."""
+
+    scenarios = base.scenarios()
+
+    def assertOnPmem(self, booted: base.Booted) -> None:
+        device, options = booted.root
+        self.assertEqual('/dev/pmem0p3', device)
+        self.assertIn('dax=always', options)
+        self.assertChecked(booted, r'(?m)^ok: / \(/dev/pmem0p3, \w+\) uses DAX')
+
+    def assertOnBlk(self, booted: base.Booted) -> None:
+        device, options = booted.root
+        self.assertEqual('/dev/vda3', device)
+        self.assertNotIn('dax', ' '.join(options))
+        self.assertChecked(booted, '(?m)^note: root is on /dev/vda3, an '
+                                   'ordinary disk$')
+
+    def assertChecked(self, booted: base.Booted, pattern: str) -> None:
+        """The report says so, all is well, and the console tells it too."""
+        report = booted.report()
+        self.assertRegex(report.stdout, pattern)
+        self.assertEqual(0, report.status, report.stdout)
+        self.assertNotIn('wrong:', report.stdout)
+        self.assertEqual(
+            'active', booted.run('systemctl is-active fakedax-guest'))
+        for line in report.stdout.splitlines():
+            self.assertIn(line, booted.machine.console())
+
+
+class FirmwareTestCase(BootCase):
+
+    def test_grown_disk_stays_on_dax_over_boots_and_a_new_initramfs(
+            self) -> None:
+        image = self.disk()
+        options = [*qemu.boot_view(image), *qemu.pmem(image), *self.seed()]
+        with self.boot(*options, shut_down=True) as booted:
+            self.assertOnPmem(booted)
+            first = booted.root_mib()
+            self.assertGreater(first, 3500)
+            booted.run('cloud-init status --wait', timeout=300)
+            self.assertEqual('hello', booted.run('cat /root/from-cloud-init'))
+            self.assertEqual('', booted.run(
+                'systemctl --failed --plain --no-legend'))
+            # As a new kernel does; that has its own test.
+            booted.run('update-initramfs -u || dracut --force',
+                       timeout=600)
+        with self.boot(*options, shut_down=True) as booted:
+            self.assertOnPmem(booted)
+            self.assertEqual(first, booted.root_mib())
+        part = base.root_partition(image)
+        self.assertEqual(0, part['start'] % 4096)
+        self.assertEqual(0, (part['start'] + part['size']) % 2048)
+        # And the same disk on an ordinary flavor.
+        with self.boot(*qemu.virtio_blk(image)) as booted:
+            self.assertOnBlk(booted)
+
+    def test_efi(self) -> None:
+        image = self.disk()
+        variables = self.directory / 'variables'
+        shutil.copy(OVMF / 'OVMF_VARS_4M.fd', variables)
+        with self.boot(
+                '-drive', 'if=pflash,format=raw,readonly=on,'
+                          f'file={OVMF}/OVMF_CODE_4M.fd',
+                '-drive', f'if=pflash,format=raw,file={variables}',
+                *qemu.boot_view(image), *qemu.pmem(image)) as booted:
+            self.assertTrue(booted.run('ls /sys/firmware/efi'))
+            self.assertOnPmem(booted)
+
+
+class KernelTestCase(BootCase):
+
+    def test_kernel_and_ephemeral_disks(self) -> None:
+        image = self.disk()
+        options = [*self.kernel(), *qemu.pmem(image)]
+        for index in range(3):
+            path = self.directory / f'eph{index}'
+            with path.open('wb') as f:
+                f.truncate(512 * base.MIB)
+            subprocess.run(
+                ['/sbin/mkfs.ext4', '-q', '-F', '-b', '4096',
+                 '-L', f'ephemeral{index}', path], check=True)
+            options += qemu.pmem(path, f'eph{index}')
+        with self.boot(*options) as booted:
+            self.assertOnPmem(booted)
+            report = booted.report().stdout
+            for index in range(3):
+                self.assertIn(f'ok: /mnt/ephemeral{index} (/dev/pmem'
+                              f'{index + 1}, ext4) uses DAX', report)
+
+    def test_arguments(self) -> None:
+        image = self.disk()
+        pmem = qemu.pmem(image)
+        with self.boot(*self.kernel('daxroot=inode'), *pmem,
+                       shut_down=True) as booted:
+            device, options = booted.root
+            self.assertEqual('/dev/pmem0p3', device)
+            self.assertIn('dax=inode', options)
+            self.assertChecked(booted, 'ok: / .* uses DAX')
+        with self.boot(*self.kernel('daxroot=off'), *pmem) as booted:
+            device, options = booted.root
+            self.assertEqual('/dev/pmem0p3', device)
+            self.assertIn('dax=never', options)
+            self.assertChecked(
+                booted, 'note: / .* does not use DAX: daxroot=off')
+
+
+class CheckTestCase(base.ImageTestCase):
+    """guest-image-elements/check sees what is wrong with an image."""
+
+    scenarios = base.scenarios()
+
+    def _check(self, image: pathlib.Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([base.ELEMENTS / 'check', image], text=True,
+                              capture_output=True)
+
+    def test_the_image(self) -> None:
+        done = self._check(self.image)
+        self.assertEqual(0, done.returncode, done.stdout + done.stderr)
+
+    def test_what_must_not_be(self) -> None:
+        image = self.disk(2049)
+        offset = base.root_partition(image)['start'] * 512
+        mount = self.directory / 'mount'
+        mount.mkdir()
+        subprocess.run(['mount', '-o', f'loop,offset={offset}', image, mount],
+                       check=True)
+        try:
+            (mount / 'etc/machine-id').write_text('0' * 32)
+            (mount / 'etc/ssh/ssh_host_rsa_key').write_text('secret')
+            (mount / 'var/log/left').write_text('who')
+            os.unlink(mount / 'etc/resolv.conf')
+            (mount / 'etc/resolv.conf').write_text('nameserver 192.0.2.1')
+            (mount / 'etc/apt/sources.list.d/mine.list').write_text(
+                'deb http://mirror.example/debian bookworm main')
+            os.unlink(mount / 'etc/systemd/system/local-fs.target.wants/'
+                      'fakedax-grow.service')
+        finally:
+            subprocess.run(['umount', mount], check=True)
+        done = self._check(image)
+        self.assertEqual(1, done.returncode)
+        for expected in ('multiple of 2 MiB', 'machine id', 'ssh_host_rsa_key',
+                         'var/log/left', 'resolv.conf', 'mirror.example',
+                         'fakedax-grow'):
+            self.assertRegex(done.stdout, f'(?m)^check: not so: .*{expected}')
+        self.assertEqual(7, done.stdout.count('not so:'), done.stdout)
