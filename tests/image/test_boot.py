@@ -121,21 +121,17 @@ class KernelTestCase(BootCase):
                 self.assertIn(f'ok: /mnt/ephemeral{index} (/dev/pmem'
                               f'{index + 1}, ext4) uses DAX', report)
 
-    def test_arguments(self) -> None:
+    def test_root_by_the_flag_of_files(self) -> None:
         image = self.disk()
-        pmem = qemu.pmem(image)
-        with self.boot(*self.kernel('daxroot=inode'), *pmem,
-                       shut_down=True) as booted:
+        with self.boot(*self.kernel('daxroot=inode'),
+                       *qemu.pmem(image)) as booted:
             device, options = booted.root
             self.assertEqual('/dev/pmem0p3', device)
             self.assertIn('dax=inode', options)
             self.assertChecked(booted, 'ok: / .* uses DAX')
-        with self.boot(*self.kernel('daxroot=off'), *pmem) as booted:
-            device, options = booted.root
-            self.assertEqual('/dev/pmem0p3', device)
-            self.assertIn('dax=never', options)
-            self.assertChecked(
-                booted, 'note: / .* does not use DAX: daxroot=off')
+            # A new file has the flag from its directory.
+            booted.run('echo new > /root/new')
+            self.assertRegex(booted.run('lsattr /root/new'), '^[^ ]*x')
 
 
 class CheckTestCase(base.ImageTestCase):
