@@ -78,6 +78,7 @@ def _style() -> Count:
             'cli.lint_imports_command()'],
         'shellcheck': ['shellcheck', '-x', *_scripts()],
         'bashate': [*python, 'bashate.bashate', '-i', 'E006', *bash],
+        'dib-lint': [str(paths.ROOT / 'guest-image-elements/build'), '--lint'],
         'docs': [*sphinx, 'doc/source', str(built / 'html')],
         'releasenotes': [
             *sphinx, 'releasenotes/source', str(built / 'releasenotes')],

@@ -550,7 +550,8 @@ class ReportTestCase(ScriptTestCase):
         self.guest.statx(0)
         self.assertWrong(
             '/mnt/ephemeral0 (/dev/pmem0, vfat) does not use DAX: vfat cannot '
-            'do DAX: make it ext4 with blocks of 4 KiB, or xfs without reflink')
+            'do DAX: make it ext4 with blocks of 4 KiB, or xfs without '
+            'reflink')
 
     def test_files_without_the_flag(self) -> None:
         self.root_on_pmem()

@@ -13,8 +13,8 @@
 
 """A real image of guest-image-elements, and machines that boot it."""
 
-import contextlib
 from collections.abc import Iterator
+import contextlib
 import functools
 import json
 import os

@@ -40,7 +40,8 @@ class BootCase(base.ImageTestCase):
         device, options = booted.root
         self.assertEqual('/dev/pmem0p3', device)
         self.assertIn('dax=always', options)
-        self.assertChecked(booted, r'(?m)^ok: / \(/dev/pmem0p3, \w+\) uses DAX')
+        self.assertChecked(
+            booted, r'(?m)^ok: / \(/dev/pmem0p3, \w+\) uses DAX')
 
     def assertOnBlk(self, booted: base.Booted) -> None:
         device, options = booted.root
