@@ -168,7 +168,7 @@ class ImageTestCase(base.BaseTestCase):
                 yield booted
                 if shut_down:
                     machine.qmp('system_powerdown')
-                    machine.wait_exit(90)
+                    machine.wait_exit(BOOT_SECONDS)
             finally:
                 self.addDetail('console', testtools.content.text_content(
                     machine.console()))
