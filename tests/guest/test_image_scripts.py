@@ -542,6 +542,15 @@ class ReportTestCase(ScriptTestCase):
             '/ (/dev/pmem0p3, xfs) does not use DAX: its xfs has reflink: '
             'make it anew with mkfs.xfs -m reflink=0')
 
+    def test_the_esp_is_not_asked_for_dax(self) -> None:
+        self.root_on_pmem()
+        self.guest.mounts('/dev/pmem0p3 / ext4 rw 0 0',
+                          'systemd-1 /efi autofs rw 0 0',
+                          '/dev/pmem0p2 /efi vfat rw 0 0')
+        self.guest.write('efi/EFI/BOOT/BOOTX64.EFI', '')
+        self.assertRight('ok: / (/dev/pmem0p3, ext4) uses DAX')
+        self.assertNotIn('/efi', self.report().stdout)
+
     def test_vfat(self) -> None:
         self.root_on_pmem()
         self.guest.mounts('/dev/vda3 / ext4 rw 0 0',
