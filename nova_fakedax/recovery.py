@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import typing as ty
 
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import objects
-from nova.compute import task_states
 from nova.virt.libvirt import host as libvirt_host
 from oslo_log import log as logging
 

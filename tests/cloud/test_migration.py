@@ -57,13 +57,15 @@ class StormTest(moving.MigrationTestCase):
         self.wait_power_off(server)
         self.act(server, 'ACTIVE', 'start_server')
         with server.agent() as agent:
-            found = agent.run(f'probe generations /root/churn {moving.CHURN_MIB}',
-                              check=True).stdout.split()
+            found = agent.run(
+                f'probe generations /root/churn {moving.CHURN_MIB}',
+                check=True).stdout.split()
         self.assertNotIn('-', found)
         for _ack, block, generation, _looked_at in churn.lines:
             self.assertGreaterEqual(int(found[int(block)]), int(generation))
+        looked_at = int(churn.lines[-1][3])
         results.save('storm', [{
-            'moves': MOVES, 'verified_mib': int(churn.lines[-1][3]) * 4096 >> 20,
+            'moves': MOVES, 'verified_mib': looked_at * 4096 >> 20,
             'acknowledged': len(churn.lines),
             'downtime_p50_ms': statistics.median(downtimes),
             'downtime_max_ms': max(downtimes)}])

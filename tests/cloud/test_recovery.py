@@ -52,8 +52,7 @@ class RecoveryTestCase(moving.MigrationTestCase):
         return server
 
     def depart(self, server: servers.Server, speed: int = CRAWL) -> ty.Any:
-        """Have it migrate, at so many MiB/s; return the migration that runs.
-        """
+        """Have it migrate, at so many MiB/s; return the running migration."""
         self.known = server.migrations()
         self.set_speed(server, speed)
         self.cloud.compute.live_migrate_server(
@@ -102,8 +101,7 @@ class RecoveryTestCase(moving.MigrationTestCase):
         return process
 
     def kill_service(self, name: str) -> None:
-        """End it without a warning; it is back after the test at the latest.
-        """
+        """End it without a warning; the test's end brings it back."""
         self.addCleanup(self.revive, name)
         pid = supervision.Supervisor().processes()[name].pid
         os.kill(pid, signal.SIGKILL)
@@ -252,8 +250,7 @@ class FaultTest(RecoveryTestCase):
         self.assert_runs_on(server, self.destination)
 
     def test_nova_compute_is_killed_at_the_destination(self) -> None:
-        """The guest moves without it; what is left is done once it is back.
-        """
+        """The guest moves; what Nova has to do for it is done later."""
         server = self.begin()
         self.depart(server)
         self.kill_service(f'nova-compute{self.destination.number}')

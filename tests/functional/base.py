@@ -108,6 +108,15 @@ class FakeDaxTestCase(base.ServersTestBase):
             host_info, pci_info, mdev_info, vdpa_info,
             libvirt_version or 11_003_000, qemu_version, hostname)
 
+    def _wait_for_server_parameter(
+        self, server: ty.Any, expected_params: ty.Any, max_retries: int = 10,
+        *args: ty.Any, **kwargs: ty.Any,
+    ) -> ty.Any:
+        # Nova's 5 s are for images that are mocks; ours are files, made and
+        # allocated in full, by however fast a disk.
+        return super()._wait_for_server_parameter(
+            server, expected_params, max(max_retries, 120), *args, **kwargs)
+
     # What a user has.
 
     def put_image(self, name: str, **properties: str) -> str:

@@ -173,7 +173,6 @@ class DepartedTest(MigrationTestCase):
         self.migration = objects.Migration(
             self.context, instance_uuid=self.server['id'], status='running',
             source_compute='compute1', dest_compute='compute2',
-            source_node='compute1', dest_node='compute2',
             migration_type='live-migration')
         self.migration.create()
         instance = self.instance(self.server)

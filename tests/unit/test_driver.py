@@ -20,6 +20,8 @@ import os
 from unittest import mock
 
 import ddt
+from nova.compute import manager
+from nova.compute import rpcapi
 from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
@@ -27,6 +29,7 @@ from nova.virt import fake
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend as libvirt_imagebackend
 from oslo_utils import units
 from oslotest import base
@@ -39,7 +42,7 @@ from nova_fakedax import spec
 from tests import fixtures
 
 #: Methods of the driver that are not overrides.
-OWN_METHODS = {'_check_build'}
+OWN_METHODS = {'_check_build', '_has_departed'}
 
 
 def _methods(cls):
@@ -130,6 +133,37 @@ class HooksTest(base.BaseTestCase):
             ['self', 'xmldoc'],
             [name for name, _kind, _default in _parameters(
                 parse_dom.__wrapped__)])
+
+    def test_what_the_destination_offers_is_not_taken_for_volumes(self):
+        # See migration.offer_machines().
+        self.assertIn('migrate_data.bdms = []', inspect.getsource(
+            libvirt_driver.LibvirtDriver.pre_live_migration))
+        self.assertNotIn('bdms', inspect.getsource(
+            libvirt_driver.LibvirtDriver.check_can_live_migrate_source))
+
+    def test_a_live_migration_ends_as_we_end_it(self):
+        # recovery.finish() does what this does, but for the resource tracker.
+        source = inspect.getsource(manager.ComputeManager._post_live_migration)
+        for call in ('network_api.migrate_instance_start(',
+                     'driver.post_live_migration_at_source(',
+                     'compute_rpcapi.post_live_migration_at_destination(',
+                     "migration.status = 'completed'",
+                     '_delete_allocation_after_move('):
+            self.assertIn(call, source)
+        for function, parameters in (
+                (manager.ComputeManager._delete_allocation_after_move,
+                 ['self', 'context', 'instance', 'migration']),
+                (rpcapi.ComputeAPI.post_live_migration_at_destination,
+                 ['self', 'ctxt', 'instance', 'block_migration', 'host']),
+                (libvirt_host.Host._connect, ['self', 'uri', 'read_only'])):
+            self.assertEqual(
+                parameters, [name for name, *_ in _parameters(function)])
+        # It is the driver who is asked before Nova gives the instance up.
+        source = inspect.getsource(manager.ComputeManager.init_host)
+        self.assertLess(source.index('process_instances_at_startup('),
+                        source.index('self._init_instance('))
+        self.assertIn('_compute', vars(
+            manager.ComputeVirtAPI(mock.Mock())))
 
     def test_the_compute_manager_rebuilds_through_the_driver(self):
         # ComputeDriver.rebuild() refuses, and then the manager destroys the
