@@ -12,7 +12,7 @@
 
 """What an fsync costs a guest, by the kind of its disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -48,8 +48,16 @@ _MEMORY_MIB = 1024
 #: Until a dirtier has dirtied its file once, also under TCG.
 _DIRTIER_SECONDS = 4
 
+#: In the guest's RAM.
+_COUNTER = '/run/dirtied'
+
 _DOCS = paths.ROOT / 'doc/source/admin'
 _FIGURES = ('p50_us', 'p99_us', 'max_us', 'ops_per_s')
+#: Of the process that dirties a file: while nobody fsyncs, and beside it.
+_DIRTIED = ('dirtied_before_mib_per_s', 'dirtied_mib_per_s')
+#: What ours is held against, and by which figures.
+_RIVALS = ('pmem-stock', 'blk-writeback')
+_COMPARED = ('p50_us', 'p99_us', 'dirtied_mib_per_s')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +93,10 @@ MODES = {
 WORKLOADS = {
     'alone': Workload('alone', 400),
     'write-dirtier': Workload(
-        f'beside {_DIRTY_MIB} MiB written over and over', 100,
+        f'beside {_DIRTY_MIB} MiB written in a loop', 200,
         dirtier='write'),
     'mmap-dirtier': Workload(
-        f'beside {_DIRTY_MIB} MiB stored to by mmap over and over', 100,
+        f'beside {_DIRTY_MIB} MiB stored by mmap in a loop', 200,
         dirtier='mmap'),
     'processes-64': Workload('64 processes', 10, processes=64),
 }
@@ -112,7 +120,12 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
 
     Rows in .lab/bench/flush.json, medians of the rounds: mode, workload,
     p50_us, p99_us, max_us, ops_per_s, each of these with its spread from
-    least to most; host_syncs_per_fsync. The plot is .lab/bench/flush.png.
+    least to most; host_syncs_per_fsync. Beside a process that dirties, how
+    fast it does so (dirtied_mib_per_s), and how fast it did before the
+    fsyncs began (dirtied_before_mib_per_s). In the rows of our device, its
+    figures against those of the others in the same round, as ratios:
+    against_pmem_stock, against_blk_writeback. The plot is
+    .lab/bench/flush.png.
     """
     if quick:
         rounds = 2
@@ -142,14 +155,21 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
                             _time(machine, workload, share))
     rows = [_row(name, key, samples[name, key], counted[name, key])
             for key in WORKLOADS for name in MODES]
+    for row in rows:
+        if row['mode'] == 'pmem':
+            _compare(row, samples)
     results.save('flush', rows)
     plot = results.DIRECTORY / 'flush.png'
     _plot(rows, plot)
-    _show(rows)
+    _show('fsync in the guest', _HEADINGS, _cells(rows))
+    _show('ours against others: ratio in each round', _VERDICT_HEADINGS,
+          _verdicts(rows))
     progress.say(f'the plot is {plot}')
     if docs:
         shutil.copy(plot, _DOCS / 'flush.png')
-        (_DOCS / 'flush-table.inc').write_text(_rst(rows))
+        (_DOCS / 'flush-table.inc').write_text(_rst(_HEADINGS, _cells(rows)))
+        (_DOCS / 'flush-verdict.inc').write_text(
+            _rst(_VERDICT_HEADINGS, _verdicts(rows)))
 
 
 @contextlib.contextmanager
@@ -195,31 +215,50 @@ def _dirtier(machine: qemu.Machine, workload: Workload) -> Iterator[None]:
         yield
         return
     machine.agent.run(
-        f'probe dirty /root/dirty {_DIRTY_MIB} {workload.dirtier}'
-        ' >/dev/null 2>&1 & echo $! >/run/dirtier', check=True)
-    time.sleep(_DIRTIER_SECONDS)
+        f'rm -f {_COUNTER}; probe dirty /root/dirty {_DIRTY_MIB} '
+        f'{workload.dirtier} {_COUNTER} >/dev/null 2>&1 '
+        '& echo $! >/run/dirtier', check=True)
     try:
         yield
     finally:
         machine.agent.run('kill -9 $(cat /run/dirtier); sync', timeout=300)
 
 
-def _fsync(machine: qemu.Machine, workload: Workload,
-           share: int) -> dict[str, int]:
-    text = machine.agent.run(
-        f'probe fsync /root/fsync {max(workload.fsyncs // share, 2)}'
-        f' {workload.processes}', check=True, timeout=600).stdout
+def _probe(machine: qemu.Machine, arguments: str) -> dict[str, int]:
+    text = machine.agent.run(f'probe {arguments}', check=True,
+                             timeout=600).stdout
     return {name: int(value)
             for name, value in re.findall(r'(\w+)=(\d+)', text)}
 
 
+def _fsync(machine: qemu.Machine, workload: Workload,
+           share: int) -> dict[str, int]:
+    return _probe(machine, f'fsync /root/fsync '
+                  f'{max(workload.fsyncs // share, 2)} {workload.processes}')
+
+
 def _time(machine: qemu.Machine, workload: Workload,
           share: int) -> dict[str, float]:
+    rates = {}
     with _dirtier(machine, workload):
+        if workload.dirtier:
+            begun = _probe(machine, f'dirtied {_COUNTER}')
+            time.sleep(_DIRTIER_SECONDS)
+            before = _probe(machine, f'dirtied {_COUNTER}')
         seen = _fsync(machine, workload, share)
+        if workload.dirtier:
+            after = _probe(machine, f'dirtied {_COUNTER}')
+            rates = dict(zip(_DIRTIED, (_rate(begun, before),
+                                        _rate(before, after)), strict=True))
     return {'p50_us': seen['p50_us'], 'p99_us': seen['p99_us'],
             'max_us': seen['max_us'],
-            'ops_per_s': seen['fsyncs'] * 1e6 / seen['elapsed_us']}
+            'ops_per_s': seen['fsyncs'] * 1e6 / seen['elapsed_us'], **rates}
+
+
+def _rate(first: dict[str, int], last: dict[str, int]) -> float:
+    """MiB a second between two answers of ``probe dirtied``."""
+    return ((last['bytes'] - first['bytes']) / (1 << 20) * 1e6
+            / (last['at_us'] - first['at_us']))
 
 
 def _count(machine: qemu.Machine, image: pathlib.Path, workload: Workload,
@@ -227,6 +266,8 @@ def _count(machine: qemu.Machine, image: pathlib.Path, workload: Workload,
     """Sync calls of QEMU on the image for each fsync in the guest."""
     with _dirtier(machine, workload), syncs.watch(
             machine.pid, f'/{image.name}') as watched:
+        if workload.dirtier:
+            time.sleep(_DIRTIER_SECONDS)
         fsyncs = _fsync(machine, workload, share * 4)['fsyncs']
     return watched.succeeded / fsyncs
 
@@ -234,7 +275,9 @@ def _count(machine: qemu.Machine, image: pathlib.Path, workload: Workload,
 def _row(mode: str, workload: str, samples: list[dict[str, float]],
          host_syncs: float) -> dict[str, Any]:
     row: dict[str, Any] = {'mode': mode, 'workload': workload}
-    for figure in _FIGURES:
+    for figure in (*_FIGURES, *_DIRTIED):
+        if figure not in samples[0]:
+            continue
         values = [sample[figure] for sample in samples]
         row[figure] = round(statistics.median(values), 1)
         row[f'{figure}_spread'] = [round(min(values), 1),
@@ -244,39 +287,83 @@ def _row(mode: str, workload: str, samples: list[dict[str, float]],
     return row
 
 
+def _compare(row: dict[str, Any],
+             samples: dict[tuple[str, str], list[dict[str, float]]]) -> None:
+    """Add a row's figures as ratios to the rivals' in the same round."""
+    ours = samples[row['mode'], row['workload']]
+    for rival in _RIVALS:
+        theirs = samples[rival, row['workload']]
+        row[f'against_{rival.replace("-", "_")}'] = {
+            figure: _median([one[figure] / other[figure] for one, other
+                             in zip(ours, theirs, strict=True)])
+            for figure in _COMPARED if figure in ours[0]}
+
+
+def _median(ratios: list[float]) -> dict[str, float]:
+    return {'median': round(statistics.median(ratios), 3),
+            'least': round(min(ratios), 3), 'most': round(max(ratios), 3)}
+
+
 _HEADINGS = ('workload', 'disk', 'p50 ms', 'p99 ms', 'max ms', 'fsyncs/s',
-             'host syncs per fsync', 'p50 against blk-writeback')
+             'host syncs per fsync', 'dirtied MiB/s')
 
 
 def _cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
     """The rows of a table: the median, and the spread in brackets."""
-    first = {row['workload']: row['p50_us'] for row in rows
-             if row['mode'] == 'blk-writeback'}
     for row in rows:
         cells = [row['workload'], row['mode']]
         for figure in _FIGURES:
             digits, unit = (0, 1) if figure == 'ops_per_s' else (2, 1000)
-            least, most = row[f'{figure}_spread']
-            cells.append(f'{row[figure] / unit:.{digits}f} '
-                         f'({least / unit:.{digits}f}-'
-                         f'{most / unit:.{digits}f})')
+            cells.append(_spread(row, figure, digits, unit))
         cells.append(f'{row["host_syncs_per_fsync"]:.2f}')
-        cells.append(f'{row["p50_us"] / first[row["workload"]]:.2f}')
+        cells.append(_spread(row, 'dirtied_mib_per_s', 0, 1)
+                     if 'dirtied_mib_per_s' in row else '-')
         yield cells
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = rich.table.Table(title='fsync in the guest', box=rich.box.SIMPLE)
-    for heading in _HEADINGS:
-        table.add_column(heading, no_wrap=heading in _HEADINGS[:2])
-    for cells in _cells(rows):
-        table.add_row(*cells, end_section=cells[1] == list(MODES)[-1])
+def _spread(row: dict[str, Any], figure: str, digits: int, unit: int) -> str:
+    least, most = row[f'{figure}_spread']
+    return (f'{row[figure] / unit:.{digits}f} '
+            f'({least / unit:.{digits}f}-{most / unit:.{digits}f})')
+
+
+_VERDICT_HEADINGS = ('workload', 'ours against', 'p50', 'p99', 'dirtied')
+
+
+def _verdicts(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """Ratios: of a time, less than 1 is better; of what was dirtied, more."""
+    for row in rows:
+        if row['mode'] != 'pmem':
+            continue
+        for rival in _RIVALS:
+            ratios = row[f'against_{rival.replace("-", "_")}']
+            cells = [row['workload'], rival]
+            for figure in _COMPARED:
+                ratio = ratios.get(figure)
+                cells.append(
+                    f'{ratio["median"]:.2f} '
+                    f'({ratio["least"]:.2f}-{ratio["most"]:.2f})'
+                    if ratio else '-')
+            yield cells
+
+
+def _show(title: str, headings: Sequence[str],
+          lines: Iterable[list[str]]) -> None:
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE)
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading in headings[:2])
+    workload = None
+    for cells in lines:
+        if workload not in (None, cells[0]):
+            table.add_section()
+        workload = cells[0]
+        table.add_row(*cells)
     rich.console.Console(width=140).print(table)
 
 
-def _rst(rows: list[dict[str, Any]]) -> str:
+def _rst(headings: Sequence[str], rows: Iterable[list[str]]) -> str:
     lines = ['.. list-table::', '   :header-rows: 1', '']
-    for cells in (_HEADINGS, *_cells(rows)):
+    for cells in (headings, *rows):
         lines += [f'   {"*" if not number else " "} - {cell}'
                   for number, cell in enumerate(cells)]
     return '\n'.join(lines) + '\n'

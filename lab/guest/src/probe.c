@@ -39,8 +39,11 @@ static const char usage[] =
     "usage: probe fsync FILE COUNT [PROCESSES]\n"
     "           write 4 KiB and fsync, COUNT times; latencies in us. Each of\n"
     "           several processes has a file of its own\n"
-    "       probe dirty FILE MIB write|mmap\n"
-    "           write FILE, MIB long, over and over until killed\n"
+    "       probe dirty FILE MIB write|mmap [COUNTER]\n"
+    "           write FILE, MIB long, over and over until killed; count the\n"
+    "           blocks in the file COUNTER\n"
+    "       probe dirtied COUNTER\n"
+    "           how far is it, and when is now?\n"
     "       probe write FILE MIB GENERATION\n"
     "           make FILE, MIB long, of blocks that name their generation\n"
     "       probe verify FILE MIB GENERATION\n"
@@ -204,8 +207,25 @@ static int probe_fsync(const char *name, uint64_t count, uint64_t processes)
     return errors ? 1 : 0;
 }
 
-static int probe_dirty(const char *name, uint64_t mib, const char *how)
+/* A count that one process keeps and another reads. */
+static uint64_t *counter(const char *name)
 {
+    int fd = open_file(name, O_RDWR | O_CREAT);
+    uint64_t *mapped;
+
+    if (ftruncate(fd, sizeof(*mapped))) {
+        fail("truncate", name);
+    }
+    mapped = memory(name, sizeof(*mapped), MAP_SHARED, fd);
+    close(fd);
+    return mapped;
+}
+
+static int probe_dirty(const char *name, uint64_t mib, const char *how,
+                       const char *counter_name)
+{
+    uint64_t uncounted = 0;
+    uint64_t *count = counter_name ? counter(counter_name) : &uncounted;
     size_t size = mib << 20;
     int fd = open_file(name, O_RDWR | O_CREAT);
     bool mapped = !strcmp(how, "mmap");
@@ -228,8 +248,18 @@ static int probe_dirty(const char *name, uint64_t mib, const char *how)
             } else if (pwrite(fd, block, BLOCK_SIZE, at) != BLOCK_SIZE) {
                 fail("write", name);
             }
+            __atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
         }
     }
+}
+
+static int probe_dirtied(const char *name)
+{
+    uint64_t blocks = __atomic_load_n(counter(name), __ATOMIC_RELAXED);
+
+    printf("bytes=%" PRIu64 " at_us=%" PRIu64 "\n", blocks * BLOCK_SIZE,
+           now_us());
+    return 0;
 }
 
 /*
@@ -439,8 +469,12 @@ int main(int argc, char **argv)
         return probe_fsync(argv[2], number("COUNT", argv[3], 10000000),
                            argc == 4 ? 1 : number("PROCESSES", argv[4], 1024));
     }
-    if (!strcmp(action, "dirty") && argc == 5) {
-        return probe_dirty(argv[2], number("MIB", argv[3], 1 << 20), argv[4]);
+    if (!strcmp(action, "dirty") && (argc == 5 || argc == 6)) {
+        return probe_dirty(argv[2], number("MIB", argv[3], 1 << 20), argv[4],
+                           argc == 6 ? argv[5] : NULL);
+    }
+    if (!strcmp(action, "dirtied") && argc == 3) {
+        return probe_dirtied(argv[2]);
     }
     if (!strcmp(action, "churn") && argc == 5) {
         return probe_churn(argv[2], number("MIB", argv[3], 1 << 20), argv[4]);
