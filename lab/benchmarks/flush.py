@@ -167,9 +167,10 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
     progress.say(f'the plot is {plot}')
     if docs:
         shutil.copy(plot, _DOCS / 'flush.png')
-        (_DOCS / 'flush-table.inc').write_text(_rst(_HEADINGS, _cells(rows)))
-        (_DOCS / 'flush-verdict.inc').write_text(
-            _rst(_VERDICT_HEADINGS, _verdicts(rows)))
+        results.write_table(
+            _DOCS / 'flush-table.inc', _HEADINGS, _cells(rows))
+        results.write_table(
+            _DOCS / 'flush-verdict.inc', _VERDICT_HEADINGS, _verdicts(rows))
 
 
 @contextlib.contextmanager
@@ -294,7 +295,9 @@ def _compare(row: dict[str, Any],
     for rival in _RIVALS:
         theirs = samples[rival, row['workload']]
         row[f'against_{rival.replace("-", "_")}'] = {
-            figure: _median([one[figure] / other[figure] for one, other
+            # A dirtier that is starved altogether has 0 MiB/s.
+            figure: _median([one[figure] / max(other[figure], 1e-6)
+                             for one, other
                              in zip(ours, theirs, strict=True)])
             for figure in _COMPARED if figure in ours[0]}
 
@@ -359,14 +362,6 @@ def _show(title: str, headings: Sequence[str],
         workload = cells[0]
         table.add_row(*cells)
     rich.console.Console(width=140).print(table)
-
-
-def _rst(headings: Sequence[str], rows: Iterable[list[str]]) -> str:
-    lines = ['.. list-table::', '   :header-rows: 1', '']
-    for cells in (headings, *rows):
-        lines += [f'   {"*" if not number else " "} - {cell}'
-                  for number, cell in enumerate(cells)]
-    return '\n'.join(lines) + '\n'
 
 
 def _plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
