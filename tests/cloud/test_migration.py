@@ -23,6 +23,7 @@ import statistics
 import time
 import typing as ty
 
+import libvirt
 import openstack
 
 from lab.benchmarks import results
@@ -130,6 +131,19 @@ class RefusalTest(moving.MigrationTestCase):
         with server.agent() as agent:
             agent.run('probe fsync /root/after 3', check=True)
         self.assertEqual(other.name, self.migrate(server))
+
+    def test_a_second_host_cannot_start_it(self) -> None:
+        """Whatever Nova believes: the image is locked on all hosts."""
+        server = self.create(self.flavor(), self.image())
+        with server.domain() as domain:
+            definition = domain.XMLDesc(0)
+        [other] = [node for node in host.HOSTS if node != server.host]
+        with other.libvirt() as connection:
+            error = self.assertRaises(
+                libvirt.libvirtError, connection.createXML, definition, 0)
+        self.assertIn('is in use by another process or host', str(error))
+        with server.agent() as agent:
+            agent.run('probe fsync /root/after 3', check=True)
 
     def test_stock_qemu(self) -> None:
         for node in host.HOSTS:
