@@ -1,0 +1,125 @@
+# shellcheck shell=bash
+# What build, check and convert have in common. Sourced.
+
+SECTOR=512
+MIB=1048576
+
+function fail {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+function say {
+    echo "${0##*/}: $*" >&2
+}
+
+# Unless the output is new, nothing is shown that would hide what matters.
+function quietly {
+    local log
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        tail -n 15 "$log" >&2
+        rm "$log"
+        fail "failed: $*"
+    fi
+    rm "$log"
+}
+
+function apt_install {
+    quietly apt-get update
+    quietly env DEBIAN_FRONTEND=noninteractive apt-get install --yes \
+        --no-install-recommends "$@"
+}
+
+# mirror LABEL: a mirror of Debian that this machine's apt uses, without the
+# last slash; empty if it uses none.
+function mirror {
+    local uri
+    uri=$(apt-get indextargets --format "\$(REPO_URI)" "Label: $1" \
+        'Component: main' 'Created-By: Packages' | head -n 1)
+    echo "${uri%/}"
+}
+
+# What the machine's apt needs to reach a mirror, and to believe its dates.
+function apt_configuration {
+    apt-config dump | grep -E \
+        '^Acquire::(Check-(Date|Valid-Until)|https?::(Proxy|CaInfo)\>)' || true
+}
+
+# print_upload FORMAT FILE NAME: the command that makes an image of Glance's.
+function print_upload {
+    # os_type: Nova makes ephemeral disks vfat otherwise, which has no DAX.
+    say "to use it: openstack image create --disk-format $1" \
+        "--container-format bare --property fakedax_guest=true" \
+        "--property hw_qemu_guest_agent=yes --property os_type=linux" \
+        "--file $2 $3"
+}
+
+# partitions IMAGE: of a raw image with a GPT; one a line: number, start and size
+# in sectors, type.
+function partitions {
+    sfdisk --json "$1" 2>/dev/null | python3 -c '
+import json
+import re
+import sys
+
+for part in json.load(sys.stdin)["partitiontable"].get("partitions", []):
+    print(re.search("[0-9]+$", part["node"])[0], part["start"], part["size"],
+          part["type"])
+'
+}
+
+# root_partition IMAGE: that line of partitions; the largest is root.
+function root_partition {
+    partitions "$1" | sort --key 3,3n | tail -n 1
+}
+
+# partition_with IMAGE TAG VALUE: its start and size; nothing if none has it.
+function partition_with {
+    local number start size value
+    while read -r number start size _; do
+        if [[ $2 == PARTUUID ]]; then
+            value=$(sfdisk --part-uuid "$1" "$number")
+        else
+            value=$(blkid --probe --offset $((start * SECTOR)) \
+                --output value --match-tag "$2" "$1" || true)
+        fi
+        if [[ ${value,,} == "${3,,}" ]]; then
+            echo "$start $size"
+        fi
+    done < <(partitions "$1")
+}
+
+# mount_partition IMAGE START SIZE DIRECTORY OPTIONS: in sectors.
+function mount_partition {
+    mount --options \
+        "loop,offset=$(($2 * SECTOR)),sizelimit=$(($3 * SECTOR)),$5" "$1" "$4"
+}
+
+# mount_boot IMAGE ROOT OPTIONS: the partition that the mounted root's fstab has
+# on /boot, if any. Ubuntu 24.04 has its kernels on one.
+function mount_boot {
+    local device start size
+    device=$(awk '$1 !~ /^#/ && $2 == "/boot" { print $1 }' \
+        "$2/etc/fstab" 2>/dev/null || true)
+    if [[ -z $device ]]; then
+        return 0
+    fi
+    read -r start size < <(partition_with "$1" "${device%%=*}" \
+        "${device#*=}") || {
+        echo "no partition is $device" >&2
+        return 1
+    }
+    mount_partition "$1" "$start" "$size" "$2/boot" "$3"
+}
+
+# kernel_lacks CONFIGURATION: the options that a kernel needs for DAX on
+# virtio-pmem and does not have, by the file below /boot; one a line.
+function kernel_lacks {
+    local option
+    for option in FS_DAX=y VIRTIO_PMEM='[ym]' BLK_DEV_PMEM='[ym]'; do
+        if ! grep -qx "CONFIG_$option" "$1"; then
+            echo "CONFIG_${option%%=*}"
+        fi
+    done
+}

@@ -1,0 +1,185 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+
+"""What guest-image-elements/convert refuses, on images with next to nothing.
+
+tests/image has it convert one that boots.
+"""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+from oslotest import base
+
+from lab import paths
+
+CONVERT = paths.ROOT / 'guest-image-elements/convert'
+
+MIB = 1024 * 1024
+SECTOR = 512
+PATH = f'{os.environ["PATH"]}:/usr/sbin:/sbin'
+
+DEBIAN = 'ID=debian\nVERSION_ID="12"\n'
+KERNEL = 'CONFIG_FS_DAX=y\nCONFIG_VIRTIO_PMEM=m\nCONFIG_BLK_DEV_PMEM=m\n'
+
+
+class RefusalTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='convert-test-'))
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.image = self.directory / 'cloud.raw'
+
+    def run_tool(self, *command: str | pathlib.Path,
+                 input: str | None = None) -> None:
+        subprocess.run(command, check=True, capture_output=True, text=True,
+                       input=input, env=os.environ | {'PATH': PATH})
+
+    def make(self, *, label: str = 'gpt', start: int = 4096,
+             mkfs: tuple[str, ...] = ('mkfs.ext4', '-b', '4096'),
+             release: str = DEBIAN, kernel: str | None = KERNEL,
+             mib: int = 32) -> None:
+        """An image whose only partition is a root."""
+        root = self.directory / 'root'
+        for name in ('proc', 'sys', 'dev', 'run', 'tmp'):
+            (root / name).mkdir(parents=True)
+        for name, text in (('etc/os-release', release),
+                           ('boot/config-6.1.0-1-test', kernel)):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if text is not None:
+                path.write_text(text)
+        with self.image.open('wb') as f:
+            f.truncate((mib + 4) * MIB)
+        self.run_tool('sfdisk', self.image, input=(
+            f'label: {label}\nstart={start}, size={mib * MIB // SECTOR}\n'))
+        offset = start * SECTOR
+        if mkfs[0] == 'mkfs.ext4':
+            self.run_tool(*mkfs, '-q', '-F', '-d', root, '-E',
+                          f'offset={offset}', self.image, f'{mib}M')
+        elif mkfs:
+            part = self.directory / 'part'
+            with part.open('wb') as f:
+                f.truncate(mib * MIB)
+            self.run_tool(*mkfs, part)
+            self.run_tool('dd', f'if={part}', f'of={self.image}', 'bs=1M',
+                          'conv=notrunc,sparse', 'oflag=seek_bytes',
+                          f'seek={offset}')
+
+    def convert(self, *arguments: str | pathlib.Path
+                ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([CONVERT, *arguments], text=True,
+                              capture_output=True)
+
+    def assertRefused(self, *expected: str) -> None:
+        """In one sentence that says all this; nothing is changed or left."""
+        before = hashlib.sha256(self.image.read_bytes()).hexdigest()
+        # Also where it is to change the image itself.
+        for option in ([], ['--in-place']):
+            done = self.convert(self.image, *option)
+            self.assertEqual(1, done.returncode, done.stderr)
+            self.assertEqual('', done.stdout)
+            *_, last = done.stderr.splitlines()
+            for text in ('convert: ', str(self.image), *expected):
+                self.assertIn(text, last)
+            self.assertEqual(
+                before, hashlib.sha256(self.image.read_bytes()).hexdigest())
+            self.assertEqual([], [
+                path.name for path in self.directory.iterdir()
+                if path.name not in ('cloud.raw', 'root', 'part')])
+
+    def test_what_is_refused_here_is_refused_for_its_reason_alone(
+            self) -> None:
+        """All checks pass; then there is nothing that could be run."""
+        self.make()
+        done = self.convert(self.image)
+        self.assertEqual(1, done.returncode)
+        self.assertNotIn('allowed:', done.stderr)
+        self.assertIn("chroot: failed to run command", done.stderr)
+
+    def test_root_off_alignment(self) -> None:
+        self.make(start=4097)
+        self.assertRefused('sector 4097', 'allowed: a multiple of 8')
+
+    def test_ext4_with_small_blocks(self) -> None:
+        self.make(mkfs=('mkfs.ext4', '-b', '1024'))
+        self.assertRefused('blocks of 1024 bytes', 'allowed: 4096')
+
+    def test_xfs_with_reflink(self) -> None:
+        self.make(mkfs=('mkfs.xfs', '-m', 'reflink=1'), mib=320)
+        self.assertRefused('reflink=1', 'allowed: reflink=0')
+
+    def test_another_file_system(self) -> None:
+        self.make(mkfs=('mkfs.vfat',))
+        self.assertRefused('is vfat', 'allowed: ext4')
+
+    def test_another_partition_table(self) -> None:
+        self.make(label='dos')
+        self.assertRefused('of type dos', 'allowed: GPT')
+
+    def test_no_partition_table(self) -> None:
+        with self.image.open('wb') as f:
+            f.truncate(8 * MIB)
+        self.assertRefused('no partition table', 'allowed: GPT')
+
+    def test_kernel_without_what_dax_needs(self) -> None:
+        self.make(kernel='CONFIG_VIRTIO_PMEM=m\n# CONFIG_FS_DAX is not set\n')
+        self.assertRefused(
+            'kernel 6.1.0-1-test lacks CONFIG_FS_DAX, CONFIG_BLK_DEV_PMEM;',
+            'allowed: ')
+
+    def test_no_kernel(self) -> None:
+        self.make(kernel=None)
+        self.assertRefused('no kernel', 'allowed: ')
+
+    def test_another_distribution(self) -> None:
+        self.make(release='ID=debian\nVERSION_ID="11"\n')
+        self.assertRefused("'debian 11'", 'allowed: debian 12, debian 13')
+
+    def test_no_distribution(self) -> None:
+        self.make(release='NAME=x\n')
+        self.assertRefused("''", 'allowed: debian 12, debian 13')
+
+    def test_backing_file(self) -> None:
+        """It may be any file of the machine that converts."""
+        secret = self.directory / 'part'
+        secret.write_bytes(b'secret' * 1000)
+        self.run_tool('qemu-img', 'create', '-f', 'qcow2', '-F', 'raw', '-b',
+                      str(secret), str(self.image))
+        self.assertRefused('backing file', 'allowed: ')
+
+    def test_another_format(self) -> None:
+        self.run_tool('qemu-img', 'create', '-f', 'vmdk', self.image, '8M')
+        self.assertRefused('is vmdk', 'allowed: raw, qcow2')
+
+    def test_arguments(self) -> None:
+        self.make()
+        other = self.directory / 'other'
+        for arguments, expected in (
+                ([self.image, '--output', self.image], 'exists'),
+                ([self.image, '--output', self.directory / 'no/x'],
+                 'no directory'),
+                ([self.image, '--in-place', '--output', other],
+                 'allowed: one of them'),
+                ([self.image, other], 'allowed: one'),
+                ([other], 'no such file'),
+                (['--outptu'], "unknown argument '--outptu'"),
+                ([self.image, '--output'], 'needs a value')):
+            done = self.convert(*arguments)
+            self.assertEqual(1, done.returncode, arguments)
+            self.assertIn(expected, done.stderr)

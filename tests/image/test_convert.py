@@ -1,0 +1,116 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+
+"""An image that knows nothing of fake DAX, converted, has its root on DAX."""
+
+import hashlib
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+from lab import qemu
+from tests.image import base
+
+#: Of diskimage-builder: makes an image that knows nothing of fake DAX.
+ORDINARY = ['--element', 'ordinary-disk', '--unchecked']
+
+
+def _hash(path: pathlib.Path) -> str:
+    with path.open('rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+class ConvertTestCase(base.BootCase):
+
+    options = ORDINARY
+
+    def setUp(self) -> None:
+        super().setUp()
+        # As it is given out, and off alignment at its end.
+        self.source = self.directory / 'cloud.qcow2'
+        subprocess.run(
+            ['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', self.image,
+             self.source], check=True)
+
+    def test_a_converted_image_boots_with_its_root_on_dax(self) -> None:
+        with base.mounted(self.image) as root:
+            self.assertFalse((root / 'usr/local/sbin/fakedax-guest').exists())
+            sources = self._apt(root)
+        before = _hash(self.source)
+        done = subprocess.run(
+            [base.ELEMENTS / 'convert', self.source], text=True,
+            capture_output=True)
+        self.assertEqual(0, done.returncode, done.stderr)
+        converted = self.directory / 'cloud-fakedax.raw'
+        self.assertEqual(f'{converted}\n', done.stdout)
+        self.assertIn('openstack image create --disk-format raw',
+                      done.stderr)
+        self.assertEqual(before, _hash(self.source))
+        self.assertNothingLeft()
+        with base.mounted(converted) as root:
+            self.assertEqual(sources, self._apt(root))
+        image = self.disk(4096, converted)
+        with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
+            self.assertOnPmem(booted, 'pmem0p2')
+            self.assertGreater(booted.root_mib(), 3500)
+
+    def test_what_is_ended_leaves_nothing(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # SIGINT as a terminal sends it, to all of the foreground; a shell
+            # that is in the background itself would ignore it.
+            process = subprocess.Popen(
+                [base.ELEMENTS / 'convert', self.source],
+                stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT,
+                                                 signal.SIG_DFL))
+            assert process.stderr
+            for line in process.stderr:
+                if 'initramfs' in line:
+                    break
+            # Its programs run.
+            time.sleep(1)
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            process.communicate(timeout=base.BOOT_SECONDS)
+            self.assertEqual(128 + number, process.returncode)
+            self.assertNothingLeft()
+            self.assertFalse((self.directory / 'cloud-fakedax.raw').exists())
+
+    def assertNothingLeft(self) -> None:
+        """No mount, no loop device, no file of convert's."""
+        self.assertEqual([], list(self.directory.glob('.fakedax-*')))
+        self.assertNotIn('fakedax-convert',
+                         pathlib.Path('/proc/self/mounts').read_text())
+        # The kernel detaches one a moment after its last mount has gone.
+        deadline = time.monotonic() + 60
+        while True:
+            loops = subprocess.run(
+                ['losetup', '--list', '--noheadings', '--output',
+                 'BACK-FILE'], check=True, capture_output=True, text=True
+            ).stdout
+            if str(self.directory) not in loops:
+                break
+            self.assertLess(time.monotonic(), deadline, loops)
+            time.sleep(0.1)
+
+    def _apt(self, root: pathlib.Path) -> dict[str, str]:
+        """apt's configuration and lists."""
+        return {str(path.relative_to(root)): path.read_text()
+                for directory in ('etc/apt', 'var/lib/apt/lists')
+                for path in sorted((root / directory).rglob('*'))
+                if path.is_file() and path.suffix != '.gpg'}
