@@ -4,6 +4,12 @@
 SECTOR=512
 MIB=1048576
 
+# of Glance's image. os_type: Nova makes ephemeral disks vfat otherwise, which
+# has no DAX. hw_cdrom_bus: Debian's kernel for clouds has no driver for SATA,
+# where Nova puts the config drive of a machine of type q35.
+IMAGE_PROPERTIES=(fakedax_guest=true hw_qemu_guest_agent=yes os_type=linux
+    hw_cdrom_bus=scsi hw_scsi_model=virtio-scsi)
+
 function fail {
     echo "${0##*/}: $*" >&2
     exit 1
@@ -48,11 +54,12 @@ function apt_configuration {
 
 # print_upload FORMAT FILE NAME: the command that makes an image of Glance's.
 function print_upload {
-    # os_type: Nova makes ephemeral disks vfat otherwise, which has no DAX.
+    local property properties=()
+    for property in "${IMAGE_PROPERTIES[@]}"; do
+        properties+=(--property "$property")
+    done
     say "to use it: openstack image create --disk-format $1" \
-        "--container-format bare --property fakedax_guest=true" \
-        "--property hw_qemu_guest_agent=yes --property os_type=linux" \
-        "--file $2 $3"
+        "--container-format bare ${properties[*]} --file $2 $3"
 }
 
 # partitions IMAGE: of a raw image with a GPT; one a line: number, start and size

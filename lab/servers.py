@@ -52,19 +52,21 @@ def image(cloud: connection.Connection, name: str, built: guest.Guest,
               if value}
     if kernel:
         wanted |= {
-            'kernel_id': _upload(
-                cloud, f'{name}-kernel', built, built.kernel, 'aki', {}).id,
-            'ramdisk_id': _upload(
-                cloud, f'{name}-ramdisk', built, built.initrd, 'ari', {}).id,
+            'kernel_id': upload(
+                cloud, f'{name}-kernel', built.kernel, {}, 'aki').id,
+            'ramdisk_id': upload(
+                cloud, f'{name}-ramdisk', built.initrd, {}, 'ari').id,
             'os_command_line': guest.COMMAND_LINE}
-    return _upload(cloud, name, built, built.disk, 'raw', wanted)
+    return upload(cloud, name, built.disk, wanted)
 
 
-def _upload(cloud: connection.Connection, name: str, built: guest.Guest,
-            path: pathlib.Path, disk_format: str,
-            properties: dict[str, str]) -> Any:
-    # Which build it is: the test guest's directory is named by its inputs.
-    properties = properties | {'guest_build': built.directory.name}
+def upload(cloud: connection.Connection, name: str, path: pathlib.Path,
+           properties: dict[str, str], disk_format: str = 'raw') -> Any:
+    """A file as an image, uploaded unless it is there already.
+
+    :param path: in a directory that is named by what the file was made from
+    """
+    properties = properties | {'guest_build': path.parent.name}
     found = cloud.image.find_image(name)
     if found:
         if all(found.properties.get(key, found.get(key)) == value

@@ -551,6 +551,18 @@ class ReportTestCase(ScriptTestCase):
         self.assertRight('ok: / (/dev/pmem0p3, ext4) uses DAX')
         self.assertNotIn('/efi', self.report().stdout)
 
+    def test_kernels_on_a_partition_of_their_own_are_not_asked_for_dax(
+            self) -> None:
+        self.root_on_pmem()
+        self.guest.mounts('/dev/pmem0p3 / ext4 rw 0 0',
+                          '/dev/pmem0p2 /boot ext4 rw 0 0')
+        # Only files of /boot are without DAX.
+        self.guest.write('boot/vmlinuz', '')
+        self.guest.stub('xfs_io', 'case "$*" in\n*/boot/*) a=0 ;;\n'
+                        f'*) a={DAX:#x} ;;\nesac\n'
+                        'echo "stat.attributes = $a"')
+        self.assertRight('ok: / (/dev/pmem0p3, ext4) uses DAX')
+
     def test_vfat(self) -> None:
         self.root_on_pmem()
         self.guest.mounts('/dev/vda3 / ext4 rw 0 0',

@@ -59,18 +59,22 @@ def scenarios() -> list[tuple[str, dict[str, Any]]]:
     return [(name, {'options': IMAGES[name]}) for name in CHOSEN]
 
 
+def environment() -> dict[str, str]:
+    """Of guest-image-elements/build: it shall find what it made before."""
+    return os.environ | {
+        # A test's home directory is not the user's.
+        'XDG_CACHE_HOME': str(paths.CACHE.parent),
+        'ELEMENTS_PATH': str(paths.ROOT / 'tests/image/elements')}
+
+
 @functools.cache
 def build(*options: str) -> pathlib.Path:
     """The image, from the cache if it was built before.
 
     :raises RuntimeError: with what the build said
     """
-    # A test's home directory is not the user's.
-    environment = os.environ | {
-        'XDG_CACHE_HOME': str(paths.CACHE.parent),
-        'ELEMENTS_PATH': str(paths.ROOT / 'tests/image/elements')}
     done = subprocess.run(
-        [ELEMENTS / 'build', *options], env=environment, text=True,
+        [ELEMENTS / 'build', *options], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode:
         raise RuntimeError(f'guest-image-elements/build: {done.stderr}')
