@@ -14,6 +14,7 @@
 
 import click
 
+from lab.benchmarks import boot
 from lab.benchmarks import flush
 from lab.benchmarks import migrate
 from lab.benchmarks import spawn
@@ -29,6 +30,7 @@ def main() -> None:
     """
 
 
+main.add_command(boot.boot)
 main.add_command(flush.flush)
 main.add_command(migrate.migrate)
 main.add_command(spawn.spawn)
