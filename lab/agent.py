@@ -155,7 +155,7 @@ class Agent:
         self._transport = transport
         self._console = console
 
-    def wait_ready(self, timeout: float = 60) -> None:
+    def wait_ready(self, timeout: float = 300) -> None:
         """Wait until the agent answers.
 
         :param timeout: seconds

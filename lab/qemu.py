@@ -186,7 +186,7 @@ class Machine:
             name.replace('_', '-'): value
             for name, value in arguments.items()})
 
-    def wait_console(self, pattern: str, timeout: float = 60) -> str:
+    def wait_console(self, pattern: str, timeout: float = 300) -> str:
         """Wait for a regular expression on the console; return the console.
 
         :param timeout: seconds
