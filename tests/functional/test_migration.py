@@ -207,8 +207,8 @@ class DepartedTest(MigrationTestCase):
         self.assertEqual(
             ('ACTIVE', 'compute2'),
             (server['status'], server['OS-EXT-SRV-ATTR:host']))
-        self.migration.refresh()
-        self.assertEqual('completed', self.migration.status)
+        self.assertEqual('completed', objects.Migration.get_by_id(
+            self.context, self.migration.id).status)
         self.assertEqual(['disk', 'disk.eph0'],
                          self.pmems(self.server, 'compute2'))
 
