@@ -106,8 +106,7 @@ def _image(directory: pathlib.Path) -> pathlib.Path:
 
 def _boot(image: pathlib.Path, mode: Mode) -> dict[str, float]:
     started = time.monotonic()
-    with qemu.Machine('-smp', '2', *mode.disk(image),
-                      memory_mib=_MEMORY_MIB) as machine:
+    with qemu.Machine(*mode.disk(image), memory_mib=_MEMORY_MIB) as machine:
         machine.agent.wait_ready(_PATIENCE)
         answers = time.monotonic() - started
 
