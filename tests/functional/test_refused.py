@@ -58,7 +58,10 @@ class RefusedTest(base.FakeDaxTestCase):
             self.failure(self.server, action, event))
         self._wait_for_server_parameter(
             self.server, {'OS-EXT-STS:task_state': None})
-        self.assertEqual(self.before, self._state())
+        # ComputeManager._revert_allocation() comes after the task's end.
+        self._wait_for_assert(
+            lambda: self.assertEqual(self.before, self._state()),
+            max_retries=60)
 
     def test_every_operation_of_the_table_is_tested(self):
         self.assertEqual(set(refusals.REFUSED), TESTED)
