@@ -18,3 +18,4 @@ import nova.tests.functional  # noqa: F401
 from tests import installed_nova
 
 installed_nova.find_api_paste()
+installed_nova.let_readers_pass_writers()
