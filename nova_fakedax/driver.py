@@ -131,9 +131,10 @@ class FakeDaxDriver(driver.LibvirtDriver):
     ) -> objects.InstanceList:
         """Leave out instances whose guests have left for another host."""
         instances = super().process_instances_at_startup(context, instances)
-        return objects.InstanceList(context, objects=[
+        instances.objects = [
             instance for instance in instances
-            if not self._has_departed(context, instance)])
+            if not self._has_departed(context, instance)]
+        return instances
 
     def _has_departed(
         self, context: nova_context.RequestContext,

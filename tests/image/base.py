@@ -49,6 +49,12 @@ IMAGES: dict[str, list[str]] = {
 #: Those that are: names in FAKEDAX_TEST_IMAGES, or the one of CI.
 CHOSEN = os.environ.get('FAKEDAX_TEST_IMAGES', 'bookworm-ext4').split()
 
+#: For tests that CI has no time for.
+on_demand = testtools.skipUnless(
+    'FAKEDAX_TEST_IMAGES' in os.environ,
+    'takes minutes that CI does not have; with FAKEDAX_TEST_IMAGES in the '
+    'environment it runs')
+
 #: Longer than any step of a boot takes, by TCG on a machine with other work:
 #: only what hangs is to end by it.
 BOOT_SECONDS = 600

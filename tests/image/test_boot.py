@@ -137,6 +137,7 @@ class BadInputTestCase(base.BootCase):
 
     scenarios = base.scenarios()
 
+    @base.on_demand
     def test_each_is_one_sentence_on_the_console(self) -> None:
         # All at once: one boot shows them all.
         size_mib = self.image.stat().st_size // base.MIB

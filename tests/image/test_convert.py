@@ -52,6 +52,7 @@ class ConvertTestCase(base.BootCase):
             ['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', raw,
              self.source], check=True)
 
+    @base.on_demand
     def test_a_converted_image_boots_with_its_root_on_dax(self) -> None:
         with base.mounted(self.image) as root:
             self.assertFalse((root / 'usr/local/sbin/fakedax-guest').exists())
