@@ -35,6 +35,7 @@ class FirmwareTestCase(base.BootCase):
 
     scenarios = base.scenarios()
 
+    @base.on_demand
     def test_a_disk_over_its_boots(self) -> None:
         """Each kind of firmware and of disk; one after the other, of one disk.
 
