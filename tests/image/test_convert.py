@@ -75,6 +75,7 @@ class ConvertTestCase(base.BootCase):
             self.assertOnPmem(booted, 'pmem0p2')
             self.assertGreater(booted.root_mib(), 3500)
 
+    @base.on_demand
     def test_what_is_ended_leaves_nothing(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             # SIGINT as a terminal sends it, to all of the foreground; a shell
