@@ -19,6 +19,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 import time
 
 import click
@@ -37,6 +38,9 @@ STORM = 200
 #: No test takes as long, but for a storm.
 HANG_SECONDS = 1800
 
+#: Of what a failed test said, repeated at the end.
+FAILURE_LINES = 20
+
 
 @dataclasses.dataclass
 class Count:
@@ -45,10 +49,13 @@ class Count:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    #: Of those that failed: the name, and what was said.
+    failures: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def __add__(self, other: 'Count') -> 'Count':
         return Count(self.passed + other.passed, self.failed + other.failed,
-                     self.skipped + other.skipped)
+                     self.skipped + other.skipped,
+                     self.failures + other.failures)
 
     def __str__(self) -> str:
         return (f'{self.passed} passed, {self.failed} failed, '
@@ -95,6 +102,7 @@ def _style() -> Count:
         if done.returncode:
             print(done.stdout)
             count.failed += 1
+            count.failures.append((name, done.stdout))
         else:
             count.passed += 1
     return count
@@ -118,16 +126,19 @@ def _stestr(directory: str, *options: str) -> Callable[[], Count]:
             'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
         before = _last_run(results)
         status = subprocess.run(
-            [*stestr, 'run', *options], cwd=paths.ROOT,
+            [*stestr, 'run', '--suppress-attachments', *options], cwd=paths.ROOT,
             env=environment).returncode
         if _last_run(results) == before:
             # No test was run: not one that can be counted, so not green.
-            return Count(failed=1)
+            return Count(failed=1, failures=[
+                (directory, 'no test was run: see above')])
         count = _count(subprocess.run(
             [*stestr, 'last', '--subunit'], cwd=paths.ROOT,
             env=environment, capture_output=True).stdout)
         if status and not count.failed:
             count.failed = 1
+            count.failures.append(
+                (directory, f'stestr ended with {status}: see above'))
         return count
 
     return run
@@ -147,10 +158,13 @@ def _count(stream: bytes) -> Count:
     summary.startTestRun()
     subunit.ByteStreamToStreamResult(io.BytesIO(stream)).run(summary)
     summary.stopTestRun()
-    failed = len(summary.errors) + len(summary.failures) + len(
-        summary.unexpectedSuccesses)
+    failures = [(test.id(), said) for test, said in
+                [*summary.errors, *summary.failures]]
+    failures += [(test.id(), 'passed, which was not expected')
+                 for test in summary.unexpectedSuccesses]
     skipped = len(summary.skipped)
-    return Count(summary.testsRun - failed - skipped, failed, skipped)
+    return Count(summary.testsRun - len(failures) - skipped, len(failures),
+                 skipped, failures)
 
 
 def _cloud() -> Count:
@@ -187,6 +201,7 @@ def main(storm: bool, parts: tuple[str, ...]) -> None:
         os.environ |= {'FAKEDAX_STORM': str(STORM), 'OS_TEST_TIMEOUT': '0'}
     total = Count()
     counts = {}
+    seconds = {}
     for part in parts or PARTS:
         progress.say(f'part {part}')
         started = time.monotonic()
@@ -194,13 +209,18 @@ def main(storm: bool, parts: tuple[str, ...]) -> None:
             counts[part] = PARTS[part]()
         except click.ClickException as exc:
             exc.show()
-            counts[part] = Count(failed=1)
+            counts[part] = Count(
+                failed=1, failures=[(part, exc.format_message())])
         total += counts[part]
-        progress.say(f'part {part}: {counts[part]} '
-                     f'[{time.monotonic() - started:.0f} s]')
+        seconds[part] = time.monotonic() - started
+        progress.say(f'part {part}: {counts[part]} [{seconds[part]:.0f} s]')
+    for name, said in total.failures:
+        print(f'\nfailed: {name}')
+        print(textwrap.indent(
+            '\n'.join(said.splitlines()[-FAILURE_LINES:]), '    '))
     print()
     for part, count in counts.items():
-        print(f'{part:<12} {count}')
+        print(f'{part:<12} {count} [{seconds[part]:.0f} s]')
     print(total, flush=True)
     sys.exit(1 if total.failed else 0)
 

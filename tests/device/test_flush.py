@@ -80,14 +80,13 @@ class FlushTestCase(base.DeviceTestCase):
         vm = self.start_vm(self.mounted.path)
         pmem = self.bring_up(vm)
         self.submit_held(self.mounted, pmem)
-        started = time.monotonic()
+        # The sync ends when it is released: what waited for it would hang.
         self.assertEqual('running', vm.qmp.cmd('query-status')['status'])
         self.assertEqual(1, vm.pmem('requests'))
         self.assertEqual(driver.VENDOR_DEVICE, pmem.config(0))
         vm.qtest.write_bytes(self.memaddr(vm), b'B')
         unknown = pmem.submit(kind=7)
         self.assertEqual([(unknown, -1)], pmem.wait(1))
-        self.assertLess(time.monotonic() - started, 2)
         self.assertEqual([], self.mounted.ended)
 
     def test_all_of_a_full_ring_is_served_by_one_kick(self) -> None:

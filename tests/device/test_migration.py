@@ -16,7 +16,6 @@ import errno
 import mmap
 import pathlib
 import subprocess
-import time
 
 from lab import emulators
 import testscenarios
@@ -313,7 +312,5 @@ class SaveTestCase(base.DeviceTestCase):
 
     def test_incoming_guest_that_is_never_started_can_quit(self) -> None:
         vm = self.incoming(self.mount().path, 'waiting')
-        started = time.monotonic()
         vm.qmp.cmd('quit')
         self.assertEqual(0, vm.wait_exit())
-        self.assertLess(time.monotonic() - started, 5)
