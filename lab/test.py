@@ -126,8 +126,8 @@ def _stestr(directory: str, *options: str) -> Callable[[], Count]:
             'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
         before = _last_run(results)
         status = subprocess.run(
-            [*stestr, 'run', '--suppress-attachments', *options], cwd=paths.ROOT,
-            env=environment).returncode
+            [*stestr, 'run', '--suppress-attachments', *options],
+            cwd=paths.ROOT, env=environment).returncode
         if _last_run(results) == before:
             # No test was run: not one that can be counted, so not green.
             return Count(failed=1, failures=[

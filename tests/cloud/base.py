@@ -12,6 +12,7 @@
 
 """What the cloud tests share: flavors, images and servers of the lab."""
 
+from collections.abc import Mapping
 import logging
 import time
 from typing import Any
@@ -22,11 +23,22 @@ from oslotest import base
 from lab import clients
 from lab import guest
 from lab import host
+from lab import lifecycle
 from lab import servers
 
 ROOT = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
 
 _TASKS_END_SECONDS = 120
+
+#: Section to option to value, as lab.host.Host.configure has it.
+Options = Mapping[str, Mapping[str, str]]
+
+
+def configure(options: Options, *nodes: host.Host) -> None:
+    """Give nova-computes options over those of the lab, and restart them."""
+    for node in nodes:
+        node.configure(options)
+    lifecycle.restart([f'nova-compute{node.number}' for node in nodes])
 
 
 class CloudTestCase(base.BaseTestCase):
@@ -39,6 +51,15 @@ class CloudTestCase(base.BaseTestCase):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.cloud = clients.connect()
         self.built = guest.build()
+
+    def configure(self, options: Options, *nodes: host.Host) -> None:
+        """Give nova-computes options for this test; of all hosts by default.
+
+        They are restarted, and once more when it has ended.
+        """
+        nodes = nodes or host.HOSTS
+        self.addCleanup(configure, {}, *nodes)
+        configure(options, *nodes)
 
     def image(self, kernel: bool = False, **properties: str) -> Any:
         name = '-'.join(['fakedax-test', *(['kernel-boot'] if kernel else []),

@@ -21,7 +21,6 @@ from typing import Any
 
 from lab import clients
 from lab import host
-from lab import lifecycle
 from lab import servers
 from lab import supervision
 from tests.cloud import base
@@ -127,9 +126,8 @@ class HostTest(base.CloudTestCase):
     def test_flavor_without_the_trait_lands_only_where_it_can_run(
             self) -> None:
         node = host.HOSTS[0]
-        self.addCleanup(_configure, node, None)
         with _logged(node) as said:
-            _configure(node, {'DEFAULT': {'force_raw_images': 'false'}})
+            self.configure({'DEFAULT': {'force_raw_images': 'false'}}, node)
         self.assert_soon(lambda: _TRAIT not in self.traits(node))
         warnings = [line for line in said.text.splitlines()
                     if 'This host cannot run' in line]
@@ -147,9 +145,8 @@ class HostTest(base.CloudTestCase):
             self) -> None:
         """Placement keeps the trait of such a host; statistics tell."""
         node = host.HOSTS[0]
-        self.addCleanup(_configure, node, None)
-        _configure(node, {'DEFAULT': {'compute_driver':
-                                      'libvirt.LibvirtDriver'}})
+        self.configure(
+            {'DEFAULT': {'compute_driver': 'libvirt.LibvirtDriver'}}, node)
         self.assert_soon(lambda: 'fakedax_supported' not in
                          self.statistics(node))
         self.assertIn(_TRAIT, self.traits(node))
@@ -173,12 +170,6 @@ class HostTest(base.CloudTestCase):
         while not condition():
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.5)
-
-
-def _configure(node: host.Host, options: dict | None) -> None:
-    """Give a host's nova-compute options, or take them back."""
-    node.configure(options)
-    lifecycle.restart([f'nova-compute{node.number}'])
 
 
 class _Said:

@@ -24,12 +24,10 @@ import time
 import typing as ty
 
 import libvirt
-import openstack
 
 from lab.benchmarks import results
 from lab import emulators
 from lab import host
-from lab import lifecycle
 from lab import pagecache
 from lab import paths
 from lab import servers
@@ -84,7 +82,7 @@ class StormTest(moving.MigrationTestCase):
         script.write_text(f'#!/bin/sh\nexec {emulators.ours()} "$@"'
                           ' -global virtio-pmem.drop-cache=off\n')
         script.chmod(0o755)
-        self.use_emulator(str(script))
+        self.configure({'fakedax': {'emulator': str(script)}})
         server = self.create(self.flavor(), self.image())
         churn = moving.Churn(server)
         for _turn in range(4):
@@ -106,14 +104,6 @@ class StormTest(moving.MigrationTestCase):
         for offset in range(0, len(mapped), mmap.PAGESIZE):
             mapped[offset]
         return mapped
-
-    def use_emulator(self, path: str) -> None:
-        for node in host.HOSTS:
-            node.configure({'fakedax': {'emulator': path}})
-            self.addCleanup(lifecycle.restart, [f'nova-compute{node.number}'])
-            self.addCleanup(node.configure)
-        lifecycle.restart([f'nova-compute{node.number}'
-                           for node in host.HOSTS])
 
 
 class RefusalTest(moving.MigrationTestCase):
@@ -142,27 +132,6 @@ class RefusalTest(moving.MigrationTestCase):
             error = self.assertRaises(
                 libvirt.libvirtError, connection.createXML, definition, 0)
         self.assertIn('is in use by another process or host', str(error))
-        with server.agent() as agent:
-            agent.run('probe fsync /root/after 3', check=True)
-
-    def test_stock_qemu(self) -> None:
-        for node in host.HOSTS:
-            node.configure({'fakedax': {'emulator': ''}})
-            self.addCleanup(lifecycle.restart, [f'nova-compute{node.number}'])
-            self.addCleanup(node.configure)
-        lifecycle.restart([f'nova-compute{node.number}'
-                           for node in host.HOSTS])
-        server = self.create(self.flavor(), self.image())
-        source = server.host
-        [other] = [node.name for node in host.HOSTS if node != source]
-        for target in (None, other):
-            error = self.assertRaises(
-                openstack.exceptions.BadRequestException,
-                self.cloud.compute.live_migrate_server,
-                server.id, block_migration='auto', host=target)
-            self.assertIn('No valid host', str(error))
-            self.wait(server.id, 'ACTIVE')
-            self.assertEqual(source.name, server.show().compute_host)
         with server.agent() as agent:
             agent.run('probe fsync /root/after 3', check=True)
 

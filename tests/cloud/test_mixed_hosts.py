@@ -26,18 +26,17 @@ class MixedHostsTestCase(moving.MigrationTestCase):
 
     def use(self, *choices: str) -> None:
         """Give each host a QEMU of lab.emulators.CHOICES for this test."""
+        computes = [f'nova-compute{node.number}' for node in host.HOSTS]
+        self.addCleanup(lifecycle.restart, computes)
         for node, choice in zip(host.HOSTS, choices, strict=True):
-            before = node.emulator_script.read_text()
-            self.addCleanup(
-                lifecycle.restart, [f'nova-compute{node.number}'])
-            self.addCleanup(node.emulator_script.write_text, before)
+            self.addCleanup(node.emulator_script.write_text,
+                            node.emulator_script.read_text())
             self.addCleanup(node.configure)
             if choice == 'debian':
                 node.configure({'fakedax': {'emulator': ''}})
             else:
                 config.write_emulator(node, emulators.ours(choice))
-        lifecycle.restart([f'nova-compute{node.number}'
-                           for node in host.HOSTS])
+        lifecycle.restart(computes)
 
     def create_on(self, node: host.Host, **properties: str) -> servers.Server:
         return self.create(self.flavor(), self.image(**properties),

@@ -18,10 +18,10 @@ import shutil
 import subprocess
 
 import libvirt_qemu
+import openstack
 
 from lab import emulators
 from lab import host
-from lab import lifecycle
 from lab import pagecache
 from lab import servers
 from lab import syncs
@@ -146,20 +146,13 @@ class ServerLifeTest(base.CloudTestCase):
         server = self.create(self.flavor(), self.image())
         with server.agent() as agent:
             agent.run(f'probe write {KEEP} 4 3 && sync', check=True)
-        self.addCleanup(self._configure, server.host, None)
-        self._configure(
-            server.host, {'DEFAULT': {'resume_guests_state_on_host_boot':
-                                      'true'}}, power_off=True)
+        server.host.power_off()
+        self.configure(
+            {'DEFAULT': {'resume_guests_state_on_host_boot': 'true'}},
+            server.host)
         self.assert_root_is_pmem(server)
         with server.agent() as agent:
             agent.run(f'probe verify {KEEP} 4 3', check=True)
-
-    def _configure(self, node: host.Host, options: dict | None,
-                   power_off: bool = False) -> None:
-        node.configure(options)
-        if power_off:
-            node.power_off()
-        lifecycle.restart([f'nova-compute{node.number}'])
 
 
 class EmulatorTest(base.CloudTestCase):
@@ -183,16 +176,21 @@ class EmulatorTest(base.CloudTestCase):
 
     def test_server_runs_on_stock_qemu(self) -> None:
         """Where the operator names no emulator: all but migration works."""
-        for node in host.HOSTS:
-            node.configure({'fakedax': {'emulator': ''}})
-            self.addCleanup(lifecycle.restart, [f'nova-compute{node.number}'])
-            self.addCleanup(node.configure)
-        lifecycle.restart([f'nova-compute{node.number}'
-                           for node in host.HOSTS])
+        self.configure({'fakedax': {'emulator': ''}})
         server = self.create(self.flavor(), self.image())
         self.assertEqual(
             shutil.which('qemu-system-x86_64'), server.emulator().exe())
         self.assert_root_is_pmem(server)
+        source = server.host
+        [other] = [node.name for node in host.HOSTS if node != source]
+        for target in (None, other):
+            error = self.assertRaises(
+                openstack.exceptions.BadRequestException,
+                self.cloud.compute.live_migrate_server,
+                server.id, block_migration='auto', host=target)
+            self.assertIn('No valid host', str(error))
+            self.wait(server.id, 'ACTIVE')
+            self.assertEqual(source.name, server.show().compute_host)
         with server.agent() as agent:
             agent.run(f'probe fsync {KEEP} 10', check=True)
 
