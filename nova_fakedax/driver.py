@@ -412,7 +412,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
             context, instance, network_info, block_migration,
             block_device_info)
         if _spec(instance):
-            migration.report(instance, self._host.get_guest(instance))
+            migration.report(
+                context, CONF.host, instance, self._host.get_guest(instance))
 
     # What is not right yet: refusals.REFUSED says why.
 

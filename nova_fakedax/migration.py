@@ -27,10 +27,12 @@ import contextlib
 import os
 import threading
 
+from nova import context as nova_context
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
+from oslo_utils import timeutils
 
 from nova_fakedax import domain
 from nova_fakedax import hostcache
@@ -41,6 +43,9 @@ LOG = logging.getLogger(__name__)
 
 #: The name under which the destination's machine types travel.
 _OFFER = 'fakedax-machine-types'
+
+#: The event that says how the guest came in.
+EVENT = 'fakedax_incoming'
 
 #: Seconds between two flushes of an image whose guest is about to leave.
 _FLUSH_INTERVAL = 1
@@ -179,8 +184,19 @@ def forget(paths: Sequence[str]) -> None:
                         {'path': path, 'exc': exc})
 
 
-def report(instance: objects.Instance, guest: libvirt_guest.Guest) -> None:
-    """Log at the destination what the device did when the guest came in."""
+def report(
+    context: nova_context.RequestContext, host: str,
+    instance: objects.Instance, guest: libvirt_guest.Guest,
+) -> None:
+    """Say at the destination what the device did when the guest came in.
+
+    In the log, and among the events of the move, where those of
+    nova.compute.manager are.
+
+    :param host: the destination's name
+    """
+    said = []
+    failed = False
     for disk, _device in domain.fake_dax_disks(guest.get_config()):
         try:
             dropped, left, error = (
@@ -191,12 +207,37 @@ def report(instance: objects.Instance, guest: libvirt_guest.Guest) -> None:
                         {'alias': disk.id.alias, 'exc': exc},
                         instance=instance)
             continue
-        LOG.info('%(alias)s came in: %(dropped)d bytes of %(path)s dropped '
-                 'from the page cache, %(left)d left',
-                 {'alias': disk.id.alias, 'dropped': dropped,
-                  'path': disk.path, 'left': left}, instance=instance)
+        came_in = (f'{disk.id.alias} came in: {dropped} bytes of {disk.path} '
+                   f'dropped from the page cache, {left} left')
+        LOG.info(came_in, instance=instance)
+        said.append(came_in)
         if error:
-            LOG.error('%(alias)s came in after a failed sync (%(error)s): '
-                      'every flush of the guest fails',
-                      {'alias': disk.id.alias, 'error': os.strerror(error)},
-                      instance=instance)
+            failed = True
+            came_in = (f'{disk.id.alias} came in after a failed sync '
+                       f'({os.strerror(error)}): every flush of the guest '
+                       f'fails')
+            LOG.error(came_in, instance=instance)
+            said.append(came_in)
+    if said:
+        _record(context, host, instance, '; '.join(said), failed)
+
+
+def _record(
+    context: nova_context.RequestContext, host: str,
+    instance: objects.Instance, details: str, failed: bool,
+) -> None:
+    """Add an event to the action that the request is.
+
+    As compute_utils.EventReporter does, which gives details only to what
+    has raised.
+    """
+    now = timeutils.utcnow(with_timezone=True)
+    event = objects.InstanceActionEvent(
+        context, event=EVENT, host=host, start_time=now, finish_time=now,
+        result='Error' if failed else 'Success', details=details)
+    try:
+        event.create(instance.uuid, context.request_id)
+    except exception.InstanceActionNotFound:
+        # Nobody's request: recovery.finish, at nova-compute's start.
+        LOG.debug('No action to add the event %s to', EVENT,
+                  instance=instance)

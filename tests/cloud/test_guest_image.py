@@ -14,17 +14,12 @@
 """The image of guest-image-elements, as a user of the cloud has it.
 
 Snapshots and resizes are not here: servers on fake DAX have none yet.
-
-``FAKEDAX_TEST_GUEST_IMAGE`` in the environment has them run.
 """
 
 import base64
-import os
 import re
 import subprocess
 from typing import Any
-
-import testtools
 
 from lab import servers
 from tests.cloud import base
@@ -47,10 +42,7 @@ def upload_properties() -> dict[str, str]:
     return dict(re.findall(r'--property (\w+)=(\S+)', done.stderr))
 
 
-@testtools.skipUnless(
-    os.environ.get('FAKEDAX_TEST_GUEST_IMAGE'),
-    'not seen to pass yet: without a network the guest waits for minutes in '
-    'systemd-networkd-wait-online')
+@image_base.on_demand
 class GuestImageTest(base.CloudTestCase):
 
     def setUp(self) -> None:

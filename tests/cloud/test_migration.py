@@ -51,6 +51,12 @@ class StormTest(moving.MigrationTestCase):
                 before.path(host.INSTANCES / server.id / 'disk')))
             churn.wait_round()
             self.assertEqual([], churn.bad())
+        # Where an operator looks at the last move.
+        said = {event['event']: event['details']
+                for event in self.events(server, 'live-migration')}
+        self.assertRegex(
+            said['fakedax_incoming'],
+            r'ua-fakedax-root came in: \d+ bytes of .* dropped .*, 0 left')
         # Pull the plug: what was acknowledged is on storage.
         server.host.power_off()
         self.wait_power_off(server)

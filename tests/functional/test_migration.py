@@ -13,6 +13,7 @@
 """A live migration by Nova's services, up to libvirt and from there on."""
 
 import os
+import re
 from unittest import mock
 
 import fixtures as base_fixtures
@@ -21,6 +22,7 @@ from nova import objects
 from nova.tests.functional.libvirt import base as libvirt_base
 
 from nova_fakedax import hostcache
+from nova_fakedax import migration
 from nova_fakedax import monitor
 from nova_fakedax import refusals
 from tests import fixtures
@@ -90,12 +92,22 @@ class LiveMigrationTest(MigrationTestCase):
         text = '\n'.join(logs.output)
         for alias in ('ua-fakedax-root', 'ua-fakedax-eph0'):
             self.assertIn(f'{alias} came in: 8192 bytes of', text)
+        # And where an operator looks at the move.
+        event = self._wait_for_instance_action_event(
+            self.server, 'live-migration', migration.EVENT, 'success')
+        self.assertEqual('compute2', event['host'])
+        self.assertEqual(
+            [f'{alias} came in: 8192 bytes of'
+             for alias in ('ua-fakedax-root', 'ua-fakedax-eph0')],
+            re.findall(r'ua-\S+ came in: \d+ bytes of', event['details']))
 
     def test_a_failed_sync_is_told_where_the_guest_comes_in(self):
         self.counters['last-error'] = 5
         with self.assertLogs('nova_fakedax.migration', 'ERROR') as logs:
             self._live_migrate(self.server, 'completed')
         self.assertIn('Input/output error', logs.output[0])
+        self.assertIn('Input/output error', self.failure(
+            self.server, 'live-migration', migration.EVENT))
 
     def test_hosts_that_can_have_the_trait(self):
         for name in ('compute1', 'compute2'):
