@@ -30,6 +30,10 @@ from lab import host
 #: Image properties that let the test guest be what it is.
 PROPERTIES = {'fakedax_guest': 'true', 'hw_qemu_guest_agent': 'yes'}
 
+#: And an image of guest-image-elements, whose build tells its user so.
+DISTRIBUTION_PROPERTIES = PROPERTIES | {
+    'os_type': 'linux', 'hw_cdrom_bus': 'scsi',
+    'hw_scsi_model': 'virtio-scsi'}
 
 #: How migrations end.
 _ENDED = ('completed', 'failed', 'error', 'cancelled')

@@ -36,6 +36,7 @@ from lab import qemu
 _DISK_MIB = 4096
 _MEMORY_MIB = 1024
 _PATIENCE = 900
+_DOCS = paths.ROOT / 'doc/source/user'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Mode:
 
 
 MODES = {
-    'virtio-blk': Mode('virtio-blk, cache=writeback', qemu.virtio_blk),
-    'fake-dax': Mode('virtio-pmem with its boot view', lambda image: [
+    'blk': Mode('virtio-blk, cache=writeback', qemu.virtio_blk),
+    'pmem': Mode('virtio-pmem with its boot view', lambda image: [
         *qemu.boot_view(image), *qemu.pmem(image)]),
 }
 
@@ -61,12 +62,15 @@ _FIGURES = {
     'descriptors_mib': 'of it page descriptors, MiB',
     'needed_mib': 'RAM not available, MiB',
 }
+_HEADINGS = ('disk', *_FIGURES.values())
 
 
 @click.command()
 @click.option('--rounds', default=3, show_default=True,
               type=click.IntRange(min=1), help='Boots of each kind of disk.')
-def boot(rounds: int) -> None:
+@click.option('--docs', is_flag=True,
+              help='Put the table into doc/ as well.')
+def boot(rounds: int, docs: bool) -> None:
     """Time boots of the image of guest-image-elements.
 
     The same image, by SeaBIOS, with 1 GiB of RAM, from an ordinary disk and
@@ -80,7 +84,7 @@ def boot(rounds: int) -> None:
     with tempfile.TemporaryDirectory(prefix='boot-') as directory:
         with progress.step('the image'):
             image = _image(pathlib.Path(directory))
-            _boot(image, MODES['virtio-blk'])
+            _boot(image, MODES['blk'])
         samples: dict[str, list[dict[str, float]]] = {}
         for number in range(rounds):
             order = list(MODES)[::-1 if number % 2 else 1]
@@ -92,6 +96,8 @@ def boot(rounds: int) -> None:
     rows = [_row(name, samples[name]) for name in MODES]
     results.save('boot', rows)
     _show(rows)
+    if docs:
+        results.write_table(_DOCS / 'boot-table.inc', _HEADINGS, _cells(rows))
 
 
 def _image(directory: pathlib.Path) -> pathlib.Path:
@@ -144,13 +150,18 @@ def _row(mode: str, samples: list[dict[str, float]]) -> dict[str, Any]:
     return row
 
 
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [[MODES[row['mode']].title, *(
+        f'{row[figure]:.1f} ({row[f"{figure}_spread"][0]:.1f}-'
+        f'{row[f"{figure}_spread"][1]:.1f})' for figure in _FIGURES)]
+        for row in rows]
+
+
 def _show(rows: list[dict[str, Any]]) -> None:
     table = rich.table.Table(title='a boot of the guest image',
                              box=rich.box.SIMPLE)
-    for heading in ('disk', *_FIGURES.values()):
+    for heading in _HEADINGS:
         table.add_column(heading)
-    for row in rows:
-        table.add_row(row['mode'], *(
-            f'{row[figure]:.1f} ({row[f"{figure}_spread"][0]:.1f}-'
-            f'{row[f"{figure}_spread"][1]:.1f})' for figure in _FIGURES))
+    for cells in _cells(rows):
+        table.add_row(*cells)
     rich.console.Console(width=160).print(table)

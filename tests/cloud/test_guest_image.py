@@ -17,8 +17,6 @@ Snapshots and resizes are not here: servers on fake DAX have none yet.
 """
 
 import base64
-import re
-import subprocess
 from typing import Any
 
 from lab import servers
@@ -34,14 +32,6 @@ USER_DATA = ('#cloud-config\n'
              '- {path: /root/from-user-data, content: hello}\n')
 
 
-def upload_properties() -> dict[str, str]:
-    """Those that guest-image-elements/build tells its user to give."""
-    done = subprocess.run(
-        [image_base.ELEMENTS / 'build'], env=image_base.environment(),
-        check=True, capture_output=True, text=True)
-    return dict(re.findall(r'--property (\w+)=(\S+)', done.stderr))
-
-
 @image_base.on_demand
 class GuestImageTest(base.CloudTestCase):
 
@@ -49,7 +39,7 @@ class GuestImageTest(base.CloudTestCase):
         super().setUp()
         self.uploaded = servers.upload(
             self.cloud, 'fakedax-test-guest-image', image_base.build(),
-            upload_properties())
+            servers.DISTRIBUTION_PROPERTIES)
 
     def boot(self, flavor: Any) -> servers.Server:
         return self.create(

@@ -18,12 +18,14 @@ Real QEMU under TCG, no OpenStack.
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
 import testscenarios
 
 from lab import qemu
+from lab import servers
 from tests.image import base
 
 load_tests = testscenarios.load_tests_apply_scenarios
@@ -110,7 +112,9 @@ class KernelTestCase(base.BootCase):
 
     def test_root_by_the_flag_of_files_and_ephemeral_disks(self) -> None:
         image = self.disk()
-        options = [*self.kernel('daxroot=inode'), *qemu.pmem(image)]
+        # With cloud-init, among whose units the disks are mounted.
+        options = [*self.kernel('daxroot=inode'), *qemu.pmem(image),
+                   *self.seed()]
         for index in range(3):
             path = self.directory / f'eph{index}'
             with path.open('wb') as f:
@@ -193,6 +197,13 @@ class CheckTestCase(base.ImageTestCase):
     def _check(self, image: pathlib.Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([base.ELEMENTS / 'check', image], text=True,
                               capture_output=True)
+
+    def test_the_command_that_uploads_it(self) -> None:
+        done = subprocess.run(
+            [base.ELEMENTS / 'build', *self.options], check=True, text=True,
+            env=base.environment(), capture_output=True)
+        self.assertEqual(servers.DISTRIBUTION_PROPERTIES, dict(
+            re.findall(r'--property (\w+)=(\S+)', done.stderr)))
 
     def test_the_image(self) -> None:
         done = self._check(self.image)
