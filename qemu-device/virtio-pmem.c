@@ -24,6 +24,7 @@
 #include "qemu/error-report.h"
 #include "qemu/host-utils.h"
 #include "qemu/iov.h"
+#include "qemu/madvise.h"
 #include "qemu/units.h"
 #include "standard-headers/linux/virtio_ids.h"
 #include "standard-headers/linux/virtio_pmem.h"
@@ -794,6 +795,22 @@ static MemoryRegion *virtio_pmem_get_memory_region(VirtIOPMEM *pmem,
     return &pmem->memdev->mr;
 }
 
+/*
+ * QEMU asks for huge pages for all RAM (ram_block_add). Linux then caches the
+ * image by 2 MiB where the file system can, and what is dirty is the whole of
+ * it: a flush would write 2 MiB for each 4 KiB that the guest has stored.
+ */
+static void virtio_pmem_set_page_size(VirtIOPMEM *pmem)
+{
+    MemoryRegion *mr = &pmem->memdev->mr;
+
+    if (!pmem->huge_pages && memory_region_get_fd(mr) >= 0) {
+        /* Fails where there are no huge pages, which is as well. */
+        qemu_madvise(memory_region_get_ram_ptr(mr), pmem->size,
+                     QEMU_MADV_NOHUGEPAGE);
+    }
+}
+
 static void virtio_pmem_realize(DeviceState *dev, Error **errp)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dev);
@@ -815,6 +832,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
 
     host_memory_backend_set_mapped(pmem->memdev, true);
     pmem->size = memory_region_size(&pmem->memdev->mr);
+    virtio_pmem_set_page_size(pmem);
     QSIMPLEQ_INIT(&pmem->syncing);
     QSIMPLEQ_INIT(&pmem->waiting);
     pmem->writeback_timer = timer_new_ms(QEMU_CLOCK_VIRTUAL,
@@ -930,6 +948,7 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_LINK(VIRTIO_PMEM_MEMDEV_PROP, VirtIOPMEM, memdev,
                      TYPE_MEMORY_BACKEND, HostMemoryBackend *),
     DEFINE_PROP_BOOL("drop-cache", VirtIOPMEM, drop_cache, true),
+    DEFINE_PROP_BOOL("huge-pages", VirtIOPMEM, huge_pages, false),
     DEFINE_PROP_ON_OFF_AUTO("lock", VirtIOPMEM, lock, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_SIZE("early-writeback", VirtIOPMEM, early_writeback,
                      16 * MiB),
@@ -956,6 +975,9 @@ static void virtio_pmem_class_init(ObjectClass *klass, void *data)
     object_class_property_set_description(klass, "drop-cache",
         "Drop the host's page cache of memdev before an incoming guest starts,"
         " and refuse to start it if that fails");
+    object_class_property_set_description(klass, "huge-pages",
+        "Have the host cache memdev in huge pages, all of which a flush writes"
+        " if any byte of it was changed");
     object_class_property_set_description(klass, "lock",
         "Lock the file of memdev, so that no other QEMU uses it; auto: unless"
         " its file system cannot");

@@ -40,6 +40,7 @@ struct VirtIOPMEM {
     uint64_t size;
     HostMemoryBackend *memdev;
     bool drop_cache;
+    bool huge_pages;
     OnOffAuto lock;
     bool locked;
     VMChangeStateEntry *vm_change_state;

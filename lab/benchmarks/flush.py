@@ -115,7 +115,8 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
     The test guest on the same image file and file system, from a disk of
     each kind in turn, all kinds in every round, in an order that changes;
     in each boot, 4 KiB are written and fsynced alone, beside a process that
-    dirties a large file, and by 64 processes. A first round is not timed
+    dirties a large file, and by 64 processes. The host has none of the image
+    in its page cache when a guest starts. A first round is not timed
     but counts QEMU's sync calls by strace.
 
     Rows in .lab/bench/flush.json, medians of the rounds: mode, workload,
@@ -191,6 +192,11 @@ def _image() -> Iterator[tuple[guest.Guest, pathlib.Path]]:
 @contextlib.contextmanager
 def _boot(built: guest.Guest, image: pathlib.Path,
           mode: Mode) -> Iterator[qemu.Machine]:
+    # Or it stays in the page cache in such pieces as the boot before this one
+    # has read it in.
+    with image.open('r+b') as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with qemu.Machine(
             *qemu.direct_kernel(built.kernel, built.initrd,
                                 guest.COMMAND_LINE),

@@ -198,6 +198,13 @@ class Emulator:
                 raise TimeoutError(f'migration after {timeout} s: {info}')
             time.sleep(0.01)
 
+    def mapping_flags(self, path: pathlib.Path) -> list[str]:
+        """The kernel's flags of its mapping of a file, proc_pid_smaps(5)."""
+        maps = pathlib.Path(f'/proc/{self.process.pid}/smaps').read_text()
+        _before, _path, mapping = maps.partition(f' {path}\n')
+        _before, _name, flags = mapping.partition('VmFlags: ')
+        return flags.partition('\n')[0].split()
+
     def wait_exit(self, timeout: float = 30) -> int:
         """Wait for the end of the process and return its status."""
         return self.process.wait(timeout)

@@ -70,6 +70,12 @@ class AnyVersionTestCase(DefectTestCase):
         described = json.loads(path.read_text())
         self.assertDefect('virtio-pmem' in described, stock=False, ours=True)
 
+    def test_stores_dirty_huge_pages(self) -> None:
+        """By the kernel's choice; QEMU asks for it."""
+        vm = self.start_vm(self.make_image())
+        self.assertDefect('hg' in vm.mapping_flags(self.image),
+                          stock=True, ours=False)
+
     def _flush_after(self, vm: emulator.Emulator,
                      pmem: driver.PmemDriver) -> int | None:
         """The answer to a flush by a driver that was moved there."""

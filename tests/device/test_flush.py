@@ -167,7 +167,7 @@ class PropertiesTestCase(base.DeviceTestCase):
             [self.binary(), '-device', 'virtio-pmem-pci,help'], check=True,
             capture_output=True, text=True).stdout
         for name in (*COUNTERS, 'sync-latency', 'drop-cache',
-                     'early-writeback', 'memdev', 'memaddr'):
+                     'early-writeback', 'huge-pages', 'memdev', 'memaddr'):
             self.assertRegex(text, f'(?m)^ *{name}=<')
 
     def test_counters_of_both_devices_are_the_same(self) -> None:
