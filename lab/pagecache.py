@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""How much of a file the host's page cache holds."""
+"""What the host's page cache holds of a file."""
 
 from collections.abc import Iterator
 import contextlib
@@ -63,6 +63,16 @@ def dirty_bytes(path: pathlib.Path) -> int:
     with _opened(path) as descriptor:
         found = _cachestat(descriptor)
     return (found.nr_dirty + found.nr_writeback) * mmap.PAGESIZE
+
+
+def evict(path: pathlib.Path) -> None:
+    """Have none of the file in the page cache that nobody has mapped.
+
+    :raises OSError: it cannot be opened, or not be written to storage
+    """
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager

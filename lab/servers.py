@@ -30,7 +30,7 @@ from lab import host
 #: Image properties that let the test guest be what it is.
 PROPERTIES = {'fakedax_guest': 'true', 'hw_qemu_guest_agent': 'yes'}
 
-#: And an image of guest-image-elements, whose build tells its user so.
+#: Those of an image of guest-image-elements, as its build prints them.
 DISTRIBUTION_PROPERTIES = PROPERTIES | {
     'os_type': 'linux', 'hw_cdrom_bus': 'scsi',
     'hw_scsi_model': 'virtio-scsi'}

@@ -33,6 +33,7 @@ import rich.table
 from lab.benchmarks import results
 from lab import emulators
 from lab import guest
+from lab import pagecache
 from lab import paths
 from lab import progress
 from lab import qemu
@@ -194,9 +195,7 @@ def _boot(built: guest.Guest, image: pathlib.Path,
           mode: Mode) -> Iterator[qemu.Machine]:
     # Or it stays in the page cache in such pieces as the boot before this one
     # has read it in.
-    with image.open('r+b') as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    pagecache.evict(image)
     with qemu.Machine(
             *qemu.direct_kernel(built.kernel, built.initrd,
                                 guest.COMMAND_LINE),

@@ -66,12 +66,6 @@ class DeviceTestCase(base.BaseTestCase):
             file.write(b'A' * size)
         return self.image
 
-    def evict_image(self) -> None:
-        """Have none of the image in the host's page cache."""
-        with self.image.open('r+b') as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
     def make_guest_image(self, size: int) -> guest.Guest:
         """An image with the test guest's root, which grows to its size."""
         built = guest.build()

@@ -13,7 +13,11 @@
 """In what pieces the host caches the image, and so a sync writes it."""
 
 import pathlib
+import shutil
+import tempfile
 
+from lab import pagecache
+from lab import paths
 import testscenarios
 
 from tests.device import base
@@ -26,6 +30,13 @@ class PageSizeTestCase(base.DeviceTestCase):
 
     scenarios = base.OURS
 
+    def setUp(self) -> None:
+        super().setUp()
+        # Temporary files may be in RAM, where nothing is ever dirty.
+        directory = pathlib.Path(tempfile.mkdtemp(dir=paths.STATE))
+        self.addCleanup(shutil.rmtree, directory)
+        self.image = directory / 'image'
+
     def dirtied(self, vm: emulator.Emulator) -> int:
         """The bytes that QEMU has made dirty, proc_pid_io(5)."""
         fields = dict(line.split(': ') for line in pathlib.Path(
@@ -33,8 +44,7 @@ class PageSizeTestCase(base.DeviceTestCase):
         return int(fields['write_bytes'])
 
     def test_a_store_dirties_one_page(self) -> None:
-        self.make_image()
-        self.evict_image()
+        pagecache.evict(self.make_image())
         vm = self.start_vm(self.image)
         before = self.dirtied(vm)
         vm.qtest.write_bytes(self.memaddr(vm) + base.SIZE // 2, b'B')

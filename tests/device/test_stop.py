@@ -201,13 +201,16 @@ class SlowSyncTestCase(base.DeviceTestCase):
         pmem = self.bring_up(vm)
         head = self.submit_held(mounted, pmem)
         started = time.monotonic()
+        answers = 0
         while time.monotonic() - started < SLOW:
             vm.qmp.cmd('query-status')
             vm.qtest.write_bytes(self.memaddr(vm), b'C')
+            answers += 1
             time.sleep(0.05)
-        # Neither QEMU's main loop nor the guest's memory waited for it: the
-        # sync ends when it is released.
+        # Neither QEMU's main loop nor the guest's memory waited for it. One
+        # answer may be late on a busy machine, not all of them.
         self.assertEqual([], mounted.ended)
+        self.assertGreater(answers, SLOW)
         stop = self.background(vm.qmp.cmd, 'stop')
         self.assertPending(stop, 1)
         mounted.release()
