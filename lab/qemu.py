@@ -66,9 +66,10 @@ def boot_view(image: pathlib.Path) -> list[str]:
 
 
 def virtio_blk(image: pathlib.Path, name: str = 'disk',
-               direct: bool = False) -> list[str]:
+               direct: bool = False, boot_index: int = 2) -> list[str]:
     """Show a raw image as an ordinary disk that can be written.
 
+    :param boot_index: firmware boots from the disk whose is the least
     :param direct: past the host's page cache, as Nova's disk cache mode
         ``none`` has it; otherwise as ``writeback``
     """
@@ -77,7 +78,8 @@ def virtio_blk(image: pathlib.Path, name: str = 'disk',
                          f'filename={image},{cache}',
             '-blockdev', f'driver=raw,node-name={name},file={name}-file,'
                          f'{cache}',
-            '-device', f'virtio-blk-pci,drive={name},bootindex=2']
+            '-device', f'virtio-blk-pci,drive={name},'
+                       f'bootindex={boot_index}']
 
 
 class Machine:

@@ -125,10 +125,10 @@ class ImageTestCase(base.BaseTestCase):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix='image-test-'))
         self.addCleanup(shutil.rmtree, self.directory)
 
-    def disk(self, size_mib: int = 4096,
-             image: pathlib.Path | None = None) -> pathlib.Path:
+    def disk(self, size_mib: int = 4096, image: pathlib.Path | None = None,
+             name: str = 'disk') -> pathlib.Path:
         """A disk of one's own, grown as Nova grows it to the flavor's."""
-        path = self.directory / 'disk'
+        path = self.directory / name
         subprocess.run(
             ['cp', '--sparse=always', image or self.image, path], check=True)
         os.truncate(path, size_mib * MIB)
@@ -143,13 +143,51 @@ class ImageTestCase(base.BaseTestCase):
         (source / 'user-data').write_text(
             '#cloud-config\nwrite_files:\n'
             '- {path: /root/from-cloud-init, content: hello}\n')
-        iso = self.directory / 'seed.iso'
-        subprocess.run(
-            ['genisoimage', '-quiet', '-joliet', '-rock', '-volid', 'cidata',
-             '-output', iso, source], check=True)
         # Root of the guest's network, which reaches nothing.
-        return ['-drive', f'if=virtio,format=raw,readonly=on,file={iso}',
+        return [*self.iso(source, 'cidata'),
                 '-nic', 'user,model=virtio-net-pci,restrict=on']
+
+    def iso(self, source: pathlib.Path, label: str) -> list[str]:
+        """A read-only disk with the files of a directory."""
+        iso = self.directory / f'{label}.iso'
+        subprocess.run(
+            ['genisoimage', '-quiet', '-joliet', '-rock', '-volid', label,
+             '-output', iso, source], check=True)
+        return ['-drive', f'if=virtio,format=raw,readonly=on,file={iso}']
+
+    def newer_kernel(self) -> pathlib.Path:
+        """A directory of packages: the next kernel, and what it depends on.
+
+        From the release's backports, by this machine's mirror: what the
+        image's own package manager would take from there.
+        """
+        apt = self.directory / 'apt'
+        for name in ('state/lists/partial', 'cache/archives/partial'):
+            (apt / name).mkdir(parents=True)
+        with mounted(self.image) as root:
+            release = re.findall(
+                '(?m)^VERSION_CODENAME=(.*)',
+                (root / 'etc/os-release').read_text())[0]
+            shutil.copy(root / 'var/lib/dpkg/status', apt)
+        mirror = subprocess.run(
+            ['bash', '-c', f'. {ELEMENTS}/common.bash; mirror Debian'],
+            check=True, capture_output=True, text=True).stdout.strip()
+        (apt / 'sources.list').write_text(
+            f'deb {mirror} {release} main\n'
+            f'deb {mirror} {release}-backports main\n')
+        options = [f'--option=Dir::{name}={value}' for name, value in (
+            ('Etc::SourceList', apt / 'sources.list'),
+            ('Etc::SourceParts', '-'), ('Etc::Preferences', '-'),
+            ('Etc::PreferencesParts', '-'), ('State', apt / 'state'),
+            ('State::Status', apt / 'status'), ('Cache', apt / 'cache'))]
+        for command in (
+                ['update'],
+                ['install', '--yes', '--download-only',
+                 '--no-install-recommends', f'--target-release={release}'
+                 '-backports', 'linux-image-cloud-amd64']):
+            subprocess.run(['apt-get', *options, *command], check=True,
+                           capture_output=True, text=True)
+        return apt / 'cache/archives'
 
     def kernel(self, arguments: str = '') -> list[str]:
         """Boot by the image's own kernel and initramfs, as files."""
