@@ -14,6 +14,7 @@
 """An image that knows nothing of fake DAX, converted, has its root on DAX."""
 
 import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -21,9 +22,12 @@ import subprocess
 import time
 
 import psutil
+import testscenarios
 
 from lab import qemu
 from tests.image import base
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 #: Of diskimage-builder: makes an image that knows nothing of fake DAX.
 ORDINARY = ['--element', 'ordinary-disk', '--unchecked']
@@ -34,9 +38,21 @@ def _hash(path: pathlib.Path) -> str:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
+def _format(path: pathlib.Path) -> str:
+    information = json.loads(subprocess.run(
+        ['qemu-img', 'info', '--output', 'json', path], check=True,
+        capture_output=True).stdout)
+    name: str = information['format']
+    return name
+
+
 class ConvertTestCase(base.BootCase):
 
-    options = ORDINARY
+    #: One for each release of the chosen images.
+    scenarios = [
+        (release, {'options': [*ORDINARY, '--release', release]})
+        for release in sorted({name.partition('-')[0]
+                               for name in base.CHOSEN})]
 
     def setUp(self) -> None:
         super().setUp()
@@ -47,9 +63,10 @@ class ConvertTestCase(base.BootCase):
         subprocess.run(
             ['/sbin/sfdisk', '--quiet', '--force', '--no-reread', '-N', '2',
              raw], check=True, text=True, input=f',{part["size"] + 3}\n')
+        self.raw = raw.rename(self.directory / 'cloud.img')
         self.source = self.directory / 'cloud.qcow2'
         subprocess.run(
-            ['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', raw,
+            ['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', self.raw,
              self.source], check=True)
 
     @base.on_demand
@@ -74,6 +91,44 @@ class ConvertTestCase(base.BootCase):
         with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
             self.assertOnPmem(booted, 'pmem0p2')
             self.assertGreater(booted.root_mib(), 3500)
+
+    @base.on_demand
+    def test_formats_and_places(self) -> None:
+        before = _hash(self.raw)
+        for source, options, result, wanted in (
+                (self.raw, ['--output', self.directory / 'new.qcow2'],
+                 self.directory / 'new.qcow2', 'qcow2'),
+                (self.source, ['--in-place'], self.source, 'qcow2'),
+                (self.raw, ['--in-place'], self.raw, 'raw')):
+            source.chmod(0o640)
+            done = subprocess.run(
+                [base.ELEMENTS / 'convert', source, *options], text=True,
+                capture_output=True)
+            self.assertEqual(0, done.returncode, done.stderr)
+            self.assertEqual(f'{result}\n', done.stdout)
+            self.assertEqual(wanted, _format(result))
+            self.assertIn(f'--disk-format {wanted} ', done.stderr)
+            self.assertNothingLeft()
+            if result == source:
+                self.assertEqual(0o640, result.stat().st_mode & 0o777)
+            else:
+                self.assertEqual(before, _hash(self.raw))
+        # Converted, and by qcow2: as Nova makes the server's disk of it.
+        flat = self.directory / 'flat'
+        subprocess.run(
+            ['qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', self.source,
+             flat], check=True)
+        for converted in (flat, self.raw):
+            image = self.disk(4096, converted)
+            with self.boot(*qemu.boot_view(image), *qemu.pmem(image)
+                           ) as booted:
+                self.assertOnPmem(booted, 'pmem0p2')
+                self.assertGreater(booted.root_mib(), 3500)
+        # What is converted already is left as good as it was.
+        done = subprocess.run(
+            [base.ELEMENTS / 'convert', self.raw, '--in-place'], text=True,
+            capture_output=True)
+        self.assertEqual(0, done.returncode, done.stderr)
 
     @base.on_demand
     def test_what_is_ended_leaves_nothing(self) -> None:
