@@ -28,7 +28,8 @@ function install {
     for file in common.sh choose-root.sh; do
         inst_simple "/usr/local/lib/fakedax/$file" "/lib/fakedax/$file"
     done
-    inst_rules 59-fakedax.rules
+    # Not inst_rules, which looks below /etc only where hostonly is set.
+    inst_simple /etc/udev/rules.d/59-fakedax.rules
     inst_script "$moddir/fakedax-root.sh" /lib/fakedax/fakedax-root
     inst_simple "$moddir/fakedax-root.service" \
         "$systemdsystemunitdir/fakedax-root.service"
