@@ -130,6 +130,7 @@ def write(kvm: bool, emulators: Sequence[str]) -> None:
             template = f'node/{pathlib.Path(name).name}.j2'
             render(template, node.state / name, known | {
                 'node': node, 'emulator': emulator and host.EMULATOR})
+        render('node/ssh.j2', node.programs / 'ssh', known, mode=0o700)
         if emulator:
             write_emulator(node, emulator)
         node.drop_in.mkdir(exist_ok=True)

@@ -82,6 +82,11 @@ class Host:
         return self.state / 'nova.conf.d'
 
     @property
+    def programs(self) -> pathlib.Path:
+        """What the host's nova-compute finds before the machine's own."""
+        return self.state / 'bin'
+
+    @property
     def emulator_script(self) -> pathlib.Path:
         """What is at EMULATOR on this host."""
         return self.state / 'lib' / EMULATOR.name

@@ -33,6 +33,10 @@ from lab import host
 from lab import paths
 
 
+#: Where programs are, whoever starts the lab.
+_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+
+
 @dataclasses.dataclass(frozen=True)
 class Service:
     """One supervised process."""
@@ -272,7 +276,8 @@ def _host(node: host.Host, package: pathlib.Path) -> list[Service]:
             after=('nova-conductor', 'placement', daemon),
             reads=(node.state / 'nova.conf', node.drop_in,
                    node.emulator_script, package),
-            within=holder),
+            within=holder,
+            environment={'PATH': f'{node.programs}:{_PATH}'}),
     ]
 
 

@@ -27,7 +27,7 @@ import typing as ty
 
 from lxml import etree
 from nova import block_device
-from nova.compute import utils as compute_utils
+from nova.compute import power_state
 from nova import conf as nova_conf
 from nova import context as nova_context
 from nova import exception
@@ -35,8 +35,10 @@ from nova.network import model as network_model
 from nova import objects
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver
+from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_log import log as logging
+from oslo_serialization import jsonutils
 
 from nova_fakedax import capability
 from nova_fakedax import conf
@@ -46,6 +48,7 @@ from nova_fakedax import imagebackend
 from nova_fakedax import migration
 from nova_fakedax import recovery
 from nova_fakedax import refusals
+from nova_fakedax import snapshot
 from nova_fakedax import spec
 
 CONF = nova_conf.CONF
@@ -75,6 +78,31 @@ def _hook_guest_parser() -> None:
 
 
 _hook_guest_parser()
+
+
+def _hook_find_disk() -> None:
+    """Let a snapshot find a root disk that is no ``<disk>``.
+
+    Wraps nova.virt.libvirt.utils.find_disk, which takes the first ``<disk>``
+    of a domain: the root disk's boot view, but without one that may be the
+    config drive.
+    """
+    find_disk = libvirt_utils.find_disk
+
+    @functools.wraps(find_disk)
+    def find_disk_or_virtio_pmem(
+        guest: libvirt_guest.Guest,
+    ) -> tuple[str, str | None]:
+        for disk, _device in domain.fake_dax_disks(guest.get_config()):
+            if disk.id.role == 'root':
+                return disk.path, 'raw'
+        found: tuple[str, str | None] = find_disk(guest)
+        return found
+
+    libvirt_utils.find_disk = find_disk_or_virtio_pmem
+
+
+_hook_find_disk()
 
 
 def _spec(instance: objects.Instance) -> spec.FakeDaxSpec:
@@ -129,11 +157,17 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, context: nova_context.RequestContext,
         instances: objects.InstanceList,
     ) -> objects.InstanceList:
-        """Leave out instances whose guests have left for another host."""
+        """Leave out instances whose guests have left for another host.
+
+        And let those run on that stood still when nova-compute died.
+        """
         instances = super().process_instances_at_startup(context, instances)
         instances.objects = [
             instance for instance in instances
             if not self._has_departed(context, instance)]
+        for instance in instances:
+            if _spec(instance):
+                snapshot.resume_interrupted(self, context, instance)
         return instances
 
     def _has_departed(
@@ -332,10 +366,6 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, instance: objects.Instance, timeout: int = 0,
         retry_interval: int = 0,
     ) -> None:
-        if _spec(instance) and instance.task_state == 'shelving':
-            # The first thing that shelving does, and the last moment at
-            # which the guest can go on as if nothing had been asked.
-            raise refusals.refused('shelve')
         super().power_off(instance, timeout, retry_interval)
         # What a guest has stored outlives QEMU only in this host's memory.
         for path in _image_paths(instance):
@@ -415,28 +445,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
             migration.report(
                 context, CONF.host, instance, self._host.get_guest(instance))
 
-    # What is not right yet: refusals.REFUSED says why.
-
-    def suspend(
-        self, context: nova_context.RequestContext,
-        instance: objects.Instance,
-    ) -> None:
-        if _spec(instance):
-            raise exception.InstanceFaultRollback(refusals.refused('suspend'))
-        super().suspend(context, instance)
-
-    def snapshot(
-        self, context: nova_context.RequestContext,
-        instance: objects.Instance, image_id: str, update_task_state: ty.Any,
-    ) -> None:
-        if _spec(instance):
-            # ComputeManager takes a snapshot in a thread, of whose end it
-            # reports no event to the user.
-            with compute_utils.EventReporter(
-                    context, 'compute_refuse_snapshot', CONF.host,
-                    instance.uuid):
-                raise refusals.refused('snapshot')
-        super().snapshot(context, instance, image_id, update_task_state)
+    # Moving it while it is off.
 
     def migrate_disk_and_power_off(
         self, context: nova_context.RequestContext,
@@ -444,18 +453,101 @@ class FakeDaxDriver(driver.LibvirtDriver):
         network_info: ty.Any, block_device_info: ty.Any = None,
         timeout: int = 0, retry_interval: int = 0,
     ) -> ty.Any:
-        """Refuse a move from fake DAX, or to it, while the guest runs on."""
+        """Refuse a flavor that the disks do not fit while the guest runs."""
         try:
             wanted = spec.FakeDaxSpec.from_flavor(flavor)
+            _spec(instance).check_resize(wanted)
+            if wanted:
+                wanted.check_flavor(flavor)
         except spec.InvalidSpec as exc:
             raise exception.InstanceFaultRollback(
-                exception.InvalidInput(reason=str(exc)))
-        if _spec(instance) or wanted:
-            raise exception.InstanceFaultRollback(
-                refusals.refused('resize or cold migration'))
+                exception.ResizeError(reason=str(exc)))
         return super().migrate_disk_and_power_off(
             context, instance, dest, flavor, network_info, block_device_info,
             timeout, retry_interval)
+
+    def finish_migration(
+        self, context: nova_context.RequestContext,
+        migration: objects.Migration, instance: objects.Instance,
+        disk_info: str, network_info: ty.Any,
+        image_meta: objects.ImageMeta, resize_instance: bool,
+        allocations: dict[str, ty.Any],
+        block_device_info: dict[str, ty.Any] | None = None,
+        power_on: bool = True, share_info: ty.Any = None,
+    ) -> None:
+        wanted = _spec(instance)
+        if wanted:
+            self._check_build(instance)
+            # Of a raw disk LibvirtDriver would make a qcow2 one.
+            disk_info = jsonutils.dumps([
+                info for info in jsonutils.loads(disk_info)
+                if not wanted.wants(info['path'])])
+        # What the guest has synced is to be in the copy when it is the only
+        # one.
+        for path in _image_paths(instance):
+            hostcache.flush(path)
+        super().finish_migration(
+            context, migration, instance, disk_info, network_info, image_meta,
+            resize_instance, allocations, block_device_info, power_on,
+            share_info)
+
+    # Copying it.
+
+    def _live_snapshot(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, guest: libvirt_guest.Guest,
+        disk_path: str, out_path: str, source_format: str,
+        image_format: str, image_meta: objects.ImageMeta,
+    ) -> None:
+        if not _spec(instance).wants(disk_path):
+            super()._live_snapshot(
+                context, instance, guest, disk_path, out_path, source_format,
+                image_format, image_meta)
+            return
+        snapshot.take(
+            disk_path, out_path, image_format,
+            snapshot.nothing_stored(
+                self, context, instance, guest, image_meta))
+
+    def _suspend_guest_for_snapshot(
+        self, context: nova_context.RequestContext, live_snapshot: bool,
+        current_power_state: int, instance: objects.Instance,
+    ) -> None:
+        """Where Nova is told not to take snapshots of guests that run.
+
+        Nova saves and restores such a guest; ours need only stand still.
+        """
+        if not _spec(instance).wants('disk'):
+            super()._suspend_guest_for_snapshot(
+                context, live_snapshot, current_power_state, instance)
+        elif self._needs_suspend_resume_for_snapshot(
+                live_snapshot, current_power_state):
+            snapshot.stop_vcpus(self._host, self._host.get_guest(instance))
+
+    def _resume_guest_after_snapshot(
+        self, context: nova_context.RequestContext, live_snapshot: bool,
+        original_power_state: int, instance: objects.Instance,
+        guest: libvirt_guest.Guest,
+    ) -> None:
+        if not _spec(instance).wants('disk'):
+            super()._resume_guest_after_snapshot(
+                context, live_snapshot, original_power_state, instance, guest)
+        elif (not live_snapshot
+                and original_power_state == power_state.RUNNING):
+            guest.resume()
+
+    # Saving its memory.
+
+    def suspend(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance,
+    ) -> None:
+        if _spec(instance) and not migration.keeps_state(
+                self._host.get_guest(instance)):
+            raise exception.InstanceFaultRollback(refusals.refused('suspend'))
+        super().suspend(context, instance)
+
+    # What is not right yet: refusals.REFUSED says why.
 
     def attach_interface(
         self, context: nova_context.RequestContext,

@@ -109,14 +109,10 @@ def check_machine(
                 f"image property hw_machine_type, before the guest starts")
 
 
-def check_source(
-    host: str, reasons_against: Sequence[str], guest: libvirt_guest.Guest,
-) -> None:
-    """Check at the source that the guest that runs can leave it.
+def keeps_state(guest: libvirt_guest.Guest) -> bool:
+    """Whether the guest's devices go with it to another QEMU.
 
     Asks QEMU itself: the binary may have been replaced since it started.
-
-    :raises nova.exception.MigrationPreCheckError: says why it cannot
     """
     for disk, _device in domain.fake_dax_disks(guest.get_config()):
         try:
@@ -124,8 +120,20 @@ def check_source(
         except monitor.MonitorError as exc:
             LOG.info('%(alias)s does not migrate: %(exc)s',
                      {'alias': disk.id.alias, 'exc': exc})
-            raise exception.MigrationPreCheckError(
-                reason=refusals.refused('live migration').format_message())
+            return False
+    return True
+
+
+def check_source(
+    host: str, reasons_against: Sequence[str], guest: libvirt_guest.Guest,
+) -> None:
+    """Check at the source that the guest that runs can leave it.
+
+    :raises nova.exception.MigrationPreCheckError: says why it cannot
+    """
+    if not keeps_state(guest):
+        raise exception.MigrationPreCheckError(
+            reason=refusals.refused('live migration').format_message())
     if reasons_against:
         raise _refused(f'host {host}: {"; ".join(reasons_against)}')
 

@@ -29,13 +29,6 @@ _NO_STATE = (
 REFUSED: Mapping[str, str] = types.MappingProxyType({
     'suspend': _NO_STATE,
     'live migration': _NO_STATE,
-    'resize or cold migration':
-        'the image would be copied with holes, or converted to qcow2',
-    'snapshot':
-        'a block job does not see what the guest stores through a mapping',
-    'shelve':
-        'it takes a snapshot, and a block job does not see what the guest '
-        'stores through a mapping',
     'evacuate':
         'nothing keeps two hosts from mapping the same image, and stale '
         'pages of it may be cached here',

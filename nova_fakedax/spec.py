@@ -103,6 +103,11 @@ class FakeDaxSpec:
     def __bool__(self) -> bool:
         return bool(self.roles)
 
+    def __str__(self) -> str:
+        """The value of the extra spec; empty if there is none."""
+        return next((value for value, roles in DISKS_VALUES.items()
+                     if roles == self.roles), '')
+
     def wants(self, path: str) -> bool:
         """Whether the disk of this name or path is to be on fake DAX."""
         disk_id = disk.DiskId.from_path(path)
@@ -144,6 +149,20 @@ class FakeDaxSpec:
             if value is not None and value.lower() not in _FALSE:
                 raise InvalidSpec(
                     f"{key}='{value}' cannot be beside {DISKS_KEY}: {why}")
+
+    def check_resize(self, new: 'FakeDaxSpec') -> None:
+        """Check that a server can be resized to a flavor with other disks.
+
+        Nova takes the files as they are, and an ordinary disk's may be no
+        raw image.
+
+        :raises InvalidSpec: names both flavors' disks
+        """
+        if new != self:
+            raise InvalidSpec(
+                f"{DISKS_KEY} is '{new}' in the new flavor; allowed: "
+                f"'{self}', as in the server's, whose disks stay what they "
+                f"are")
 
     def check_disks(self, roles: Set[disk.Role]) -> None:
         """Check that the instance has the disks that the flavor names.

@@ -42,11 +42,14 @@ class ServerLifeTest(base.CloudTestCase):
                 ('SHUTOFF', 'stop_server'), ('ACTIVE', 'start_server'),
                 ('ACTIVE', 'reboot_server', 'SOFT'),
                 ('ACTIVE', 'reboot_server', 'HARD'),
-                ('PAUSED', 'pause_server'), ('ACTIVE', 'unpause_server')):
+                ('PAUSED', 'pause_server'), ('ACTIVE', 'unpause_server'),
+                ('SUSPENDED', 'suspend_server'),
+                ('ACTIVE', 'resume_server')):
             self.act(server, status, action, *arguments)
             if status == 'ACTIVE':
                 with server.agent() as agent:
                     agent.run(f'probe verify {KEEP} 4 7', check=True)
+                    agent.run('probe fsync /root/after 3', check=True)
                 self.assert_root_is_pmem(server)
 
         with server.agent() as agent:
@@ -191,6 +194,10 @@ class EmulatorTest(base.CloudTestCase):
             self.assertIn('No valid host', str(error))
             self.wait(server.id, 'ACTIVE')
             self.assertEqual(source.name, server.show().compute_host)
+        self.cloud.compute.suspend_server(server.id)
+        self.wait(server.id, 'ACTIVE')
+        self.assertIn('Fake DAX: suspend',
+                      self.event(server, 'suspend')['details'])
         with server.agent() as agent:
             agent.run(f'probe fsync {KEEP} 10', check=True)
 

@@ -45,6 +45,7 @@ _REAL = {
         staticmethod(libvirt_driver.LibvirtDriver._create_ephemeral),
     'nova.virt.libvirt.driver.LibvirtDriver._create_swap':
         staticmethod(libvirt_driver.LibvirtDriver._create_swap),
+    'nova.virt.libvirt.utils.file_open': libvirt_utils.file_open,
     'nova.virt.libvirt.utils.fetch_image': libvirt_utils.fetch_image,
     'nova.virt.libvirt.utils.fetch_raw_image': libvirt_utils.fetch_raw_image,
 }

@@ -13,16 +13,18 @@
 import os
 from unittest import mock
 
+import fixtures
 from nova.tests.fixtures import libvirt
 
+from nova_fakedax import monitor
 from nova_fakedax import refusals
 from tests.functional import base
 
 #: Each operation of refusals.REFUSED has its test here, or in the unit test
 #: of the driver.
 TESTED = {
-    'suspend', 'live migration', 'resize or cold migration', 'snapshot',
-    'shelve', 'evacuate', 'attach of a passed-through interface',
+    'suspend', 'live migration', 'evacuate',
+    'attach of a passed-through interface',
 }
 
 
@@ -67,53 +69,12 @@ class RefusedTest(base.FakeDaxTestCase):
         self.assertEqual(set(refusals.REFUSED), TESTED)
 
     def test_suspend(self):
+        """QEMU's own device."""
+        self.useFixture(fixtures.MockPatchObject(
+            monitor, 'device_property',
+            side_effect=monitor.MonitorError('no such property')))
         self.act(self.server, 'suspend')
         self.assert_refused('suspend', 'suspend', 'compute_suspend_instance')
-
-    def _assert_no_new_image(self, before):
-        self.assertEqual(
-            before, {image['id'] for image in self.glance.detail(None)
-                     if image['status'] != 'deleted'})
-
-    def test_snapshot(self):
-        images = {image['id'] for image in self.glance.detail(None)}
-        self.act(self.server, 'createImage', name='snapshot')
-        self.assert_refused(
-            'snapshot', 'createImage', 'compute_refuse_snapshot')
-        self._assert_no_new_image(images)
-
-    def test_backup(self):
-        images = {image['id'] for image in self.glance.detail(None)}
-        self.act(self.server, 'createBackup', name='backup',
-                 backup_type='daily', rotation=1)
-        self.assert_refused(
-            'snapshot', 'createBackup', 'compute_backup_instance')
-        self._assert_no_new_image(images)
-
-    def test_shelve(self):
-        self.act(self.server, 'shelve')
-        self.assert_refused('shelve', 'shelve', 'compute_shelve_instance')
-
-    def test_cold_migration(self):
-        self.start_compute('compute2')
-        self.act(self.server, 'migrate')
-        self.assert_refused('resize or cold migration', 'migrate',
-                            'compute_resize_instance')
-
-    def test_resize(self):
-        self.start_compute('compute2')
-        for flavor in (self.put_flavor('root,ephemeral', 2, 2),
-                       self.put_flavor(None, 2, 2)):
-            self.act(self.server, 'resize', flavorRef=flavor)
-            self.assert_refused('resize or cold migration', 'resize',
-                                'compute_resize_instance')
-
-    def test_resize_on_the_same_host(self):
-        self.flags(allow_resize_to_same_host=True)
-        self.act(self.server, 'resize',
-                 flavorRef=self.put_flavor('root,ephemeral', 2, 2))
-        self.assert_refused('resize or cold migration', 'resize',
-                            'compute_resize_instance')
 
     def test_live_migration(self):
         """QEMU's own device: no host can take it, nor can it leave this."""
@@ -143,37 +104,44 @@ class RefusedTest(base.FakeDaxTestCase):
 
 
 class RefusedResizeTest(base.FakeDaxTestCase):
-    """Also an ordinary server cannot become one with disks on fake DAX."""
+    """A server's disks stay what they are, and it runs on."""
 
     def setUp(self):
         super().setUp()
         self.start_compute()
         self.start_compute('compute2')
-        self.server = self.boot(self.put_flavor(None))
 
-    def assert_refused(self, flavor, message):
-        self.act(self.server, 'resize', flavorRef=flavor)
+    def assert_refused(self, server, flavor, message):
+        self.act(server, 'resize', flavorRef=flavor)
         self.assertIn(message, self.failure(
-            self.server, 'resize', 'compute_resize_instance'))
-        server = self._wait_for_server_parameter(
-            self.server, {'OS-EXT-STS:task_state': None})
+            server, 'resize', 'compute_resize_instance'))
+        shown = self._wait_for_server_parameter(
+            server, {'OS-EXT-STS:task_state': None})
         self.assertEqual(
-            ('ACTIVE', self.server['OS-EXT-SRV-ATTR:host']),
-            (server['status'], server['OS-EXT-SRV-ATTR:host']))
+            ('ACTIVE', server['OS-EXT-SRV-ATTR:host']),
+            (shown['status'], shown['OS-EXT-SRV-ATTR:host']))
+        [domain] = self.domains(server['OS-EXT-SRV-ATTR:host'])
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, domain._state)
 
-    def test_to_disks_on_fake_dax(self):
-        self.assert_refused(
-            self.put_flavor('root'), refusals.refused(
-                'resize or cold migration').format_message())
+    def test_to_disks_on_fake_dax_and_from_them(self):
+        for old, new in ((None, 'root'), ('root', None),
+                         ('root', 'root,ephemeral')):
+            server = self.boot(self.put_flavor(old, ephemeral=1))
+            self.assert_refused(
+                server, self.put_flavor(new, ephemeral=1),
+                f"fakedax:disks is '{new or ''}' in the new flavor; "
+                f"allowed: '{old or ''}'")
+            self._delete_server(server)
 
     def test_an_ordinary_resize_is_ours_to_leave_alone(self):
+        server = self.boot(self.put_flavor(None))
         with mock.patch('nova_fakedax.driver.FakeDaxDriver.'
                         'migrate_disk_and_power_off', autospec=True,
                         side_effect=AssertionError('reached')) as method:
-            self.act(self.server, 'resize',
+            self.act(server, 'resize',
                      flavorRef=self.put_flavor(None, disk=2))
             self.assertEqual('AssertionError', self.failure(
-                self.server, 'resize', 'compute_resize_instance'))
+                server, 'resize', 'compute_resize_instance'))
         method.assert_called_once()
 
 
@@ -182,13 +150,21 @@ class RefusedResizeWithoutFilterTest(RefusedResizeTest):
 
     FILTER_ENABLED = False
 
+    def test_to_what_cannot_be_beside_them(self):
+        server = self.boot()
+        self.assert_refused(
+            server, self.put_flavor('root', **{'hw:locked_memory': 'true',
+                                               'hw:mem_page_size': 'small'}),
+            "hw:locked_memory='true' cannot be beside fakedax:disks")
+
     def test_to_a_flavor_that_no_host_can_run(self):
         self.admin_api.microversion = '2.85'
         flavor = self.put_flavor('nonsense')
         self.admin_api.microversion = 'latest'
         self.assert_refused(
-            flavor, "'nonsense' is not a value of fakedax:disks; allowed: "
-                    "'root', 'ephemeral', 'root,ephemeral'")
+            self.boot(), flavor,
+            "'nonsense' is not a value of fakedax:disks; allowed: "
+            "'root', 'ephemeral', 'root,ephemeral'")
 
 
 class RefusedRebuildTest(base.FakeDaxTestCase):

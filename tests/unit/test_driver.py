@@ -31,6 +31,7 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend as libvirt_imagebackend
+from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import units
 from oslotest import base
 
@@ -133,6 +134,27 @@ class HooksTest(base.BaseTestCase):
             ['self', 'xmldoc'],
             [name for name, _kind, _default in _parameters(
                 parse_dom.__wrapped__)])
+
+    def test_the_root_disk_is_found_by_us_before_nova_looks(self):
+        find_disk = libvirt_utils.find_disk
+        self.assertEqual(driver.__file__, find_disk.__code__.co_filename)
+        self.assertEqual(
+            ['guest'], [name for name, _kind, _default in _parameters(
+                find_disk.__wrapped__)])
+        # Which then hands the path on to what we override.
+        source = inspect.getsource(libvirt_driver.LibvirtDriver.snapshot)
+        for call in ('libvirt_utils.find_disk(guest)',
+                     'self._live_snapshot(',
+                     'self._suspend_guest_for_snapshot(',
+                     'self._resume_guest_after_snapshot('):
+            self.assertIn(call, source)
+
+    def test_finish_migration_makes_qcow2_of_what_it_is_told_of(self):
+        source = inspect.getsource(
+            libvirt_driver.LibvirtDriver.finish_migration)
+        self.assertIn('for info in jsonutils.loads(disk_info):', source)
+        self.assertEqual(1, source.count('jsonutils.loads(disk_info)'))
+        self.assertIn("self._disk_raw_to_qcow2(info['path'])", source)
 
     def test_what_the_destination_offers_is_not_taken_for_volumes(self):
         # See migration.offer_machines().

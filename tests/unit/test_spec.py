@@ -179,3 +179,25 @@ class CheckDisksTest(base.BaseTestCase):
                 f"fakedax:disks names the {role} disk, but the instance's is "
                 f"a volume or there is none; allowed: a disk that Nova makes "
                 f"as a file", str(exc))
+
+
+@ddt.ddt
+class CheckResizeTest(base.BaseTestCase):
+
+    @ddt.data((), ('root',), ('ephemeral',), ('root', 'ephemeral'))
+    def test_to_a_flavor_with_the_same_disks(self, roles):
+        spec.FakeDaxSpec(frozenset(roles)).check_resize(
+            spec.FakeDaxSpec(frozenset(roles)))
+
+    @ddt.data(((), ('root', 'ephemeral'), 'root,ephemeral', ''),
+              (('root',), (), '', 'root'),
+              (('root',), ('ephemeral',), 'ephemeral', 'root'))
+    @ddt.unpack
+    def test_to_another_is_refused_by_both_values(
+            self, old, new, given, allowed):
+        exc = self.assertRaises(
+            spec.InvalidSpec, spec.FakeDaxSpec(frozenset(old)).check_resize,
+            spec.FakeDaxSpec(frozenset(new)))
+        self.assertIn(
+            f"fakedax:disks is '{given}' in the new flavor; allowed: "
+            f"'{allowed}'", str(exc))

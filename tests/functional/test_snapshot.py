@@ -1,0 +1,212 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Snapshot, backup and shelve: what the guest has stored is in the copy."""
+
+import os
+from unittest import mock
+
+import fixtures
+from nova.tests.fixtures import libvirt
+from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
+from oslo_utils import units
+
+from tests.functional import base
+
+
+class SnapshotTest(base.FakeDaxTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.start_compute()
+        self.calls = []
+        for name in ('fsFreeze', 'fsThaw', 'suspend', 'resume'):
+            function = getattr(libvirt.Domain, name)
+            self.useFixture(fixtures.MockPatchObject(
+                libvirt.Domain, name, self._noted(name, function)))
+        self.useFixture(fixtures.MockPatchObject(
+            libvirt_utils, 'extract_snapshot', self._noted(
+                'copy', libvirt_utils.extract_snapshot)))
+        self.sizes = {}
+        self.useFixture(fixtures.MockPatchObject(
+            self.glance, 'update', self._noted_upload(self.glance.update)))
+        # A disk that is none of ours, and comes first without a boot view.
+        self.flags(force_config_drive=True)
+        self.server = self.boot()
+        # What no block job would see.
+        with open(self.path(self.server), 'r+b') as image:
+            image.write(b'DATA')
+
+    def _noted(self, name, function):
+        def note_and_call(*args, **kwargs):
+            self.calls.append(name)
+            return function(*args, **kwargs)
+        return note_and_call
+
+    def _noted_upload(self, update):
+        """Nova's fake Glance does not look at what is uploaded."""
+        def note_and_update(context, image_id, metadata, data=None, **kwargs):
+            if data is not None:
+                self.glance._imagedata[image_id] = data.read(
+                    len(self.content))
+                self.sizes[image_id] = data.seek(0, os.SEEK_END)
+            return update(context, image_id, metadata, data, **kwargs)
+        return note_and_update
+
+    def copy(self, action='createImage', event='compute_snapshot_instance',
+             **body):
+        self.act(self.server, action, name='copy', **body)
+        self._wait_for_instance_action_event(
+            self.server, action, event, 'success')
+        self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None})
+        return self.copied()
+
+    def copied(self):
+        [image] = [image for image in self.glance.detail(None)
+                   if image['name'].startswith('copy')]
+        return image
+
+    def assert_copied(self, image):
+        self.assertEqual('raw', image['disk_format'])
+        # Or no server could be made of it.
+        self.assertEqual('true', image['properties']['fakedax_guest'])
+        self.assertEqual(units.Gi, self.sizes[image['id']])
+        self.assertEqual(b'DATA' + self.content[4:],
+                         self.glance._imagedata[image['id']])
+
+    def assert_state(self, state):
+        [domain] = self.domains()
+        self.assertEqual(state, domain._state)
+
+    def test_the_guest_stands_still_while_its_image_is_copied(self):
+        self.assert_copied(self.copy())
+        self.assertEqual(['suspend', 'copy', 'resume'], self.calls)
+        self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
+
+    def test_backup(self):
+        self.assert_copied(self.copy(
+            'createBackup', 'compute_backup_instance', backup_type='daily',
+            # The fake Glance lists every image as a backup.
+            rotation=99))
+        self.assertEqual(['suspend', 'copy', 'resume'], self.calls)
+
+    def test_a_guest_with_an_agent_writes_all_it_has_first(self):
+        self.server = self.boot(image_uuid=self.put_image(
+            'agent', fakedax_guest='true', hw_qemu_guest_agent='yes'))
+        self.copy()
+        self.assertEqual(
+            ['fsFreeze', 'suspend', 'copy', 'resume', 'fsThaw'], self.calls)
+
+    def test_a_guest_that_has_to_and_cannot_is_not_copied(self):
+        self.server = self.boot(image_uuid=self.put_image(
+            'required', fakedax_guest='true', hw_qemu_guest_agent='yes',
+            os_require_quiesce='yes'))
+        with mock.patch.object(
+                libvirt.Domain, 'fsFreeze',
+                side_effect=libvirt.make_libvirtError(
+                    libvirt.libvirtError, 'no agent',
+                    error_code=libvirt.VIR_ERR_AGENT_UNRESPONSIVE)):
+            self.act(self.server, 'createImage', name='copy')
+            self._wait_for_server_parameter(
+                self.server, {'OS-EXT-STS:task_state': None})
+        self.assertEqual([], self.calls)
+
+    def test_a_paused_guest_stays_paused(self):
+        self.act(self.server, 'pause')
+        self._wait_for_state_change(self.server, 'PAUSED')
+        self.calls.clear()
+        self.assert_copied(self.copy())
+        self.assertEqual(['copy'], self.calls)
+        self.assert_state(libvirt.VIR_DOMAIN_PAUSED)
+
+    def test_a_guest_that_is_off(self):
+        self._stop_server(self.server)
+        with mock.patch('nova.virt.images.convert_image', autospec=True,
+                        side_effect=self._convert) as convert:
+            self.copy()
+        convert.assert_called_once()
+        self.assertEqual(self.path(self.server), convert.call_args.args[0])
+        self.assertEqual([], self.calls)
+
+    @staticmethod
+    def _convert(_source, target, *_args, **_kwargs):
+        with open(target, 'wb'):
+            pass
+
+    def test_where_nova_takes_no_snapshot_of_a_guest_that_runs(self):
+        """It would save the guest's memory; standing still is enough."""
+        self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
+        self.assert_copied(self.copy())
+        self.assertEqual(['suspend', 'resume'], self.calls)
+        self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
+
+    def test_another_format(self):
+        self.flags(snapshot_image_format='qcow2', group='libvirt')
+        image = self.copy()
+        self.assertEqual('qcow2', image['disk_format'])
+        self.assertEqual(
+            b'QFI\xfb', self.glance._imagedata[image['id']][:4])
+
+    def test_a_copy_that_fails_lets_the_guest_run_on(self):
+        with mock.patch.object(
+                libvirt_utils, 'extract_snapshot',
+                side_effect=processutils.ProcessExecutionError('full')):
+            self.act(self.server, 'createImage', name='copy')
+            self._wait_for_server_parameter(
+                self.server, {'OS-EXT-STS:task_state': None})
+        self.assertEqual(['suspend', 'resume'], self.calls)
+        self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
+        self.assertEqual('ACTIVE', self.api.get_server(
+            self.server['id'])['status'])
+
+    def test_shelve_and_unshelve(self):
+        server = self._shelve_server(self.server)
+        self.assertEqual([], self.domains())
+        self.assert_copied(next(
+            image for image in self.glance.detail(None)
+            if image['name'].endswith('-shelved')))
+        self._unshelve_server(server)
+        self.assertEqual(['disk'], self.pmems(self.server))
+        with open(self.path(self.server), 'rb') as image:
+            self.assertEqual(b'DATA', image.read(4))
+
+    def test_a_guest_left_standing_by_a_dead_compute_runs_on(self):
+        [domain] = self.domains()
+        domain.suspend()
+        instance = self.instance(self.server)
+        instance.task_state = 'image_uploading'
+        with base.nova_context.target_cell(
+                base.nova_context.get_admin_context(),
+                self.cell_mappings['cell1']) as context:
+            instance._context = context
+            instance.save()
+        self.restart_compute_service('compute1', keep_hypervisor_state=True)
+        self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
+        self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None, 'status': 'ACTIVE'})
+
+
+class OrdinaryRootTest(base.FakeDaxTestCase):
+
+    def test_the_snapshot_of_an_ordinary_root_disk_is_novas(self):
+        self.start_compute()
+        server = self.boot(self.put_flavor('ephemeral', ephemeral=1),
+                           image_uuid=self.ordinary_image)
+        with mock.patch('nova.virt.libvirt.driver.LibvirtDriver.'
+                        '_live_snapshot') as method:
+            self.act(server, 'createImage', name='copy')
+            self._wait_for_server_parameter(
+                server, {'OS-EXT-STS:task_state': None})
+        method.assert_called_once()
+        self.assertEqual(self.path(server), method.call_args.args[3])

@@ -1,0 +1,182 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Copying an image; of a file system that clones, on one that does."""
+
+import contextlib
+import os
+import subprocess
+from unittest import mock
+
+import ddt
+import fixtures
+from nova.compute import power_state
+from nova import exception
+from nova import objects
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import host as libvirt_host
+from nova.virt.libvirt import utils as libvirt_utils
+from oslo_utils import units
+from oslotest import base
+
+from nova_fakedax import snapshot
+from tests import fixtures as our_fixtures
+
+
+class TakeTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.directory = self.useFixture(fixtures.TempDir()).path
+        self.content = os.urandom(units.Mi)
+        self.still = False
+        self.copied_while_still = []
+        self.useFixture(fixtures.MockPatchObject(
+            libvirt_utils, 'extract_snapshot', self._extract))
+
+    def _extract(self, source, source_format, target, target_format):
+        self.copied_while_still.append(self.still)
+        subprocess.run(['qemu-img', 'convert', '-f', source_format, '-O',
+                        target_format, source, target], check=True)
+
+    @contextlib.contextmanager
+    def nothing_stored(self):
+        self.still = True
+        yield
+        self.still = False
+
+    def take(self, image_format):
+        image, copy = (os.path.join(self.directory, name)
+                       for name in ('image', 'copy'))
+        with open(image, 'wb') as file:
+            file.write(self.content)
+        snapshot.take(image, copy, image_format, self.nothing_stored())
+        # Nothing else is left, and the copy is none of the image's.
+        self.assertEqual(
+            ['copy', 'image'], sorted(os.listdir(self.directory)))
+        with open(image, 'r+b') as file:
+            file.write(b'later')
+        raw = self.useFixture(fixtures.TempDir()).join('raw')
+        subprocess.run(['qemu-img', 'convert', '-f', image_format, '-O',
+                        'raw', copy, raw], check=True)
+        with open(raw, 'rb') as file:
+            self.assertEqual(self.content, file.read())
+        os.unlink(copy)
+
+    def clone_on_xfs(self):
+        image = self.useFixture(fixtures.TempDir()).join('xfs')
+        with open(image, 'wb') as file:
+            file.truncate(300 * units.Mi)
+        subprocess.run(['mkfs.xfs', '-q', '-m', 'reflink=1', image],
+                       check=True)
+        done = subprocess.run(
+            ['mount', '-o', 'loop', image, self.directory],
+            capture_output=True, text=True)
+        if done.returncode:
+            self.skipTest(f'xfs cannot be mounted here: {done.stderr}')
+        self.addCleanup(
+            subprocess.run, ['umount', self.directory], check=True)
+
+    def test_a_clone_is_the_copy(self):
+        self.clone_on_xfs()
+        self.take('raw')
+        self.assertEqual([], self.copied_while_still)
+
+    def test_a_clone_is_converted_while_the_guest_runs_on(self):
+        self.clone_on_xfs()
+        self.take('qcow2')
+        self.assertEqual([False], self.copied_while_still)
+
+    def test_what_cannot_be_cloned_is_copied_while_nothing_is_stored(self):
+        with mock.patch('fcntl.ioctl', side_effect=OSError(95, 'no clones')):
+            self.take('raw')
+            self.take('qcow2')
+        self.assertEqual([True, True], self.copied_while_still)
+
+    def test_the_request_is_the_kernels(self):
+        # From its header, since Python has no name for it.
+        with open('/usr/include/linux/fs.h') as header:
+            self.assertIn('#define FICLONE\t\t_IOW(0x94, 9, int)',
+                          header.read())
+        self.assertEqual(1 << 30 | 4 << 16 | 0x94 << 8 | 9,
+                         snapshot._FICLONE)
+
+
+@ddt.ddt
+class StandingStillTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.host = mock.Mock(spec=libvirt_host.Host)
+        self.guest = self.host.get_guest.return_value
+        self.guest.get_power_state.return_value = power_state.RUNNING
+        self.driver = mock.Mock(
+            spec=libvirt_driver.LibvirtDriver, _host=self.host)
+        self.instance = mock.Mock(
+            spec=objects.Instance, uuid=our_fixtures.UUID,
+            vm_state='active', task_state='image_uploading')
+
+    def test_it_runs_on_also_after_an_error(self):
+        def fail():
+            with snapshot.vcpus_stopped(
+                    self.host, self.guest, self.instance):
+                self.guest.resume.assert_not_called()
+                raise ValueError
+
+        self.assertRaises(ValueError, fail)
+        self.guest.pause.assert_called_once_with()
+        self.guest.resume.assert_called_once_with()
+
+    def test_one_that_does_not_run_is_left_as_it_is(self):
+        for state in (power_state.PAUSED, power_state.SHUTDOWN):
+            self.guest.get_power_state.return_value = state
+            with snapshot.vcpus_stopped(
+                    self.host, self.guest, self.instance):
+                pass
+        self.guest.pause.assert_not_called()
+        self.guest.resume.assert_not_called()
+
+    def resume_interrupted(self):
+        context = mock.sentinel.context
+        snapshot.resume_interrupted(self.driver, context, self.instance)
+
+    @ddt.data('image_snapshot_pending', 'image_snapshot', 'image_backup',
+              'image_pending_upload', 'image_uploading')
+    def test_one_that_was_left_standing_runs_on(self, task_state):
+        self.instance.task_state = task_state
+        self.guest.get_power_state.return_value = power_state.PAUSED
+        # Frozen or not, which nobody remembers.
+        for error in None, exception.QemuGuestAgentNotEnabled():
+            self.driver.unquiesce.side_effect = error
+            self.resume_interrupted()
+        self.assertEqual(2, self.guest.resume.call_count)
+        self.driver.unquiesce.assert_called_with(
+            mock.sentinel.context, self.instance, self.instance.image_meta)
+
+    @ddt.data(('paused', 'image_uploading', power_state.PAUSED),
+              ('active', None, power_state.PAUSED),
+              ('active', 'migrating', power_state.PAUSED),
+              ('active', 'image_uploading', power_state.RUNNING))
+    @ddt.unpack
+    def test_no_other_is_touched(self, vm_state, task_state, state):
+        self.instance.vm_state = vm_state
+        self.instance.task_state = task_state
+        self.guest.get_power_state.return_value = state
+        self.resume_interrupted()
+        self.guest.resume.assert_not_called()
+        self.driver.unquiesce.assert_not_called()
+
+    def test_nova_compute_starts_whatever_becomes_of_it(self):
+        self.host.get_guest.side_effect = exception.InstanceNotFound(
+            instance_id='gone')
+        self.resume_interrupted()
+        self.driver.unquiesce.assert_not_called()
