@@ -25,7 +25,7 @@ EXCLUDED = pathlib.Path(__file__).with_name('excluded.txt')
 
 
 def excluded() -> dict[str, str]:
-    """The names of tests that are not run: why not."""
+    """The names of tests that are not run, or of their classes: why not."""
     reasons = {}
     for line in EXCLUDED.read_text().splitlines():
         name, _mark, reason = line.partition('#')
@@ -52,8 +52,9 @@ def tests_of(
             # A module also has the classes of test cases that it imports.
             if not test.id().startswith(f'{module.__name__}.'):
                 continue
-            if test.id() in excluded():
-                stale.discard(test.id())
+            names = {test.id(), test.id().rpartition('.')[0]}
+            if names & excluded().keys():
+                stale -= names
             else:
                 suite.addTest(test)
     if stale:

@@ -57,9 +57,12 @@ class RebindingTest(unittest.TestCase):
             'nova.virt.libvirt.LibvirtDriver'))
 
     def test_none_is_left_out_unseen(self):
-        excluded = [name for name in regression.excluded()
-                    if name.startswith(PACKAGE)]
-        self.assertEqual(251, len(excluded) + regression.tests_of(
+        # 251 in all, 49 of them in a class that is excluded.
+        self.assertEqual(
+            ['test_vtpm.VTPMServersTestNonShared'],
+            [name.removeprefix(f'{PACKAGE}.')
+             for name in regression.excluded() if name.startswith(PACKAGE)])
+        self.assertEqual(251 - 49, regression.tests_of(
             unittest.TestLoader(), _modules()).countTestCases())
 
 
