@@ -117,6 +117,40 @@ class CloudTestCase(base.BaseTestCase):
         getattr(self.cloud.compute, action)(server.id, *arguments)
         return self.wait(server.id, status)
 
+    def finish_resize(self, server: servers.Server,
+                      action: str) -> servers.Server:
+        """Confirm or revert a resize; the server as it then is."""
+        getattr(self.cloud.compute, action)(server.id)
+        # Nova answers before the compute has begun, and until that has ended
+        # the task may be over but not the resize.
+        deadline = time.monotonic() + _TASKS_END_SECONDS
+        while server.show().status in ('VERIFY_RESIZE', 'REVERT_RESIZE'):
+            if time.monotonic() > deadline:
+                self.fail(f'server {server.id}: {action} has not ended after '
+                          f'{_TASKS_END_SECONDS} s')
+            time.sleep(0.3)
+        self.wait(server.id, 'ACTIVE')
+        return servers.Server(self.cloud, server.id)
+
+    def begin_snapshot(self, server: servers.Server) -> Any:
+        """Ask for one; what is made of it is deleted after the test."""
+        image = self.cloud.compute.create_server_image(
+            server.id, f'{self.id().rpartition(".")[2]}-{time.time_ns()}')
+        self.addCleanup(self.cloud.image.delete_image, image.id)
+        return image
+
+    def snapshot(self, server: servers.Server) -> Any:
+        """Take one, and wait for its end; the image."""
+        status = server.show().status
+        image = self.begin_snapshot(server)
+        self.wait(server.id, status)
+        event = self.event(server, 'createImage')
+        self.assertEqual('Success', event['result'], event)
+        image = self.cloud.image.get_image(image.id)
+        self.assertEqual(('active', 'raw'),
+                         (image.status, image.disk_format))
+        return image
+
     def mounts(self, server: servers.Server) -> dict[str, tuple[str, str]]:
         """What the guest has mounted: place to device and options."""
         with server.agent() as agent:

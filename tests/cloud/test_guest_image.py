@@ -11,10 +11,7 @@
 # under the License.
 
 
-"""The image of guest-image-elements, as a user of the cloud has it.
-
-Snapshots and resizes are not here: servers on fake DAX have none yet.
-"""
+"""The image of guest-image-elements, as a user of the cloud has it."""
 
 import base64
 from typing import Any
@@ -41,9 +38,9 @@ class GuestImageTest(base.CloudTestCase):
             self.cloud, 'fakedax-test-guest-image', image_base.build(),
             servers.DISTRIBUTION_PROPERTIES)
 
-    def boot(self, flavor: Any) -> servers.Server:
+    def boot(self, flavor: Any, image: Any = None) -> servers.Server:
         return self.create(
-            flavor, self.uploaded, config_drive=True,
+            flavor, image or self.uploaded, config_drive=True,
             user_data=base64.b64encode(USER_DATA.encode()).decode())
 
     def run_in(self, server: servers.Server, *commands: str) -> list[str]:
@@ -84,6 +81,35 @@ class GuestImageTest(base.CloudTestCase):
             self.assertEqual('ephemeral0', label)
             self.assert_root_is_pmem(server)
             self.assertIn(report.splitlines()[0], server.console())
+
+    def test_a_resize_grows_root_and_a_snapshot_makes_a_new_server(
+            self) -> None:
+        server = self.boot(self.flavor(ram=1024, disk=2))
+        self.assert_root_on_dax(server, 2)
+        self.act(server, 'VERIFY_RESIZE', 'resize_server',
+                 self.flavor(ram=1024, disk=3).id)
+        server = self.finish_resize(
+            servers.Server(self.cloud, server.id), 'confirm_server_resize')
+        self.assert_root_on_dax(server, 3)
+        self.run_in(server, 'echo kept > /root/kept && sync /root/kept')
+        image = self.snapshot(server)
+        self.delete(server.id)
+
+        server = self.boot(self.flavor(ram=1024, disk=4), image)
+        self.assert_cloud_init_finished(server)
+        self.assert_root_on_dax(server, 4)
+        self.assertEqual(['kept'], self.run_in(server, 'cat /root/kept'))
+
+    def assert_root_on_dax(self, server: servers.Server, gib: int) -> None:
+        """And grown to a disk of a size."""
+        report, root_mib = self.run_in(
+            server, 'fakedax-guest',
+            'df --block-size=1M --output=size / | tail -n 1')
+        self.assertIn('ok: / (/dev/pmem0p3, ext4) uses DAX', report)
+        # The rest are the partitions for firmware, and the file system's own.
+        self.assertGreater(int(root_mib), gib * 1024 - 600)
+        self.assertLess(int(root_mib), gib * 1024)
+        self.assert_root_is_pmem(server)
 
     def test_the_same_image_on_an_ordinary_flavor(self) -> None:
         server = self.boot(self.flavor({}, ram=1024, disk=4, ephemeral=1))

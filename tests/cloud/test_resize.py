@@ -12,8 +12,6 @@
 
 """Resize and cold migration, between hosts with shared storage."""
 
-import time
-
 import libvirt
 
 from lab import host
@@ -30,18 +28,6 @@ class ResizeTest(base.CloudTestCase):
         with server.agent() as agent:
             agent.run(f'probe write {KEEP} 4 7', check=True)
         return server
-
-    def end(self, server: servers.Server, action: str) -> servers.Server:
-        """Confirm or revert; the server as it then is."""
-        getattr(self.cloud.compute, action)(server.id)
-        # Nova answers before the compute has begun, and until that has ended
-        # the task may be over but not the resize.
-        deadline = time.monotonic() + 120
-        while server.show().status in ('VERIFY_RESIZE', 'REVERT_RESIZE'):
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.3)
-        self.wait(server.id, 'ACTIVE')
-        return servers.Server(self.cloud, server.id)
 
     def assert_kept(self, server: servers.Server, gib: int) -> None:
         """Its root is on fake DAX, of a size, with its data; it can flush."""
@@ -72,13 +58,13 @@ class ResizeTest(base.CloudTestCase):
         server = servers.Server(self.cloud, server.id)
         self.assertNotEqual(source, server.host)
         self.assert_kept(server, 2)
-        server = self.end(server, 'confirm_server_resize')
+        server = self.finish_resize(server, 'confirm_server_resize')
         self.assert_on_one_host(server)
         # Written there, and back.
         with server.agent() as agent:
             agent.run(f'probe write {KEEP} 4 7', check=True)
         self.act(server, 'VERIFY_RESIZE', 'migrate_server')
-        server = self.end(server, 'confirm_server_resize')
+        server = self.finish_resize(server, 'confirm_server_resize')
         self.assertEqual(source, server.host)
         self.assert_kept(server, 2)
         self.assert_on_one_host(server)
@@ -92,7 +78,7 @@ class ResizeTest(base.CloudTestCase):
                  self.flavor(disk=2).id)
         with servers.Server(self.cloud, server.id).agent() as agent:
             agent.run(f'probe write {KEEP} 4 8', check=True)
-        server = self.end(server, 'revert_server_resize')
+        server = self.finish_resize(server, 'revert_server_resize')
         self.assertEqual(source, server.host)
         self.assert_kept(server, 1)
         self.assert_on_one_host(server)

@@ -12,9 +12,6 @@
 
 """Snapshots and shelving: what the guest has stored is in the image."""
 
-import time
-import typing as ty
-
 import libvirt
 
 from lab import servers
@@ -25,28 +22,7 @@ from tests.cloud import test_recovery
 KEEP = '/root/keep'
 
 
-class SnapshotTestCase(base.CloudTestCase):
-
-    def begin_snapshot(self, server: servers.Server) -> ty.Any:
-        """Ask for one; what is made of it is deleted after the test."""
-        image = self.cloud.compute.create_server_image(
-            server.id, f'{self.id().rpartition(".")[2]}-{time.time_ns()}')
-        self.addCleanup(self.cloud.image.delete_image, image.id)
-        return image
-
-    def snapshot(self, server: servers.Server) -> ty.Any:
-        status = server.show().status
-        image = self.begin_snapshot(server)
-        self.wait(server.id, status)
-        event = self.event(server, 'createImage')
-        self.assertEqual('Success', event['result'], event)
-        image = self.cloud.image.get_image(image.id)
-        self.assertEqual(('active', 'raw'),
-                         (image.status, image.disk_format))
-        return image
-
-
-class SnapshotTest(SnapshotTestCase):
+class SnapshotTest(base.CloudTestCase):
 
     def test_of_a_guest_that_writes_and_a_new_server_of_it(self) -> None:
         server = self.create(self.flavor(), self.image())
@@ -120,8 +96,7 @@ class SnapshotTest(SnapshotTestCase):
             agent.run(f'probe verify {KEEP} 4 7', check=True)
 
 
-class InterruptedSnapshotTest(SnapshotTestCase,
-                              test_recovery.RecoveryTestCase):
+class InterruptedSnapshotTest(test_recovery.RecoveryTestCase):
 
     def test_nova_compute_dies_while_the_guest_stands_still(self) -> None:
         server = self.begin()
