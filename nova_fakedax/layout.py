@@ -16,6 +16,7 @@ What holds of every image on fake DAX: it is raw, its size is a multiple of
 2 MiB, and all of it is allocated. The guest's content starts at byte 0.
 """
 
+import ctypes
 import errno
 import os
 import stat
@@ -25,6 +26,12 @@ from oslo_utils import units
 #: The guest maps a device in sections of 2 MiB; Linux refuses a device of
 #: another size ("misaligned, unable to map", drivers/nvdimm/pmem.c).
 ALIGNMENT: int = 2 * units.Mi
+
+# fallocate(2), for a flag of linux/falloc.h: os.posix_fallocate() has none.
+_FALLOC_FL_UNSHARE_RANGE = 0x40
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (
+    ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class InvalidLayout(Exception):
@@ -37,11 +44,13 @@ def aligned(size: int) -> int:
 
 
 def allocate(path: str, size: int) -> None:
-    """Make the file at least ``size`` bytes, aligned, with no hole in it.
+    """Make the file at least ``size`` bytes, aligned, all blocks its own.
 
     QEMU maps the file: a store to a hole that the file system cannot fill
-    any more kills the emulator with SIGBUS. So the space is taken now.
-    What the file holds is kept; it is never shortened.
+    any more kills the emulator with SIGBUS, and so does one to a block that
+    it shares with a file that it was cloned from, as cp(1) does on XFS since
+    coreutils 9. So the space is taken now. What the file holds is kept; it
+    is never shortened.
 
     :raises OSError: for example ENOSPC; the file may then have grown
     """
@@ -51,10 +60,29 @@ def allocate(path: str, size: int) -> None:
         # Asked first, or the attempt would take what is left from everybody
         # else on the file system until it fails.
         missing = wanted - _allocated(status)
-        system = os.fstatvfs(image.fileno())
-        if missing > system.f_bavail * system.f_frsize:
+        if missing > available(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        os.posix_fallocate(image.fileno(), 0, wanted)
+        _take_blocks(image.fileno(), wanted)
+
+
+def _take_blocks(descriptor: int, size: int) -> None:
+    """Give each of so many bytes a block that is the file's alone.
+
+    :raises OSError: for example ENOSPC
+    """
+    if _fallocate(descriptor, _FALLOC_FL_UNSHARE_RANGE, 0, size) == 0:
+        return
+    error = ctypes.get_errno()
+    if error != errno.EOPNOTSUPP:
+        raise OSError(error, os.strerror(error))
+    # A file system whose files share no blocks, or that cannot tell.
+    os.posix_fallocate(descriptor, 0, size)
+
+
+def available(path: str) -> int:
+    """The bytes that can still be allocated on a file's file system."""
+    system = os.statvfs(path)
+    return system.f_bavail * system.f_frsize
 
 
 def mapped_size(path: str) -> int:

@@ -14,8 +14,8 @@
 
 QEMU's block jobs, by which Nova takes a snapshot of a guest that runs, do not
 see what the guest stores through a mapping. So its vCPUs stand still while
-its image is copied: for a moment where the file system can clone a file (xfs,
-btrfs), for as long as the copy takes where it cannot.
+its image is copied: for a moment where the file system can clone a file (XFS),
+for as long as the copy takes where it cannot.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import contextlib
 import fcntl
 import os
+import tempfile
 import typing as ty
 
 from nova.compute import power_state
@@ -37,6 +38,8 @@ from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_log import log as logging
 from oslo_utils import timeutils
+
+from nova_fakedax import layout
 
 LOG = logging.getLogger(__name__)
 
@@ -122,24 +125,34 @@ def take(
     :raises oslo_concurrency.processutils.ProcessExecutionError: it cannot be
         copied
     """
-    clone = f'{out_path}.clone'
-    with nothing_stored:
-        cloned = _clone(path, clone)
-        if not cloned:
-            libvirt_utils.extract_snapshot(path, 'raw', out_path, image_format)
-    if cloned and image_format == 'raw':
-        os.rename(clone, out_path)
-    elif cloned:
-        libvirt_utils.extract_snapshot(clone, 'raw', out_path, image_format)
-        os.unlink(clone)
+    # Without a name: it is gone with this process, however that ends.
+    with tempfile.TemporaryFile(dir=os.path.dirname(out_path)) as clone:
+        with nothing_stored:
+            cloned = _clone(path, clone)
+            if not cloned:
+                libvirt_utils.extract_snapshot(
+                    path, 'raw', out_path, image_format)
+        if cloned:
+            # Copied as well, and soon: see _clone().
+            libvirt_utils.extract_snapshot(
+                f'/proc/{os.getpid()}/fd/{clone.fileno()}', 'raw', out_path,
+                image_format)
 
 
-def _clone(path: str, target: str) -> bool:
-    """Make a file that shares the blocks of another.
+def _clone(path: str, clone: ty.IO[bytes]) -> bool:
+    """Let an empty file share the blocks of an image.
 
-    :returns: whether the file system can; if not there is no such file
+    As long as there is a clone the image has no blocks of its own
+    (layout.allocate): each store of the guest takes one more, and kills QEMU
+    if there is none. So there must be enough for all of them beside the copy.
+
+    :returns: whether the file system can; if not the file stays empty
     """
-    with open(path, 'rb') as image, open(target, 'wb') as clone:
+    if layout.available(path) < 2 * os.path.getsize(path):
+        LOG.debug('%s is copied, not cloned: there is not enough space '
+                  'for the guest to store all of it anew', path)
+        return False
+    with open(path, 'rb') as image:
         try:
             fcntl.ioctl(clone, _FICLONE, image.fileno())
         except OSError as exc:
@@ -147,7 +160,6 @@ def _clone(path: str, target: str) -> bool:
             # what else may be wrong the copy meets as well.
             LOG.debug('%(path)s is copied, not cloned: %(exc)s',
                       {'path': path, 'exc': exc})
-            os.unlink(target)
             return False
     return True
 

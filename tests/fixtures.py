@@ -13,7 +13,9 @@
 """What the tests of this project share."""
 
 import os
+import subprocess
 import typing as ty
+import unittest
 
 import fixtures
 from nova import conf as nova_conf
@@ -87,6 +89,40 @@ class ConfFixture(fixtures.Fixture):
     def config(self, **options: ty.Any) -> None:
         """Override options, of the group that is given as ``group``."""
         self._config.config(**options)
+
+
+class XfsFixture(fixtures.Fixture):
+    """Mounts a file system that clones files.
+
+    :param directory: where
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def _setUp(self) -> None:
+        device = self.useFixture(fixtures.TempDir()).join('xfs')
+        with open(device, 'wb') as file:
+            # The least that mkfs.xfs takes.
+            file.truncate(300 << 20)
+        subprocess.run(['mkfs.xfs', '-q', '-m', 'reflink=1', device],
+                       check=True)
+        done = subprocess.run(
+            ['mount', '-o', 'loop', device, self._directory],
+            capture_output=True, text=True)
+        if done.returncode:
+            raise unittest.SkipTest(
+                f'no XFS can be mounted here: {done.stderr}')
+        self.addCleanup(
+            subprocess.run, ['umount', self._directory], check=True)
+
+
+def shares_blocks(path: str) -> bool:
+    """Whether a file shares blocks with another, as the kernel says."""
+    extents = subprocess.run(['filefrag', '-s', '-v', path], check=True,
+                             capture_output=True, text=True).stdout
+    return 'shared' in extents
 
 
 class PrivsepFixture(fixtures.Fixture):

@@ -164,7 +164,7 @@ class BuildFaultTest(base.FakeDaxTestCase):
     def test_no_space_for_the_image(self):
         self.start_compute()
         self.useFixture(fixtures.MockPatch(
-            'os.posix_fallocate', side_effect=OSError(
+            'nova_fakedax.layout._take_blocks', side_effect=OSError(
                 errno.ENOSPC, os.strerror(errno.ENOSPC))))
         started = self.useFixture(fixtures.MockPatchObject(
             libvirt.Connection, 'defineXML')).mock

@@ -150,7 +150,7 @@ class CacheTest(BackendTestCase):
         self.assertNotIn('disk', self.files())
 
     def test_no_space_leaves_no_image(self):
-        with mock.patch('os.posix_fallocate', side_effect=OSError(
+        with mock.patch.object(layout, '_take_blocks', side_effect=OSError(
                 errno.ENOSPC, os.strerror(errno.ENOSPC))):
             exc = self.assertRaises(
                 imagebackend.NoSpace, self.image().cache,
@@ -162,7 +162,7 @@ class CacheTest(BackendTestCase):
         self.assertNotIn('disk', self.files())
 
     def test_no_space_for_an_image_of_no_given_size(self):
-        with mock.patch('os.posix_fallocate', side_effect=OSError(
+        with mock.patch.object(layout, '_take_blocks', side_effect=OSError(
                 errno.ENOSPC, os.strerror(errno.ENOSPC))):
             exc = self.assertRaises(
                 imagebackend.NoSpace, self.image('disk.eph0').cache,
@@ -174,7 +174,7 @@ class CacheTest(BackendTestCase):
 
     def test_no_space_does_not_remove_a_disk_that_was_there(self):
         self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
-        with mock.patch('os.posix_fallocate', side_effect=OSError(
+        with mock.patch.object(layout, '_take_blocks', side_effect=OSError(
                 errno.ENOSPC, os.strerror(errno.ENOSPC))):
             self.assertRaises(
                 imagebackend.NoSpace, self.image().cache,

@@ -12,6 +12,7 @@
 
 import errno
 import os
+import subprocess
 from unittest import mock
 
 import fixtures
@@ -19,6 +20,7 @@ from oslo_utils import units
 from oslotest import base
 
 from nova_fakedax import layout
+from tests import fixtures as our_fixtures
 
 
 class AlignedTest(base.BaseTestCase):
@@ -66,6 +68,22 @@ class AllocateTest(FileTestCase):
             self.assertEqual(content, image.read(len(content)))
             self.assertEqual(b'', image.read().strip(b'\0'))
 
+    def test_a_clone_gets_blocks_of_its_own(self):
+        """As cp(1) makes one, of Nova's cached image or for a resize."""
+        directory = os.path.dirname(self.path)
+        self.useFixture(our_fixtures.XfsFixture(directory))
+        content = os.urandom(2 * units.Mi)
+        self.write(content)
+        clone = os.path.join(directory, 'clone')
+        subprocess.run(['cp', '--reflink=always', self.path, clone],
+                       check=True)
+        self.assertTrue(our_fixtures.shares_blocks(clone))
+        layout.allocate(clone, 4 * units.Mi)
+        self.assertFalse(our_fixtures.shares_blocks(clone))
+        self.assertEqual(4 * units.Mi, layout.mapped_size(clone))
+        with open(clone, 'rb') as image:
+            self.assertEqual(content, image.read(len(content)))
+
     def test_a_larger_file_is_not_shortened(self):
         self.write(size=5 * units.Mi)
         layout.allocate(self.path, units.Mi)
@@ -100,7 +118,7 @@ class AllocateTest(FileTestCase):
 
     def test_no_space_is_an_error(self):
         self.write()
-        with mock.patch('os.posix_fallocate', side_effect=OSError(
+        with mock.patch.object(layout, '_take_blocks', side_effect=OSError(
                 errno.ENOSPC, os.strerror(errno.ENOSPC))):
             exc = self.assertRaises(
                 OSError, layout.allocate, self.path, 2 * units.Mi)

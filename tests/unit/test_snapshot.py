@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Copying an image; of a file system that clones, on one that does."""
+"""Copying an image, also on a file system that clones files."""
 
 import contextlib
 import os
@@ -28,6 +28,7 @@ from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import units
 from oslotest import base
 
+from nova_fakedax import layout
 from nova_fakedax import snapshot
 from tests import fixtures as our_fixtures
 
@@ -72,29 +73,21 @@ class TakeTest(base.BaseTestCase):
             self.assertEqual(self.content, file.read())
         os.unlink(copy)
 
-    def clone_on_xfs(self):
-        image = self.useFixture(fixtures.TempDir()).join('xfs')
-        with open(image, 'wb') as file:
-            file.truncate(300 * units.Mi)
-        subprocess.run(['mkfs.xfs', '-q', '-m', 'reflink=1', image],
-                       check=True)
-        done = subprocess.run(
-            ['mount', '-o', 'loop', image, self.directory],
-            capture_output=True, text=True)
-        if done.returncode:
-            self.skipTest(f'xfs cannot be mounted here: {done.stderr}')
-        self.addCleanup(
-            subprocess.run, ['umount', self.directory], check=True)
-
-    def test_a_clone_is_the_copy(self):
-        self.clone_on_xfs()
+    def test_a_clone_is_copied_while_the_guest_runs_on(self):
+        self.useFixture(our_fixtures.XfsFixture(self.directory))
         self.take('raw')
-        self.assertEqual([], self.copied_while_still)
-
-    def test_a_clone_is_converted_while_the_guest_runs_on(self):
-        self.clone_on_xfs()
         self.take('qcow2')
-        self.assertEqual([False], self.copied_while_still)
+        self.assertEqual([False, False], self.copied_while_still)
+        # The image has its blocks for itself again.
+        self.assertFalse(our_fixtures.shares_blocks(
+            os.path.join(self.directory, 'image')))
+
+    def test_there_is_no_clone_where_the_guest_could_run_out_of_space(self):
+        self.useFixture(our_fixtures.XfsFixture(self.directory))
+        with mock.patch.object(layout, 'available',
+                               return_value=2 * units.Mi - 1):
+            self.take('raw')
+        self.assertEqual([True], self.copied_while_still)
 
     def test_what_cannot_be_cloned_is_copied_while_nothing_is_stored(self):
         with mock.patch('fcntl.ioctl', side_effect=OSError(95, 'no clones')):
