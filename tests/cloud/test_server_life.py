@@ -42,9 +42,7 @@ class ServerLifeTest(base.CloudTestCase):
                 ('SHUTOFF', 'stop_server'), ('ACTIVE', 'start_server'),
                 ('ACTIVE', 'reboot_server', 'SOFT'),
                 ('ACTIVE', 'reboot_server', 'HARD'),
-                ('PAUSED', 'pause_server'), ('ACTIVE', 'unpause_server'),
-                ('SUSPENDED', 'suspend_server'),
-                ('ACTIVE', 'resume_server')):
+                ('PAUSED', 'pause_server'), ('ACTIVE', 'unpause_server')):
             self.act(server, status, action, *arguments)
             if status == 'ACTIVE':
                 with server.agent() as agent:
@@ -59,6 +57,21 @@ class ServerLifeTest(base.CloudTestCase):
         self.assertIn('GUEST-READY', server.console())
         self.delete(server.id)
         self.assert_nothing_left(server.id)
+
+    def test_suspend_and_resume_keep_the_guest_as_it_was(self) -> None:
+        server = self.create(self.flavor(), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 4 7 && touch /run/same-boot',
+                      check=True)
+        for _again in range(2):
+            self.act(server, 'SUSPENDED', 'suspend_server')
+            self.assertEqual(0, pagecache.dirty_bytes(server.file('disk')))
+            self.act(server, 'ACTIVE', 'resume_server')
+            with server.agent() as agent:
+                agent.run('test -e /run/same-boot', check=True)
+                agent.run(f'probe verify {KEEP} 4 7', check=True)
+                agent.run('probe fsync /root/after 3', check=True)
+        self.assert_root_is_pmem(server)
 
     def test_root_and_ephemeral_by_kernel_are_pmem_in_that_order(
             self) -> None:
