@@ -94,10 +94,10 @@ MODES = {
 WORKLOADS = {
     'alone': Workload('alone', 400),
     'write-dirtier': Workload(
-        f'beside {_DIRTY_MIB} MiB written in a loop', 200,
+        f'beside {_DIRTY_MIB} MiB written in a loop', 600,
         dirtier='write'),
     'mmap-dirtier': Workload(
-        f'beside {_DIRTY_MIB} MiB stored by mmap in a loop', 200,
+        f'beside {_DIRTY_MIB} MiB stored by mmap in a loop', 600,
         dirtier='mmap'),
     'processes-64': Workload('64 processes', 10, processes=64),
 }
