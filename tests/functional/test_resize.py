@@ -92,6 +92,7 @@ class ResizeTest(ResizeTestCase):
         self.assert_disks('compute2', 2 * units.Gi)
         self._delete_server(self.server)
         self.assertFalse(os.path.exists(self.path(self.server, '')))
+        self.assertEqual({}, self.allocations(self.server))
 
     def test_revert_brings_the_old_disks_back(self):
         self.resize()
