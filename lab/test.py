@@ -181,6 +181,7 @@ PARTS: dict[str, Callable[[], Count]] = {
     # These start machines: one at a time, on two cores.
     'guest': _stestr('guest', '--serial'),
     'device': _stestr('device', '--serial'),
+    'paravirt': _stestr('paravirt', '--serial'),
     'image': _stestr('image', '--serial'),
     'cloud': _cloud,
 }

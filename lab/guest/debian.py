@@ -50,18 +50,22 @@ def find(*names: str) -> list[Package]:
     return [Package(name, found[name][1], found[name][3]) for name in names]
 
 
+def depends(name: str, prefixes: tuple[str, ...]) -> list[str]:
+    """What a package depends on, of the packages that are called so."""
+    listing = tools.run('apt-cache', 'depends', '--important', name)
+    lines = (line.strip(' |').partition(': ')
+             for line in listing.splitlines())
+    return [package for kind, _, package in lines
+            if kind == 'Depends' and package.startswith(prefixes)]
+
+
 def kernel(name: str) -> str:
     """The package that holds the kernel: ``name`` or what it depends on.
 
     ``linux-image-cloud-amd64`` is empty and depends on the kernel of the
     day.
     """
-    depends = tools.run('apt-cache', 'depends', '--important', name)
-    for line in depends.splitlines():
-        kind, _, package = line.strip().partition(': ')
-        if kind == 'Depends' and package.startswith('linux-image-'):
-            return package
-    return name
+    return next(iter(depends(name, ('linux-image-',))), name)
 
 
 def unpack(package: Package, into: pathlib.Path) -> None:

@@ -12,7 +12,7 @@
 
 """Building the test guest: kernel, initrd and disk image."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import gzip
 import os
@@ -22,6 +22,7 @@ import tempfile
 
 from lab.guest import debian
 from lab.guest import disk
+from lab.guest import driver
 from lab.guest import modules
 from lab.guest import tools
 from lab import paths
@@ -61,9 +62,15 @@ class Guest:
         """Raw image, bootable by BIOS; its /boot has kernel and initrd."""
         return self.directory / 'disk.raw'
 
+    @property
+    def probe(self) -> pathlib.Path:
+        """The guest's program of that name; it runs on the host as well."""
+        return self.directory / 'probe'
 
-def build(size_mib: int = SIZE_MIB,
-          kernel_package: str = KERNEL_PACKAGE) -> Guest:
+
+def build(size_mib: int = SIZE_MIB, kernel_package: str = KERNEL_PACKAGE,
+          with_driver: bool = False, extra_modules: Sequence[str] = ()
+          ) -> Guest:
     """The test guest, from the cache if it was built before.
 
     What apt would install today and the files of this package decide
@@ -71,22 +78,27 @@ def build(size_mib: int = SIZE_MIB,
 
     :param size_mib: size of the disk image, a multiple of 2 MiB
     :param kernel_package: a cloud kernel, or a package that depends on one
+    :param with_driver: the guest's virtio-pmem driver is the one of
+        guest-image-elements instead of the kernel's own
+    :param extra_modules: of the kernel; loaded after the usual ones
     :raises GuestBuildError: something is missing, or does not fit
     """
     disk.check_size(size_mib)
     kernel, agent = debian.find(debian.kernel(kernel_package),
                                 'qemu-guest-agent')
     key = paths.cache_key(
-        str(size_mib), kernel.checksum, agent.checksum,
+        str(size_mib), kernel.checksum, agent.checksum, *extra_modules,
         *(part for path in _source_files()
-          for part in (str(path.relative_to(_SOURCES)), path.read_bytes())))
+          for part in (str(path.relative_to(_SOURCES)), path.read_bytes())),
+        *(part for path in with_driver and driver.source_files() or ()
+          for part in (path.name, path.read_bytes())))
     target = paths.CACHE / 'guest' / key
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
                 dir=target.parent, prefix='building-') as tmp:
             work = pathlib.Path(tmp)
-            _build(size_mib, kernel, agent, work)
+            _build(size_mib, kernel, agent, work, with_driver, extra_modules)
             try:
                 (work / 'out').rename(target)
             except OSError:
@@ -103,7 +115,8 @@ def _source_files() -> Iterator[pathlib.Path]:
 
 
 def _build(size_mib: int, kernel: debian.Package, agent: debian.Package,
-           work: pathlib.Path) -> None:
+           work: pathlib.Path, with_driver: bool,
+           extra_modules: Sequence[str]) -> None:
     out = work / 'out'
     out.mkdir()
     guest = Guest(out)
@@ -116,16 +129,27 @@ def _build(size_mib: int, kernel: debian.Package, agent: debian.Package,
     image, = (package / 'boot').glob('vmlinuz-*')
     version = image.name.removeprefix('vmlinuz-')
     shutil.copy(image, guest.kernel)
+    # depmod prefers what is in there to the kernel's own.
+    updates = pathlib.Path('lib/modules', version, 'updates')
+    if with_driver:
+        driver.build(driver.unpack_headers(version, work / 'headers'),
+                     work / 'driver', package / updates)
 
     initrd = work / 'initrd'
     _skeleton(initrd, _SOURCES / 'initrd', ['new'])
-    modules.install(_module_names(), package, version, initrd)
+    listing = initrd / 'etc/modules'
+    listing.write_text('\n'.join([listing.read_text(), *extra_modules, '']))
+    modules.install(_module_names(listing), package, version, initrd)
     guest.initrd.write_bytes(_cpio(initrd))
 
     root = work / 'root'
     _skeleton(root, _SOURCES / 'rootfs', ['mnt', 'root', 'run', 'tmp', 'var'])
     _add_applets(root)
     _add_probe(root)
+    shutil.copy(root / 'bin/probe', guest.probe)
+    if with_driver:
+        # For tests that take the driver out and put it in again.
+        shutil.copytree(package / updates, root / 'lib/driver')
     debian.unpack(agent, work / 'agent')
     _add_programs(root, [work / 'agent/usr/sbin/qemu-ga',
                          *map(_host_program, _HOST_PROGRAMS)])
@@ -137,9 +161,8 @@ def _build(size_mib: int, kernel: debian.Package, agent: debian.Package,
     disk.create(guest.disk, size_mib, root)
 
 
-def _module_names() -> list[str]:
-    listing = (_SOURCES / 'initrd/etc/modules').read_text()
-    return [line for line in listing.splitlines()
+def _module_names(listing: pathlib.Path) -> list[str]:
+    return [line for line in listing.read_text().splitlines()
             if line and not line.startswith('#')]
 
 

@@ -16,6 +16,9 @@ Run as a program this is a FUSE file system with the one file ``image``,
 passed through to a file of the host; it takes commands on its standard
 input and tells of each fsync on its standard output. Two of them over one
 file are two hosts with page caches of their own, which see each other's locks.
+
+With a second file, that one is what a power cut could not take away: it has
+of what was written only what a later fsync has ended for.
 """
 
 import collections
@@ -40,8 +43,11 @@ class _FileSystem(mfusepy.Operations):
 
     use_ns = True
 
-    def __init__(self, image: str) -> None:
+    def __init__(self, image: str, synced: str | None) -> None:
         self._image = image
+        self._synced = synced and os.open(synced, os.O_RDWR)
+        #: Written since the last fsync began: offset and data, in order.
+        self._unsynced: list[tuple[int, bytes]] = []
         self._fd = os.open(image, os.O_RDWR)
         self._lock = threading.Condition()
         self._held = False
@@ -137,6 +143,9 @@ class _FileSystem(mfusepy.Operations):
         if error:
             self._tell(f'refuse {error}')
             raise mfusepy.FuseOSError(error)
+        if self._synced is not None:
+            with self._lock:
+                self._unsynced.append((offset, data))
         return os.pwrite(self._fd, data, offset)
 
     def truncate(self, path: str, length: int, fh: int | None = None) -> int:
@@ -145,6 +154,7 @@ class _FileSystem(mfusepy.Operations):
 
     def fsync(self, path: str, datasync: int, fh: int) -> int:
         with self._lock:
+            written, self._unsynced = self._unsynced, []
             self._tell(f'begin {datasync}')
             while self._held and not self._passes:
                 self._lock.wait()
@@ -152,7 +162,11 @@ class _FileSystem(mfusepy.Operations):
             error = self._always
             if self._errors:
                 error = self._errors.popleft()
-        if not error:
+            if self._synced is not None and not error:
+                # Under the lock: a test that holds fsync sees no change.
+                for start, data in written:
+                    os.pwrite(self._synced, data, start)
+        if self._synced is None and not error:
             os.fsync(self._fd)
         self._tell(f'end {error}')
         if error:
@@ -166,8 +180,8 @@ def unmount(mount: str) -> None:
 
 
 def main() -> None:
-    image, mount = sys.argv[1:]
-    operations = _FileSystem(image)
+    image, mount, *synced = sys.argv[1:]
+    operations = _FileSystem(image, synced[0] if synced else None)
 
     def commands() -> None:
         for line in sys.stdin:
@@ -192,6 +206,7 @@ def main() -> None:
 class BackingFile:
     """One mount of an image, and the control of its fsync.
 
+    :param synced: a copy of the image, kept to what was synced; see above
     :ivar path: the file to give to QEMU.
     :ivar begun: how many fsync and fdatasync calls have begun.
     :ivar ended: the errno of each one that has ended, 0 for success.
@@ -199,7 +214,8 @@ class BackingFile:
     :ivar refused: how many writes have failed.
     """
 
-    def __init__(self, image: pathlib.Path, mount: pathlib.Path) -> None:
+    def __init__(self, image: pathlib.Path, mount: pathlib.Path,
+                 synced: pathlib.Path | None = None) -> None:
         mount.mkdir(parents=True, exist_ok=True)
         self.path = mount / 'image'
         self.begun = 0
@@ -210,7 +226,8 @@ class BackingFile:
         self._done: queue.Queue[str] = queue.Queue()
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(image), str(mount)],
+            [sys.executable, __file__, str(image), str(mount),
+             *([str(synced)] if synced else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

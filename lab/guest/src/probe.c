@@ -58,6 +58,13 @@ static const char usage[] =
     "       probe tick LOG\n"
     "           until killed: sleep for 1 ms, and tell LOG of each time that\n"
     "           it took over 5 ms, in us\n"
+    "       probe commit DIRECTORY TASKS LOG\n"
+    "           until killed: each task commits records one after another, as\n"
+    "           databases do, and tells LOG\n"
+    "             ack TASK GENERATION 0\n"
+    "       probe committed DIRECTORY TASKS\n"
+    "           the generations that are there, a task a line; - where a\n"
+    "           record is torn, 0 where there is none\n"
     "       probe dax FILE\n"
     "           does the kernel use DAX for FILE?\n";
 
@@ -448,6 +455,124 @@ static int probe_tick(const char *log_name)
     }
 }
 
+/* Records of a task: the last ones in a ring, and a file that is replaced. */
+#define RECORDS 16
+#define REPLACE_EVERY 4
+/* Small files that come and go, so that there is metadata to commit. */
+#define SMALL_FILES 6
+
+static void commit_file(const char *name, int flags, uint64_t at,
+                        const uint64_t *block)
+{
+    int fd = open_file(name, O_WRONLY | O_CREAT | flags);
+
+    if (pwrite(fd, block, BLOCK_SIZE, at * BLOCK_SIZE) != BLOCK_SIZE) {
+        fail("write", name);
+    }
+    if (fsync(fd)) {
+        fail("fsync", name);
+    }
+    close(fd);
+}
+
+static void commit_task(const char *directory, uint64_t task, int log)
+{
+    char name[PATH_MAX], new[PATH_MAX];
+    uint64_t block[BLOCK_WORDS];
+    int fd;
+
+    for (uint64_t generation = 1;; generation++) {
+        fill_block(block, generation, task);
+        snprintf(name, sizeof(name), "%s/%" PRIu64 ".records", directory,
+                 task);
+        commit_file(name, 0, generation % RECORDS, block);
+        if (generation % REPLACE_EVERY == 0) {
+            snprintf(name, sizeof(name), "%s/%" PRIu64 ".newest", directory,
+                     task);
+            snprintf(new, sizeof(new), "%s/%" PRIu64 ".new", directory, task);
+            commit_file(new, O_TRUNC, 0, block);
+            if (rename(new, name)) {
+                fail("rename", new);
+            }
+            fd = open_file(directory, O_RDONLY | O_DIRECTORY);
+            if (fsync(fd)) {
+                fail("fsync", directory);
+            }
+            close(fd);
+        }
+        tell(log, "ack", task, generation, 0);
+        for (int i = 0; i < SMALL_FILES; i++) {
+            snprintf(name, sizeof(name), "%s/%" PRIu64 ".small.%d", directory,
+                     task, i);
+            if (generation % 2) {
+                close(open_file(name, O_WRONLY | O_CREAT));
+            } else if (unlink(name) && errno != ENOENT) {
+                fail("remove", name);
+            }
+        }
+    }
+}
+
+static int probe_commit(const char *directory, uint64_t tasks,
+                        const char *log_name)
+{
+    int log = open_file(log_name, O_WRONLY | O_APPEND | O_CREAT);
+    int status;
+
+    for (uint64_t task = 1; task < tasks; task++) {
+        pid_t pid = fork();
+
+        if (pid < 0) {
+            fail("fork for", directory);
+        }
+        if (!pid) {
+            commit_task(directory, task, log);
+        }
+    }
+    commit_task(directory, 0, log);
+    while (wait(&status) > 0) {
+    }
+    return 1;
+}
+
+static void print_generation(int fd, uint64_t at, uint64_t task)
+{
+    uint64_t block[BLOCK_WORDS];
+    ssize_t length = fd < 0 ? 0 : pread(fd, block, BLOCK_SIZE,
+                                        at * BLOCK_SIZE);
+
+    if (!length || (length == BLOCK_SIZE && !block[0])) {
+        printf(" 0");
+    } else if (length == BLOCK_SIZE && is_block(block, block[0], task)) {
+        printf(" %" PRIu64, block[0]);
+    } else {
+        printf(" -");
+    }
+}
+
+static int probe_committed(const char *directory, uint64_t tasks)
+{
+    char name[PATH_MAX];
+
+    for (uint64_t task = 0; task < tasks; task++) {
+        for (int which = 0; which < 2; which++) {
+            int fd;
+
+            snprintf(name, sizeof(name), "%s/%" PRIu64 ".%s", directory, task,
+                     which ? "newest" : "records");
+            fd = open(name, O_RDONLY | O_CLOEXEC);
+            for (uint64_t at = 0; at < (which ? 1 : RECORDS); at++) {
+                print_generation(fd, at, task);
+            }
+            if (fd >= 0) {
+                close(fd);
+            }
+        }
+        puts("");
+    }
+    return 0;
+}
+
 static int probe_dax(const char *name)
 {
     struct statx st;
@@ -478,6 +603,12 @@ int main(int argc, char **argv)
     }
     if (!strcmp(action, "churn") && argc == 5) {
         return probe_churn(argv[2], number("MIB", argv[3], 1 << 20), argv[4]);
+    }
+    if (!strcmp(action, "commit") && argc == 5) {
+        return probe_commit(argv[2], number("TASKS", argv[3], 1024), argv[4]);
+    }
+    if (!strcmp(action, "committed") && argc == 4) {
+        return probe_committed(argv[2], number("TASKS", argv[3], 1024));
     }
     if (!strcmp(action, "generations") && argc == 4) {
         return probe_generations(argv[2], number("MIB", argv[3], 1 << 20));
