@@ -130,3 +130,23 @@ function kernel_lacks {
         fi
     done
 }
+
+# kernel_banner VMLINUZ: what uname -r and -v say of an x86 kernel, by its setup
+# header (Documentation/arch/x86/boot.rst, kernel_version).
+function kernel_banner {
+    python3 -c '
+import struct
+import sys
+
+with open(sys.argv[1], "rb") as f:
+    setup = f.read(65536)
+start = struct.unpack_from("<H", setup, 0x20e)[0] + 0x200
+print(setup[start:setup.index(0, start)].decode(errors="replace"))
+' "$1" 2>/dev/null || true
+}
+
+# module_field BASE RELEASE FIELD MODULE: of the module that modprobe would load in
+# the tree BASE; empty if there is none, or it lacks the field.
+function module_field {
+    modinfo --basedir "$1" -k "$2" --field "$3" "$4" 2>/dev/null || true
+}

@@ -34,6 +34,9 @@ SECTOR = 512
 PATH = f'{os.environ["PATH"]}:/usr/sbin:/sbin'
 
 DEBIAN = 'ID=debian\nVERSION_ID="12"\n'
+#: Of Debian's kernels: one whose driver is right, and one whose is not.
+SAFE, UNSAFE = 'Debian 6.12.117-1', 'Debian 6.1.192-2'
+
 KERNEL = 'CONFIG_FS_DAX=y\nCONFIG_VIRTIO_PMEM=m\nCONFIG_BLK_DEV_PMEM=m\n'
 
 
@@ -53,8 +56,12 @@ class RefusalTestCase(base.BaseTestCase):
     def make(self, *, label: str = 'gpt', start: int = 4096,
              mkfs: tuple[str, ...] = ('mkfs.ext4', '-b', '4096'),
              release: str = DEBIAN, kernel: str | None = KERNEL,
-             mib: int = 32) -> None:
-        """An image whose only partition is a root."""
+             version: str = SAFE, mib: int = 32) -> None:
+        """An image whose only partition is a root.
+
+        :param kernel: its configuration
+        :param version: the distribution's, of that kernel
+        """
         root = self.directory / 'root'
         for name in ('proc', 'sys', 'dev', 'run', 'tmp'):
             (root / name).mkdir(parents=True)
@@ -64,6 +71,11 @@ class RefusalTestCase(base.BaseTestCase):
             path.parent.mkdir(parents=True, exist_ok=True)
             if text is not None:
                 path.write_text(text)
+        # kernel_version of the setup header (Documentation/arch/x86/boot.rst).
+        (root / 'boot/vmlinuz-6.1.0-1-test').write_bytes(
+            bytes(0x20e) + (0x300 - 0x200).to_bytes(2, 'little') +
+            bytes(0x300 - 0x210) +
+            f'6.1.0-1-test (x@y) #1 SMP {version} (2026-11-20)\0'.encode())
         with self.image.open('wb') as f:
             f.truncate((mib + 4) * MIB)
         self.run_tool('sfdisk', self.image, input=(
@@ -86,12 +98,13 @@ class RefusalTestCase(base.BaseTestCase):
         return subprocess.run([CONVERT, *arguments], text=True,
                               capture_output=True)
 
-    def assertRefused(self, *expected: str) -> None:
+    def assertRefused(self, *expected: str,
+                      driver: str = 'kernel') -> None:
         """In one sentence that says all this; nothing is changed or left."""
         before = hashlib.sha256(self.image.read_bytes()).hexdigest()
         # Also where it is to change the image itself.
         for option in ([], ['--in-place']):
-            done = self.convert(self.image, *option)
+            done = self.convert(self.image, '--driver', driver, *option)
             self.assertEqual(1, done.returncode, done.stderr)
             self.assertEqual('', done.stdout)
             *_, last = done.stderr.splitlines()
@@ -107,7 +120,7 @@ class RefusalTestCase(base.BaseTestCase):
             self) -> None:
         """All checks pass; then there is nothing that could be run."""
         self.make()
-        done = self.convert(self.image)
+        done = self.convert(self.image, '--driver', 'kernel')
         self.assertEqual(1, done.returncode)
         self.assertNotIn('allowed:', done.stderr)
         self.assertIn("chroot: failed to run command", done.stderr)
@@ -147,6 +160,22 @@ class RefusalTestCase(base.BaseTestCase):
         self.make(kernel=None)
         self.assertRefused('no kernel', 'allowed: ')
 
+    def test_kernels_whose_own_driver_is_not_known_to_be_right(self) -> None:
+        for version, said in ((UNSAFE, f' ({UNSAFE})'),
+                              ('Debian 6.12.95-1~bpo12+1', ' (Debian 6.12.95'),
+                              ('#48-Ubuntu', ':')):
+            self.make(version=version)
+            self.assertRefused(
+                f'kernel 6.1.0-1-test{said}', 'its own driver',
+                'allowed: --driver fakedax')
+            shutil.rmtree(self.directory / 'root')
+            self.image.unlink()
+
+    def test_too_little_room_for_the_driver(self) -> None:
+        self.make(version=UNSAFE)
+        self.assertRefused('MiB free', 'takes up to ', 'allowed: enlarge',
+                           driver='fakedax')
+
     def test_another_distribution(self) -> None:
         self.make(release='ID=debian\nVERSION_ID="11"\n')
         self.assertRefused("'debian 11'", 'allowed: debian 12, debian 13')
@@ -179,6 +208,9 @@ class RefusalTestCase(base.BaseTestCase):
                 ([self.image, other], 'allowed: one'),
                 ([other], 'no such file'),
                 (['--outptu'], "unknown argument '--outptu'"),
+                ([self.image, '--driver', 'x'],
+                 '--driver x: must be one of fakedax kernel'),
+                ([self.image, '--driver'], 'needs a value'),
                 ([self.image, '--output'], 'needs a value')):
             done = self.convert(*arguments)
             self.assertEqual(1, done.returncode, arguments)

@@ -34,8 +34,19 @@ LIBRARY = STATIC / 'usr/local/lib/fakedax'
 MIB = 1024 * 1024
 SECTOR = 512
 
+#: What fakedax-guest tells to do about a driver that is not known to be right.
+REMEDY = ('install the driver of this project (DKMS package fakedax-driver), '
+          "or a kernel of Debian's whose own is safe: 6.12.112 or later in "
+          '6.12, 7.3.4 or later')
+
 #: STATX_ATTR_DAX, include/uapi/linux/stat.h.
 DAX = 0x200000
+
+#: /proc/version of a kernel of Debian's, less the version of its package.
+BANNER = (
+    'Linux version 6.1.0-56-cloud-amd64 (debian-kernel@lists.debian.org) '
+    '(gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0, GNU ld (GNU Binutils for '
+    'Debian) 2.40) #1 SMP PREEMPT_DYNAMIC Debian {} (2026-11-20)\n')
 
 
 class Guest:
@@ -51,6 +62,7 @@ class Guest:
         self.write('proc/kallsyms', '0000000000000000 T dax_iomap_rw\n')
         self.write('proc/cmdline', 'root=LABEL=img console=ttyS0\n')
         self.write('proc/meminfo', 'MemTotal:        1000000 kB\n')
+        self.kernel('6.12.117-1~deb12u1')
         self.write('etc/fstab', 'LABEL=img / ext4 defaults 0 1\n')
         self.write('etc/os-release', 'ID=test\n')
         self.mounts('rootfs / rootfs rw 0 0', '/dev/pmem0p3 / ext4 rw 0 0')
@@ -74,6 +86,26 @@ class Guest:
         path.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.log}\n'
                         f'{script}\n')
         path.chmod(0o755)
+
+    def kernel(self, version: str) -> None:
+        """A kernel of Debian's, by what it says of itself."""
+        self.write('proc/version', BANNER.format(version))
+
+    def driver(self, version: str | None) -> None:
+        """Of virtio-pmem; None for the kernel's own, which has no version."""
+        if version is not None:
+            self.write('sys/module/nd_virtio/version', f'{version}\n')
+
+    def flushes(self, *, failed: int = 0, number: int = 0,
+                disk: str | None = 'pmem0') -> None:
+        """What our driver counts of a device."""
+        base = f'sys/bus/virtio/devices/virtio{number}'
+        for name, value in (('flushes', 12), ('requests', 7),
+                            ('failed', failed)):
+            self.write(f'{base}/flush/{name}', f'{value}\n')
+        if disk:
+            self.write(f'{base}/ndbus0/region0/namespace0.0/block/{disk}/dev',
+                       '259:0\n')
 
     def statx(self, attributes: int) -> None:
         self.stub('xfs_io', f'echo "stat.attributes = {attributes:#x}"')
@@ -411,6 +443,47 @@ class MountEphemeralTestCase(ScriptTestCase):
         self.assertEqual([], self.guest.calls('mount'))
 
 
+class OrderingTestCase(ScriptTestCase):
+    """driver_orders(), in the shells that a guest and a builder have."""
+
+    def orders(self, version: str, banner: str) -> str:
+        seen = {self.guest.run(
+            *shell[1:], '-c',
+            f'. {LIBRARY}/ordering.sh; driver_orders "$1" "$2"', '-', version,
+            banner, shell=shell[0]).stdout.strip()
+            for shell in (['dash'], ['busybox', 'sh'], ['bash'])}
+        self.assertEqual(1, len(seen), seen)
+        return seen.pop()
+
+    def test_ours(self) -> None:
+        for banner in (BANNER.format('6.1.192-2'), '#48-Ubuntu SMP', ''):
+            self.assertEqual('yes', self.orders('fakedax-1.0', banner))
+
+    def test_debians(self) -> None:
+        for version, expected in (
+                ('5.10.1-1', 'no'), ('6.1.192-2', 'no'), ('6.1.999-1', 'no'),
+                ('6.12.95-1~bpo12+1', 'no'), ('6.12.100-1', 'no'),
+                ('6.12.111-1', 'no'), ('6.12.112-1', 'yes'),
+                ('6.12.115-1', 'yes'), ('6.12.117-1', 'yes'),
+                ('6.12.117-1~deb12u1', 'yes'), ('6.18.200-1', 'no'),
+                ('7.0.200-1', 'no'), ('7.2.9-1', 'no'),
+                ('7.3.3-1~exp1', 'no'), ('7.3.4-1~bpo13+1', 'yes'),
+                ('7.4.0-1', 'yes'), ('7.10.1-1', 'yes'), ('8.0.1-1', 'yes'),
+                ('10.1.1-1', 'yes')):
+            self.assertEqual(
+                expected, self.orders('', BANNER.format(version)), version)
+
+    def test_of_others_nothing_is_known(self) -> None:
+        for banner in (
+                '#48-Ubuntu SMP PREEMPT_DYNAMIC Fri Sep 27 2026', '',
+                'Linux version 6.12.117 (me@host) (gcc (Debian 12.2.0-14) '
+                '12.2.0, GNU ld (GNU Binutils for Debian) 2.40) #1 SMP Thu'):
+            self.assertEqual('unknown', self.orders('', banner), banner)
+        # A module of someone else's, in a kernel whose own is right.
+        self.assertEqual('unknown', self.orders(
+            '2.0', BANNER.format('6.12.117-1')))
+
+
 class ReportTestCase(ScriptTestCase):
     """fakedax-guest: one sentence a finding, and the exit status."""
 
@@ -504,8 +577,72 @@ class ReportTestCase(ScriptTestCase):
         self.guest.mounts('/dev/vda1 / ext4 ro 0 0')
         self.assertWrong(
             '1 virtio-pmem device(s) have no driver: install a kernel with '
-            'virtio_pmem (Linux 5.3 or later), or put the driver into the '
-            'initramfs')
+            'virtio_pmem, or put the driver into the initramfs')
+        self.assertNotIn('the driver of virtio-pmem', self.report().stdout)
+
+    def test_driver_of_this_project(self) -> None:
+        self.root_on_pmem()
+        self.guest.kernel('6.1.192-2')
+        self.guest.driver('fakedax-1.0')
+        self.guest.flushes()
+        self.assertRight(
+            'ok: the driver of virtio-pmem is fakedax-1.0: no commit reaches '
+            'the disk before its blocks')
+        self.assertRight(
+            'note: pmem0 was flushed 12 times, by 7 requests to the host')
+
+    def test_driver_of_a_kernel_that_is_right(self) -> None:
+        self.root_on_pmem()
+        self.assertRight(
+            "ok: the driver of virtio-pmem is this kernel's (Debian "
+            '6.12.117-1~deb12u1): no commit reaches the disk before its '
+            'blocks')
+        self.assertNotIn('flushed', self.report().stdout)
+
+    def test_driver_whose_commits_overtake_their_blocks(self) -> None:
+        self.root_on_pmem()
+        self.guest.kernel('6.1.192-2')
+        self.assertWrong(
+            "the driver of virtio-pmem is this kernel's (Debian 6.1.192-2): a "
+            'commit can reach the disk before its blocks, and after a power '
+            'cut the file system may not mount: ' + REMEDY)
+
+    def test_driver_of_which_nothing_is_known(self) -> None:
+        self.root_on_pmem()
+        self.guest.stub('uname', 'echo 9.9')
+        self.guest.write('proc/version', 'Linux version 9.9 #1 SMP\n')
+        self.assertWrong(
+            'it is not known whether the driver of virtio-pmem (kernel 9.9) '
+            'keeps commits behind their blocks; if not, the file system may '
+            'not mount after a power cut: ' + REMEDY)
+        self.guest.driver('2.0')
+        self.assertWrong(
+            'it is not known whether the driver of virtio-pmem (kernel 9.9, '
+            'driver 2.0) keeps commits behind their blocks; if not, the file '
+            'system may not mount after a power cut: ' + REMEDY)
+
+    def test_driver_without_a_device(self) -> None:
+        self.guest.kernel('6.1.192-2')
+        self.guest.write('sys/bus/virtio/drivers/virtio_pmem/bind', '')
+        self.guest.disk('vda', 2048, (2048, 4096))
+        self.guest.mounts('/dev/vda1 / ext4 rw 0 0')
+        self.assertRight('note: root is on /dev/vda1, an ordinary disk')
+        self.assertNotIn('driver', self.report().stdout)
+
+    def test_a_flush_that_the_host_could_not_do(self) -> None:
+        self.root_on_pmem()
+        self.guest.driver('fakedax-1.0')
+        self.guest.flushes(failed=1)
+        sentence = (
+            'the host could not flush {}: what was written since its last '
+            'successful flush may be lost, and each fsync fails: ask the '
+            "operator what the host's storage says, then reboot")
+        self.assertWrong(sentence.format('pmem0'))
+        # One that has become no disk is called by the device's own name.
+        self.guest.virtio_pmem()
+        self.guest.disk('pmem1', 64)
+        self.guest.flushes(failed=1, number=1, disk=None)
+        self.assertWrong(sentence.format('virtio1'))
 
     def test_kernel_without_fs_dax(self) -> None:
         self.root_on_pmem()

@@ -38,6 +38,9 @@ MIB = 1024 * 1024
 
 ELEMENTS = paths.ROOT / 'guest-image-elements'
 
+#: What modinfo calls the version of fakedax-driver's modules.
+DRIVER = 'fakedax-1.0'
+
 #: The images that can be tested, by the options that build them.
 IMAGES: dict[str, list[str]] = {
     'bookworm-ext4': [],
@@ -157,11 +160,13 @@ class ImageTestCase(base.BaseTestCase):
              '-output', iso, source], check=True)
         return ['-drive', f'if=virtio,format=raw,readonly=on,file={iso}']
 
-    def newer_kernel(self) -> pathlib.Path:
-        """A directory of packages: the next kernel, and what it depends on.
+    def other_kernel(self) -> tuple[pathlib.Path, str]:
+        """Packages of a kernel that the image has not, and its release.
 
-        From the release's backports, by this machine's mirror: what the
-        image's own package manager would take from there.
+        They are in a directory, with the headers and what both depend on, by
+        this machine's mirror. For Debian 12 it is the release's own Linux 6.1,
+        whose driver lets commits overtake their blocks; for Debian 13 that of
+        the backports.
         """
         apt = self.directory / 'apt'
         for name in ('state/lists/partial', 'cache/archives/partial'):
@@ -171,25 +176,32 @@ class ImageTestCase(base.BaseTestCase):
                 '(?m)^VERSION_CODENAME=(.*)',
                 (root / 'etc/os-release').read_text())[0]
             shutil.copy(root / 'var/lib/dpkg/status', apt)
-        mirror = subprocess.run(
-            ['bash', '-c', f'. {ELEMENTS}/common.bash; mirror Debian'],
+        mirror, security = (subprocess.run(
+            ['bash', '-c', f'. {ELEMENTS}/common.bash; mirror {label}'],
             check=True, capture_output=True, text=True).stdout.strip()
+            for label in ('Debian', 'Debian-Security'))
         (apt / 'sources.list').write_text(
             f'deb {mirror} {release} main\n'
-            f'deb {mirror} {release}-backports main\n')
+            f'deb {mirror} {release}-backports main\n'
+            f'deb {security} {release}-security main\n')
         options = [f'--option=Dir::{name}={value}' for name, value in (
             ('Etc::SourceList', apt / 'sources.list'),
             ('Etc::SourceParts', '-'), ('Etc::Preferences', '-'),
             ('Etc::PreferencesParts', '-'), ('State', apt / 'state'),
             ('State::Status', apt / 'status'), ('Cache', apt / 'cache'))]
+        suite = {'bookworm': [], 'trixie': [
+            '--target-release=trixie-backports']}[release]
         for command in (
                 ['update'],
                 ['install', '--yes', '--download-only',
-                 '--no-install-recommends', f'--target-release={release}'
-                 '-backports', 'linux-image-cloud-amd64']):
+                 '--no-install-recommends', *suite,
+                 'linux-image-cloud-amd64', 'linux-headers-cloud-amd64']):
             subprocess.run(['apt-get', *options, *command], check=True,
                            capture_output=True, text=True)
-        return apt / 'cache/archives'
+        packages = apt / 'cache/archives'
+        image, = packages.glob('linux-image-[0-9]*.deb')
+        return packages, image.name.partition('_')[0].removeprefix(
+            'linux-image-')
 
     def kernel(self, arguments: str = '') -> list[str]:
         """Boot by the image's own kernel and initramfs, as files."""
@@ -256,6 +268,7 @@ class BootCase(ImageTestCase):
         self.assertIn('dax=always', options)
         self.assertChecked(
             booted, rf'(?m)^ok: / \(/dev/{partition}, \w+\) uses DAX')
+        self.assertOurDriver(booted)
 
     def assertOnBlk(self, booted: 'Booted') -> None:
         device, options = booted.root
@@ -273,7 +286,19 @@ class BootCase(ImageTestCase):
         self.assertEqual(
             'active', booted.run('systemctl is-active fakedax-guest'))
         for line in report.stdout.splitlines():
-            self.assertIn(line, booted.machine.console())
+            # These count on.
+            if ' was flushed ' not in line:
+                self.assertIn(line, booted.machine.console())
+
+    def assertOurDriver(self, booted: 'Booted') -> None:
+        """The guest's virtio-pmem is driven by fakedax-driver."""
+        for module in ('virtio_pmem', 'nd_virtio'):
+            self.assertEqual(DRIVER, booted.run(
+                f'cat /sys/module/{module}/version'))
+        report = booted.report().stdout
+        self.assertIn(f'ok: the driver of virtio-pmem is {DRIVER}: ', report)
+        self.assertRegex(
+            report, r'(?m)^note: pmem0 was flushed [1-9]\d* times, by [1-9]')
 
 
 class Booted:

@@ -16,6 +16,8 @@
 Real QEMU under TCG, no OpenStack.
 """
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
 import re
@@ -73,22 +75,69 @@ class FirmwareTestCase(base.BootCase):
 
     @base.on_demand
     def test_a_kernel_that_the_running_guest_installs(self) -> None:
-        """Takes long: the guest makes an initramfs."""
+        """Takes long: the guest builds the driver and makes an initramfs."""
         image = self.disk()
         on_pmem = [*qemu.boot_view(image), *qemu.pmem(image)]
-        packages = self.iso(self.newer_kernel(), 'packages')
+        directory, release = self.other_kernel()
+        packages = self.iso(directory, 'packages')
         with self.boot(*on_pmem, *packages, shut_down=True) as booted:
             self.assertOnPmem(booted)
-            before = booted.run('uname -r')
+            self.assertNotEqual(release, booted.run('uname -r'))
+            # Even if it is the older one.
+            self._boot_by_default(booted, release)
             booted.run('mount /dev/disk/by-label/packages /mnt')
             booted.run(
                 'DEBIAN_FRONTEND=noninteractive '
-                'apt-get install --yes /mnt/*.deb', timeout=1200)
+                'apt-get install --yes /mnt/*.deb', timeout=1500)
         with self.boot(*on_pmem) as booted:
-            self.assertNotEqual(before, booted.run('uname -r'))
+            self.assertEqual(release, booted.run('uname -r'))
             self.assertOnPmem(booted)
+            self.assertIn('/updates/dkms/', booted.run(
+                'modinfo --field filename nd_virtio'))
             self.assertEqual('', booted.run(
                 'systemctl --failed --plain --no-legend'))
+
+    @base.on_demand
+    def test_headers_that_come_after_their_kernel(self) -> None:
+        """The initramfs is made of the kernel's own driver, and made again.
+
+        In a chroot, because it takes many minutes by TCG.
+        """
+        image = self.disk()
+        directory, release = self.other_kernel()
+        initrd = f'boot/initrd.img-{release}'
+        packages = sorted(path.name for path in directory.glob('*.deb'))
+        # Newer kernels are spread over more packages than linux-image.
+        kernels = [name for name in packages if re.match(
+            'linux-(image|base|binary|modules)', name)]
+        headers = [name for name in packages if name not in kernels]
+
+        def install(*names: str) -> str:
+            return self._in_chroot(image, f"""
+                mount --bind {directory} mnt
+                DEBIAN_FRONTEND=noninteractive chroot . dpkg --install \
+                    --force-depends {' '.join(f'/mnt/{n}' for n in names)} >&2
+                lsinitramfs {initrd} | grep nd_virtio""")
+        self.assertIn(f'/{release}/kernel/', install(*kernels))
+        self.assertIn(f'/{release}/updates/dkms/', install(*headers))
+
+    @base.on_demand
+    def test_a_kernel_that_the_driver_cannot_be_built_for(self) -> None:
+        """It is installed all the same, with its own driver."""
+        image = self.disk()
+        directory, release = self.other_kernel()
+        said = self._in_chroot(image, f"""
+            mount --bind {directory} mnt
+            echo '#error no' >>usr/src/fakedax-driver-1.0/nd_virtio.c
+            DEBIAN_FRONTEND=noninteractive chroot . sh -c \
+                'dpkg --install /mnt/*.deb' 2>&1
+            chroot . dpkg --audit
+            lsinitramfs boot/initrd.img-{release} | grep nd_virtio""")
+        self.assertIn('#error no', said)
+        self.assertIn(
+            f'fakedax-driver: kernel {release} will use its own driver of '
+            'virtio-pmem', said)
+        self.assertIn(f'/{release}/kernel/', said.splitlines()[-1])
 
     @base.on_demand
     def test_a_rescue_by_the_same_image(self) -> None:
@@ -116,8 +165,22 @@ class FirmwareTestCase(base.BootCase):
         Its hooks rebuild the initramfs and GRUB's configuration; in a
         chroot, because an initramfs takes many minutes by TCG.
         """
+        said = self._in_chroot(image, """
+            stat --format %Y boot/init*.img-* boot/grub/grub.cfg
+            DEBIAN_FRONTEND=noninteractive chroot . dpkg-reconfigure \\
+                linux-image-$(basename boot/vmlinuz-* | cut -c 9-) >&2
+            stat --format %Y boot/init*.img-* boot/grub/grub.cfg""")
+        initrd, grub, new_initrd, new_grub = said.split()
+        self.assertGreater(int(new_initrd), int(initrd))
+        self.assertGreater(int(new_grub), int(grub))
+
+    def _in_chroot(self, image: pathlib.Path, script: str) -> str:
+        """What a script prints, in the root's directory.
+
+        "chroot ." has the machine's /dev, /proc and /sys.
+        """
         mount = self.directory / 'mount'
-        mount.mkdir()
+        mount.mkdir(exist_ok=True)
         offset = base.root_partition(image)['start'] * 512
         # Not in a PID namespace of its own: Debian 13's systemd-detect-virt
         # takes that for a container, where GRUB's hook does nothing.
@@ -128,15 +191,17 @@ class FirmwareTestCase(base.BootCase):
                     mount --rbind /$name {mount}/$name
                 done
                 cd {mount}
-                stat --format %Y boot/init*.img-* boot/grub/grub.cfg
-                DEBIAN_FRONTEND=noninteractive chroot . dpkg-reconfigure \\
-                    linux-image-$(basename boot/vmlinuz-* | cut -c 9-) >&2
-                stat --format %Y boot/init*.img-* boot/grub/grub.cfg"""],
-            check=True, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE)
-        initrd, grub, new_initrd, new_grub = done.stdout.split()
-        self.assertGreater(int(new_initrd), int(initrd), done.stderr)
-        self.assertGreater(int(new_grub), int(grub), done.stderr)
+                {script}"""],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual(0, done.returncode, done.stdout + done.stderr)
+        return done.stdout
+
+    def _boot_by_default(self, booted: base.Booted, release: str) -> None:
+        """A kernel that is still to be installed."""
+        title = 'Debian GNU/Linux'
+        booted.run(
+            f"echo 'GRUB_DEFAULT=\"Advanced options for {title}>{title}, "
+            f"with Linux {release}\"' > /etc/default/grub.d/test.cfg")
 
     def _efi(self) -> list[str]:
         variables = self.directory / 'variables'
@@ -169,6 +234,7 @@ class KernelTestCase(base.BootCase):
             self.assertEqual('/dev/pmem0p3', device)
             self.assertIn('dax=inode', mount_options)
             self.assertChecked(booted, 'ok: / .* uses DAX')
+            self.assertOurDriver(booted)
             # A new file has the flag from its directory.
             booted.run('echo new > /root/new')
             self.assertRegex(booted.run('lsattr /root/new'), '^[^ ]*x')
@@ -252,12 +318,7 @@ class CheckTestCase(base.ImageTestCase):
 
     def test_what_must_not_be(self) -> None:
         image = self.disk(2049)
-        offset = base.root_partition(image)['start'] * 512
-        mount = self.directory / 'mount'
-        mount.mkdir()
-        subprocess.run(['mount', '-o', f'loop,offset={offset}', image, mount],
-                       check=True)
-        try:
+        with self._writable(image) as mount:
             (mount / 'etc/machine-id').write_text('0' * 32)
             (mount / 'etc/ssh/ssh_host_rsa_key').write_text('secret')
             (mount / 'var/log/left').write_text('who')
@@ -267,12 +328,57 @@ class CheckTestCase(base.ImageTestCase):
                 'deb http://mirror.example/debian bookworm main')
             os.unlink(mount / 'etc/systemd/system/local-fs.target.wants/'
                       'fakedax-grow.service')
-        finally:
-            subprocess.run(['umount', mount], check=True)
+            (mount / 'var/lib/dkms/mok.key').write_text('secret')
         done = self._check(image)
         self.assertEqual(1, done.returncode)
         for expected in ('multiple of 2 MiB', 'machine id', 'ssh_host_rsa_key',
                          'var/log/left', 'resolv.conf', 'mirror.example',
-                         'fakedax-grow'):
+                         'fakedax-grow', 'var/lib/dkms/mok.key'):
             self.assertRegex(done.stdout, f'(?m)^check: not so: .*{expected}')
-        self.assertEqual(7, done.stdout.count('not so:'), done.stdout)
+        self.assertEqual(8, done.stdout.count('not so:'), done.stdout)
+
+    def test_another_driver_than_ours(self) -> None:
+        """That of the kernel, and a build that the initramfs does not have."""
+        image = self.disk(2048)
+        with self._writable(image) as mount:
+            module, = mount.glob('lib/modules/*/updates/dkms/nd_virtio.ko*')
+            release = module.parts[-4]
+            own, = mount.glob(f'lib/modules/{release}/kernel/drivers/nvdimm/'
+                              'nd_virtio.ko*')
+            ours = module.read_bytes()
+            module.write_bytes(own.read_bytes())
+        version = 'the version of kernel .* virtio_pmem is'
+        initramfs = 'initrd.img-.* holds the driver'
+        self.assertNotSo(image, version, initramfs)
+        with self._writable(image):
+            module.unlink()
+            subprocess.run(['depmod', '--basedir', mount, release], check=True)
+        self.assertNotSo(image, version, initramfs,
+                         "kernel .* loads DKMS's driver: run ")
+        with self._writable(image):
+            module.write_bytes(ours)
+            subprocess.run(['depmod', '--basedir', mount, release], check=True)
+        done = self._check(image)
+        self.assertEqual(0, done.returncode, done.stdout + done.stderr)
+
+    def assertNotSo(self, image: pathlib.Path, *expected: str) -> None:
+        """check says these, and nothing else."""
+        done = self._check(image)
+        self.assertEqual(1, done.returncode)
+        for pattern in expected:
+            self.assertRegex(done.stdout, f'(?m)^check: not so: .*{pattern}')
+        self.assertEqual(len(expected), done.stdout.count('not so:'),
+                         done.stdout)
+
+    @contextlib.contextmanager
+    def _writable(self, image: pathlib.Path) -> Iterator[pathlib.Path]:
+        """The root's file system."""
+        offset = base.root_partition(image)['start'] * 512
+        mount = self.directory / 'mount'
+        mount.mkdir(exist_ok=True)
+        subprocess.run(['mount', '-o', f'loop,offset={offset}', image, mount],
+                       check=True)
+        try:
+            yield mount
+        finally:
+            subprocess.run(['umount', mount], check=True)

@@ -30,7 +30,7 @@ from tests.image import base
 load_tests = testscenarios.load_tests_apply_scenarios
 
 #: Of diskimage-builder: makes an image that knows nothing of fake DAX.
-ORDINARY = ['--element', 'ordinary-disk', '--unchecked']
+ORDINARY = ['--element', 'ordinary-disk', '--driver', 'kernel', '--unchecked']
 
 
 def _hash(path: pathlib.Path) -> str:
@@ -87,10 +87,26 @@ class ConvertTestCase(base.BootCase):
         self.assertNothingLeft()
         with base.mounted(converted) as root:
             self.assertEqual(sources, self._apt(root))
+            # DKMS has made a key in there.
+            self.assertEqual([], list(root.glob('var/lib/dkms/mok.*')))
         image = self.disk(4096, converted)
         with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
             self.assertOnPmem(booted, 'pmem0p2')
             self.assertGreater(booted.root_mib(), 3500)
+
+    @base.on_demand
+    def test_the_driver_of_a_kernel_that_is_right(self) -> None:
+        done = subprocess.run(
+            [base.ELEMENTS / 'convert', self.source, '--driver', 'kernel'],
+            text=True, capture_output=True)
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn('--property fakedax_guest=true', done.stderr)
+        image = self.disk(4096, self.directory / 'cloud-fakedax.raw')
+        with base.mounted(image) as root:
+            self.assertFalse((root / 'usr/sbin/dkms').exists())
+        with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
+            self.assertChecked(booted, "(?m)^ok: the driver of virtio-pmem is "
+                                       r"this kernel's \(Debian ")
 
     @base.on_demand
     def test_formats_and_places(self) -> None:

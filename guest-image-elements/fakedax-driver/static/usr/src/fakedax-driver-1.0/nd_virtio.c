@@ -3,11 +3,16 @@
  * The flush path of virtio-pmem.
  *
  * A file system, or an fsync(2), asks for a flush by a bio or by a call that
- * blocks. Each joins a group; one request to the host, and one answer, end all
- * of a group. A group is sent as soon as a request is free, and is closed by
- * that: whoever comes later may have stored something that the host's sync
- * does not cover, and joins the next group. No lock is held while the host
- * syncs, so the number of tasks that flush does not matter.
+ * blocks. Each joins the open group. One request, and one answer of the host,
+ * end all of a group: it is sent, and so closed, as soon as the host has
+ * answered the one before. Whoever comes later may have stored something that
+ * the host's sync does not cover, and joins the next group. No lock is held
+ * while the host syncs, so any number of tasks flush in the time of two syncs.
+ *
+ * The host never has two requests. It could not do more with them than we do,
+ * and QEMU's device takes one from the queue for each notification, although
+ * the queue tells it of two by one (VIRTIO_F_EVENT_IDX): the second would not
+ * be answered.
  *
  * nd_pmem calls us for a bio with REQ_PREFLUSH before it stores the bio's data,
  * and once more for REQ_FUA afterwards. What must be on stable storage before
@@ -24,18 +29,9 @@
 #include <linux/completion.h>
 #include <linux/module.h>
 #include <linux/scatterlist.h>
-#include <linux/slab.h>
 #include <linux/virtio_config.h>
 
 #include "virtio_pmem.h"
-
-/*
- * Requests that the host has at a time. It merges those that wait when a sync
- * starts; a few keep it busy while we answer the tasks of the last sync.
- */
-static unsigned int max_requests = 16;
-module_param(max_requests, uint, 0444);
-MODULE_PARM_DESC(max_requests, "Flush requests sent at a time, 1 to 1024");
 
 /* How long a suspend waits for the host, in seconds. */
 #define HOLD_TIMEOUT 20
@@ -86,60 +82,38 @@ static void group_end(struct virtio_pmem_group *group, int err)
 /* Let no flush succeed any more; @ended gets all that wait. */
 static void fail(struct virtio_pmem *vpmem, struct virtio_pmem_group *ended)
 {
-	unsigned int i;
-
 	lockdep_assert_held(&vpmem->lock);
 	vpmem->failed = true;
+	group_move(&vpmem->sent, ended);
 	group_move(&vpmem->open, ended);
-	/* The host may still write to those that are out: they stay so. */
-	for (i = 0; i < vpmem->nr_requests; i++)
-		group_move(&vpmem->requests[i].group, ended);
 	wake_up_all(&vpmem->answered);
 }
 
-/*
- * Send the open group, if that can be done now.
- *
- * Returns whether the host must be notified, by virtqueue_notify() without the
- * lock: the device may do all of its work in there.
- */
-static bool send(struct virtio_pmem *vpmem, struct virtio_pmem_group *ended)
+/* Send the open group, if that can be done now. */
+static void send(struct virtio_pmem *vpmem, struct virtio_pmem_group *ended)
 {
-	struct virtio_pmem_request *request;
 	struct scatterlist out, in, *sgs[] = { &out, &in };
 
 	lockdep_assert_held(&vpmem->lock);
-	if (group_empty(&vpmem->open) || list_empty(&vpmem->free) ||
-	    vpmem->held || vpmem->failed)
-		return false;
-	request = list_first_entry(&vpmem->free, struct virtio_pmem_request,
-				   node);
-	request->req.type = cpu_to_le32(VIRTIO_PMEM_REQ_TYPE_FLUSH);
+	if (group_empty(&vpmem->open) || vpmem->out || vpmem->held ||
+	    vpmem->failed)
+		return;
+	vpmem->req.type = cpu_to_le32(VIRTIO_PMEM_REQ_TYPE_FLUSH);
 	/* A device that forgets to answer has not flushed. */
-	request->resp.ret = cpu_to_le32(-1);
-	sg_init_one(&out, &request->req, sizeof(request->req));
-	sg_init_one(&in, &request->resp, sizeof(request->resp));
-	if (virtqueue_add_sgs(vpmem->req_vq, sgs, 1, 1, request, GFP_ATOMIC)) {
-		/* There is room for all requests, so the queue is broken. */
+	vpmem->resp.ret = cpu_to_le32(-1);
+	sg_init_one(&out, &vpmem->req, sizeof(vpmem->req));
+	sg_init_one(&in, &vpmem->resp, sizeof(vpmem->resp));
+	/* It is empty, so it can only be broken, or too small for a request. */
+	if (virtqueue_add_sgs(vpmem->req_vq, sgs, 1, 1, vpmem, GFP_ATOMIC)) {
 		dev_err(&vpmem->vdev->dev, "flush queue is broken\n");
 		fail(vpmem, ended);
-		return false;
+		return;
 	}
-	list_del_init(&request->node);
-	group_move(&vpmem->open, &request->group);
-	vpmem->nr_out++;
-	vpmem->sent++;
-	return virtqueue_kick_prepare(vpmem->req_vq);
-}
-
-/* Tell the host of what send() has sent, and end those of @ended. */
-static void finish(struct virtio_pmem *vpmem, bool notify,
-		   struct virtio_pmem_group *ended)
-{
-	/* It fails if the host has left: nobody else would tell. */
-	if (notify && !virtqueue_notify(vpmem->req_vq))
-		virtio_pmem_flush_abort(vpmem);
-	group_end(ended, -EIO);
+	vpmem->out = true;
+	vpmem->requests++;
+	group_move(&vpmem->open, &vpmem->sent);
+	if (!virtqueue_kick(vpmem->req_vq))
+		fail(vpmem, ended);
 }
 
 /*
@@ -155,7 +129,6 @@ static int join(struct virtio_pmem *vpmem, struct bio *bio)
 	};
 	struct virtio_pmem_group ended;
 	unsigned long flags;
-	bool notify;
 
 	/* Stores past the cache (memcpy_flushcache()) are not ordered yet. */
 	pmem_wmb();
@@ -173,9 +146,9 @@ static int join(struct virtio_pmem *vpmem, struct bio *bio)
 	} else {
 		list_add_tail(&task.node, &vpmem->open.tasks);
 	}
-	notify = send(vpmem, &ended);
+	send(vpmem, &ended);
 	spin_unlock_irqrestore(&vpmem->lock, flags);
-	finish(vpmem, notify, &ended);
+	group_end(&ended, -EIO);
 	if (bio)
 		return 0;
 	wait_for_completion_io(&task.done);
@@ -231,34 +204,32 @@ void virtio_pmem_flush_answered(struct virtqueue *vq)
 {
 	struct virtio_pmem *vpmem = vq->vdev->priv;
 	struct virtio_pmem_group flushed, ended;
-	struct virtio_pmem_request *request;
 	unsigned long flags;
 	unsigned int len;
-	bool notify;
 
 	group_init(&flushed);
 	group_init(&ended);
 	spin_lock_irqsave(&vpmem->lock, flags);
-	while ((request = virtqueue_get_buf(vq, &len))) {
-		vpmem->nr_out--;
-		list_add_tail(&request->node, &vpmem->free);
-		if (request->resp.ret && !vpmem->failed) {
+	/* One at the most; but what is no answer must be seen too. */
+	while (virtqueue_get_buf(vq, &len)) {
+		vpmem->out = false;
+		if (vpmem->resp.ret && !vpmem->failed) {
 			dev_err(&vpmem->vdev->dev,
 				"the host could not flush (%d): every flush fails from now on\n",
-				(int)le32_to_cpu(request->resp.ret));
+				(int)le32_to_cpu(vpmem->resp.ret));
 			fail(vpmem, &ended);
 		}
-		/* Empty if the device had failed before. */
-		group_move(&request->group, &flushed);
+		/* Empty if the device has failed. */
+		group_move(&vpmem->sent, &flushed);
+		wake_up_all(&vpmem->answered);
 	}
 	/* The host has put nonsense in the queue (virtqueue_get_buf()). */
 	if (virtqueue_is_broken(vq))
 		fail(vpmem, &ended);
-	notify = send(vpmem, &ended);
-	wake_up_all(&vpmem->answered);
+	send(vpmem, &ended);
 	spin_unlock_irqrestore(&vpmem->lock, flags);
 	group_end(&flushed, 0);
-	finish(vpmem, notify, &ended);
+	group_end(&ended, -EIO);
 }
 EXPORT_SYMBOL_GPL(virtio_pmem_flush_answered);
 
@@ -287,7 +258,7 @@ static bool quiet(struct virtio_pmem *vpmem)
 	bool quiet;
 
 	spin_lock_irqsave(&vpmem->lock, flags);
-	quiet = !vpmem->nr_out || vpmem->failed;
+	quiet = !vpmem->out || vpmem->failed;
 	spin_unlock_irqrestore(&vpmem->lock, flags);
 	return quiet;
 }
@@ -325,73 +296,43 @@ void virtio_pmem_flush_release(struct virtio_pmem *vpmem)
 {
 	struct virtio_pmem_group ended;
 	unsigned long flags;
-	bool notify;
 
 	group_init(&ended);
 	spin_lock_irqsave(&vpmem->lock, flags);
 	vpmem->held = false;
-	notify = send(vpmem, &ended);
+	send(vpmem, &ended);
 	spin_unlock_irqrestore(&vpmem->lock, flags);
-	finish(vpmem, notify, &ended);
+	group_end(&ended, -EIO);
 }
 EXPORT_SYMBOL_GPL(virtio_pmem_flush_release);
 
 /**
- * virtio_pmem_flush_reclaim() - take back requests that nobody will answer
+ * virtio_pmem_flush_reclaim() - take back a request that nobody will answer
  * @vpmem: the device, which has been reset, so that the host has none
  */
 void virtio_pmem_flush_reclaim(struct virtio_pmem *vpmem)
 {
-	struct virtio_pmem_request *request;
 	unsigned long flags;
 
 	spin_lock_irqsave(&vpmem->lock, flags);
-	while ((request = virtqueue_detach_unused_buf(vpmem->req_vq))) {
-		list_add_tail(&request->node, &vpmem->free);
-		vpmem->nr_out--;
-	}
+	if (virtqueue_detach_unused_buf(vpmem->req_vq))
+		vpmem->out = false;
 	spin_unlock_irqrestore(&vpmem->lock, flags);
 }
 EXPORT_SYMBOL_GPL(virtio_pmem_flush_reclaim);
 
 /**
- * virtio_pmem_flush_init() - make requests for a device whose queue is known
+ * virtio_pmem_flush_init() - make a device ready for its first flush
  * @vpmem: the device
- *
- * Return: 0 or -ENOMEM.
  */
-int virtio_pmem_flush_init(struct virtio_pmem *vpmem)
+void virtio_pmem_flush_init(struct virtio_pmem *vpmem)
 {
-	unsigned int i, room;
-
 	spin_lock_init(&vpmem->lock);
 	init_waitqueue_head(&vpmem->answered);
 	group_init(&vpmem->open);
-	INIT_LIST_HEAD(&vpmem->free);
-	/* Each takes two descriptors if there are no indirect ones. */
-	room = max(virtqueue_get_vring_size(vpmem->req_vq) / 2, 1U);
-	vpmem->nr_requests = clamp(max_requests, 1U, room);
-	vpmem->requests = kcalloc(vpmem->nr_requests,
-				  sizeof(*vpmem->requests), GFP_KERNEL);
-	if (!vpmem->requests)
-		return -ENOMEM;
-	for (i = 0; i < vpmem->nr_requests; i++) {
-		group_init(&vpmem->requests[i].group);
-		list_add_tail(&vpmem->requests[i].node, &vpmem->free);
-	}
-	return 0;
+	group_init(&vpmem->sent);
 }
 EXPORT_SYMBOL_GPL(virtio_pmem_flush_init);
-
-/**
- * virtio_pmem_flush_exit() - free what virtio_pmem_flush_init() made
- * @vpmem: the device, which has been reset
- */
-void virtio_pmem_flush_exit(struct virtio_pmem *vpmem)
-{
-	kfree(vpmem->requests);
-}
-EXPORT_SYMBOL_GPL(virtio_pmem_flush_exit);
 
 MODULE_DESCRIPTION("Flush path of virtio-pmem");
 MODULE_VERSION(VIRTIO_PMEM_VERSION);

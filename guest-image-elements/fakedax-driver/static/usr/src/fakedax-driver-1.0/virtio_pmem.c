@@ -106,12 +106,10 @@ static int virtio_pmem_probe(struct virtio_device *vdev)
 		return -ENOMEM;
 	vpmem->vdev = vdev;
 	vdev->priv = vpmem;
+	virtio_pmem_flush_init(vpmem);
 	err = find_queue(vpmem);
 	if (err)
 		goto free;
-	err = virtio_pmem_flush_init(vpmem);
-	if (err)
-		goto delete_queue;
 	read_region(vdev, &vpmem->start, &vpmem->size);
 	vpmem->nd_desc.provider_name = "virtio-pmem";
 	vpmem->nd_desc.module = THIS_MODULE;
@@ -131,7 +129,6 @@ unregister:
 	nvdimm_bus_unregister(vpmem->nvdimm_bus);
 delete_queue:
 	delete_queue(vpmem);
-	virtio_pmem_flush_exit(vpmem);
 free:
 	kfree(vpmem);
 	dev_err(&vdev->dev, "no disk can be made of it: error %d\n", err);
@@ -148,7 +145,6 @@ static void virtio_pmem_remove(struct virtio_device *vdev)
 	/* Waits for the disk's bios, and so for the host. */
 	nvdimm_bus_unregister(vpmem->nvdimm_bus);
 	delete_queue(vpmem);
-	virtio_pmem_flush_exit(vpmem);
 	kfree(vpmem);
 }
 
@@ -215,7 +211,7 @@ static ssize_t requests_show(struct device *dev, struct device_attribute *attr,
 {
 	struct virtio_pmem *vpmem = dev_to_virtio(dev)->priv;
 
-	return sysfs_emit(buf, "%llu\n", READ_ONCE(vpmem->sent));
+	return sysfs_emit(buf, "%llu\n", READ_ONCE(vpmem->requests));
 }
 static DEVICE_ATTR_RO(requests);
 

@@ -30,15 +30,6 @@ struct virtio_pmem_group {
 	struct bio_list bios;
 };
 
-/* A flush that the host is asked for. */
-struct virtio_pmem_request {
-	/* In the list of free requests while the host does not have it. */
-	struct list_head node;
-	struct virtio_pmem_group group;
-	struct virtio_pmem_req req;
-	struct virtio_pmem_resp resp;
-};
-
 struct virtio_pmem {
 	struct virtio_device *vdev;
 	struct virtqueue *req_vq;
@@ -51,24 +42,25 @@ struct virtio_pmem {
 	spinlock_t lock;
 	/* Those whose flush the host has not been asked for yet. */
 	struct virtio_pmem_group open;
-	struct virtio_pmem_request *requests;
-	unsigned int nr_requests;
-	struct list_head free;
-	unsigned int nr_out;
+	/* Those that the request answers which the host has. */
+	struct virtio_pmem_group sent;
+	/* The host has the request. */
+	bool out;
+	struct virtio_pmem_req req;
+	struct virtio_pmem_resp resp;
 	/* The device is suspended: nothing is sent, and all wait in @open. */
 	bool held;
 	/* A flush has failed, so data may be lost: no later one may succeed. */
 	bool failed;
-	/* Woken when an answer comes, and when the device fails. */
+	/* Woken when the answer comes, and when the device fails. */
 	wait_queue_head_t answered;
 
 	/* For sysfs: flushes asked for, and requests sent for them. */
 	u64 flushes;
-	u64 sent;
+	u64 requests;
 };
 
-int virtio_pmem_flush_init(struct virtio_pmem *vpmem);
-void virtio_pmem_flush_exit(struct virtio_pmem *vpmem);
+void virtio_pmem_flush_init(struct virtio_pmem *vpmem);
 int virtio_pmem_flush(struct nd_region *nd_region, struct bio *bio);
 void virtio_pmem_flush_answered(struct virtqueue *vq);
 void virtio_pmem_flush_abort(struct virtio_pmem *vpmem);
