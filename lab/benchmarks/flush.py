@@ -56,9 +56,10 @@ _DOCS = paths.ROOT / 'doc/source/admin'
 _FIGURES = ('p50_us', 'p99_us', 'max_us', 'ops_per_s')
 #: Of the process that dirties a file: while nobody fsyncs, and beside it.
 _DIRTIED = ('dirtied_before_mib_per_s', 'dirtied_mib_per_s')
-#: What ours is held against, and by which figures.
-_RIVALS = ('pmem-stock', 'blk-writeback')
-_COMPARED = ('p50_us', 'p99_us', 'dirtied_mib_per_s')
+#: What ours are held against, and by which figures.
+_RIVALS = {'pmem': ('pmem-stock', 'blk-writeback'),
+           'pmem-driver': ('pmem', 'blk-writeback')}
+_COMPARED = ('p50_us', 'p99_us', 'ops_per_s', 'dirtied_mib_per_s')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,14 @@ class Mode:
     title: str
     disk: Callable[[pathlib.Path], list[str]]
     stock: bool = False
+    #: Whether the guest's driver is that of guest-image-elements.
+    driver: bool = False
 
     def emulator(self) -> str:
         return emulators.stock('10.0') if self.stock else emulators.ours()
+
+    def guest(self) -> guest.Guest:
+        return guest.build(with_driver=self.driver)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Workload:
     fsyncs: int
     processes: int = 1
     dirtier: str = ''
+    call: str = 'fsync'
 
 
 MODES = {
@@ -88,7 +95,9 @@ MODES = {
     'blk-none': Mode('virtio-blk, cache=none',
                      functools.partial(qemu.virtio_blk, direct=True)),
     'pmem-stock': Mode("virtio-pmem, QEMU's own", qemu.pmem, stock=True),
-    'pmem': Mode('virtio-pmem, ours', qemu.pmem),
+    'pmem': Mode('virtio-pmem, our device', qemu.pmem),
+    'pmem-driver': Mode('virtio-pmem, our device and driver', qemu.pmem,
+                        driver=True),
 }
 
 WORKLOADS = {
@@ -100,6 +109,8 @@ WORKLOADS = {
         f'beside {_DIRTY_MIB} MiB stored by mmap in a loop', 600,
         dirtier='mmap'),
     'processes-64': Workload('64 processes', 10, processes=64),
+    'fdatasync-64': Workload('64 processes, fdatasync', 20, processes=64,
+                             call='fdatasync'),
 }
 
 
@@ -116,49 +127,54 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
     The test guest on the same image file and file system, from a disk of
     each kind in turn, all kinds in every round, in an order that changes;
     in each boot, 4 KiB are written and fsynced alone, beside a process that
-    dirties a large file, and by 64 processes. The host has none of the image
-    in its page cache when a guest starts. A first round is not timed
-    but counts QEMU's sync calls by strace.
+    dirties a large file, and by 64 processes; and by 64 processes with
+    fdatasync, which has the disk flush without a commit of the file system's
+    journal. On virtio-pmem with the kernel's driver and with ours. The host
+    has none of the image in its page cache when a guest starts. A first round
+    is not timed but counts QEMU's sync calls by strace.
 
     Rows in .lab/bench/flush.json, medians of the rounds: mode, workload,
     p50_us, p99_us, max_us, ops_per_s, each of these with its spread from
     least to most; host_syncs_per_fsync. Beside a process that dirties, how
     fast it does so (dirtied_mib_per_s), and how fast it did before the
-    fsyncs began (dirtied_before_mib_per_s). In the rows of our device, its
+    fsyncs began (dirtied_before_mib_per_s). With our driver, flushes for each
+    request to the host (flushes_per_request). In the rows of our device, its
     figures against those of the others in the same round, as ratios:
-    against_pmem_stock, against_blk_writeback. The plot is
+    against_pmem_stock, against_pmem, against_blk_writeback. The plot is
     .lab/bench/flush.png.
     """
     if quick:
         rounds = 2
     share = 4 if quick else 1
-    with _image() as (built, image):
+    with _image() as image:
         for mode in MODES.values():
-            with progress.step(f'QEMU for {mode.title}'):
+            with progress.step(f'QEMU and guest for {mode.title}'):
                 mode.emulator()
-        _prepare(built, image)
+                mode.guest()
+        _prepare(image)
         counted = {}
         for name, mode in MODES.items():
             with (progress.step(f'counting syncs: {mode.title}'),
-                  _boot(built, image, mode) as machine):
+                  _boot(image, mode) as machine):
                 for key, workload in WORKLOADS.items():
                     counted[name, key] = _count(
                         machine, image, workload, share)
         samples: dict[tuple[str, str], list[dict[str, float]]] = {}
         for number in range(rounds):
             order = list(MODES)
-            order = order[number % 4:] + order[:number % 4]
+            first = number % len(order)
+            order = order[first:] + order[:first]
             for name in order:
                 with (progress.step(f'round {number + 1} of {rounds}: '
                                     f'{MODES[name].title}'),
-                      _boot(built, image, MODES[name]) as machine):
+                      _boot(image, MODES[name]) as machine):
                     for key, workload in WORKLOADS.items():
                         samples.setdefault((name, key), []).append(
                             _time(machine, workload, share))
     rows = [_row(name, key, samples[name, key], counted[name, key])
             for key in WORKLOADS for name in MODES]
     for row in rows:
-        if row['mode'] == 'pmem':
+        if row['mode'] in _RIVALS:
             _compare(row, samples)
     results.save('flush', rows)
     plot = results.DIRECTORY / 'flush.png'
@@ -176,8 +192,8 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
 
 
 @contextlib.contextmanager
-def _image() -> Iterator[tuple[guest.Guest, pathlib.Path]]:
-    """The guest, and its image, allocated in full, on our file system."""
+def _image() -> Iterator[pathlib.Path]:
+    """The guest's image, allocated in full, on our file system."""
     built = guest.build()
     results.DIRECTORY.mkdir(parents=True, exist_ok=True)
     image = results.DIRECTORY / 'flush.raw'
@@ -185,14 +201,14 @@ def _image() -> Iterator[tuple[guest.Guest, pathlib.Path]]:
         shutil.copyfile(built.disk, image)
         with image.open('r+b') as file:
             os.posix_fallocate(file.fileno(), 0, _SIZE_MIB << 20)
-        yield built, image
+        yield image
     finally:
         image.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _boot(built: guest.Guest, image: pathlib.Path,
-          mode: Mode) -> Iterator[qemu.Machine]:
+def _boot(image: pathlib.Path, mode: Mode) -> Iterator[qemu.Machine]:
+    built = mode.guest()
     # Or it stays in the page cache in such pieces as the boot before this one
     # has read it in.
     pagecache.evict(image)
@@ -206,10 +222,10 @@ def _boot(built: guest.Guest, image: pathlib.Path,
         machine.agent.run('sync', check=True, timeout=300)
 
 
-def _prepare(built: guest.Guest, image: pathlib.Path) -> None:
+def _prepare(image: pathlib.Path) -> None:
     """Make the large file: all that follows overwrites what there is."""
     with (progress.step('making the file to dirty'),
-          _boot(built, image, MODES['blk-writeback']) as machine):
+          _boot(image, MODES['blk-writeback']) as machine):
         machine.agent.run(
             f'dd if=/dev/zero of=/root/dirty bs=1M count={_DIRTY_MIB}',
             check=True, timeout=300)
@@ -239,7 +255,7 @@ def _probe(machine: qemu.Machine, arguments: str) -> dict[str, int]:
 
 def _fsync(machine: qemu.Machine, workload: Workload,
            share: int) -> dict[str, int]:
-    return _probe(machine, f'fsync /root/fsync '
+    return _probe(machine, f'{workload.call} /root/fsync '
                   f'{max(workload.fsyncs // share, 2)} {workload.processes}')
 
 
@@ -251,14 +267,27 @@ def _time(machine: qemu.Machine, workload: Workload,
             begun = _probe(machine, f'dirtied {_COUNTER}')
             time.sleep(_DIRTIER_SECONDS)
             before = _probe(machine, f'dirtied {_COUNTER}')
+        sent = _sent(machine)
         seen = _fsync(machine, workload, share)
+        if sent:
+            flushes, requests = (
+                now - then for now, then
+                in zip(_sent(machine), sent, strict=True))
+            rates['flushes_per_request'] = flushes / max(requests, 1)
         if workload.dirtier:
             after = _probe(machine, f'dirtied {_COUNTER}')
-            rates = dict(zip(_DIRTIED, (_rate(begun, before),
-                                        _rate(before, after)), strict=True))
+            rates |= zip(_DIRTIED, (_rate(begun, before),
+                                    _rate(before, after)), strict=True)
     return {'p50_us': seen['p50_us'], 'p99_us': seen['p99_us'],
             'max_us': seen['max_us'],
             'ops_per_s': seen['fsyncs'] * 1e6 / seen['elapsed_us'], **rates}
+
+
+def _sent(machine: qemu.Machine) -> list[int]:
+    """Flushes and requests of our driver so far; empty with another one."""
+    directory = '/sys/bus/virtio/drivers/virtio_pmem/virtio*/flush'
+    return [int(word) for word in machine.agent.run(
+        f'cat {directory}/flushes {directory}/requests').stdout.split()]
 
 
 def _rate(first: dict[str, int], last: dict[str, int]) -> float:
@@ -281,7 +310,7 @@ def _count(machine: qemu.Machine, image: pathlib.Path, workload: Workload,
 def _row(mode: str, workload: str, samples: list[dict[str, float]],
          host_syncs: float) -> dict[str, Any]:
     row: dict[str, Any] = {'mode': mode, 'workload': workload}
-    for figure in (*_FIGURES, *_DIRTIED):
+    for figure in (*_FIGURES, *_DIRTIED, 'flushes_per_request'):
         if figure not in samples[0]:
             continue
         values = [sample[figure] for sample in samples]
@@ -297,7 +326,7 @@ def _compare(row: dict[str, Any],
              samples: dict[tuple[str, str], list[dict[str, float]]]) -> None:
     """Add a row's figures as ratios to the rivals' in the same round."""
     ours = samples[row['mode'], row['workload']]
-    for rival in _RIVALS:
+    for rival in _RIVALS[row['mode']]:
         theirs = samples[rival, row['workload']]
         row[f'against_{rival.replace("-", "_")}'] = {
             # A dirtier that is starved altogether has 0 MiB/s.
@@ -313,7 +342,7 @@ def _median(ratios: list[float]) -> dict[str, float]:
 
 
 _HEADINGS = ('workload', 'disk', 'p50 ms', 'p99 ms', 'max ms', 'fsyncs/s',
-             'host syncs per fsync', 'dirtied MiB/s')
+             'host syncs per fsync', 'flushes per request', 'dirtied MiB/s')
 
 
 def _cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
@@ -324,8 +353,10 @@ def _cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
             digits, unit = (0, 1) if figure == 'ops_per_s' else (2, 1000)
             cells.append(_spread(row, figure, digits, unit))
         cells.append(f'{row["host_syncs_per_fsync"]:.2f}')
-        cells.append(_spread(row, 'dirtied_mib_per_s', 0, 1)
-                     if 'dirtied_mib_per_s' in row else '-')
+        for figure, digits in (('flushes_per_request', 1),
+                               ('dirtied_mib_per_s', 0)):
+            cells.append(_spread(row, figure, digits, 1)
+                         if figure in row else '-')
         yield cells
 
 
@@ -335,17 +366,16 @@ def _spread(row: dict[str, Any], figure: str, digits: int, unit: int) -> str:
             f'({least / unit:.{digits}f}-{most / unit:.{digits}f})')
 
 
-_VERDICT_HEADINGS = ('workload', 'ours against', 'p50', 'p99', 'dirtied')
+_VERDICT_HEADINGS = ('workload', 'ours', 'against', 'p50', 'p99', 'fsyncs/s',
+                     'dirtied')
 
 
 def _verdicts(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Ratios: of a time, less than 1 is better; of what was dirtied, more."""
+    """Ratios: of a time, less than 1 is better; of all else, more."""
     for row in rows:
-        if row['mode'] != 'pmem':
-            continue
-        for rival in _RIVALS:
+        for rival in _RIVALS.get(row['mode'], ()):
             ratios = row[f'against_{rival.replace("-", "_")}']
-            cells = [row['workload'], rival]
+            cells = [row['workload'], row['mode'], rival]
             for figure in _COMPARED:
                 ratio = ratios.get(figure)
                 cells.append(
@@ -372,7 +402,7 @@ def _show(title: str, headings: Sequence[str],
 def _plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     """p50 as bars with its spread, p99 as points, a panel a workload."""
     figure, panels = pyplot.subplots(
-        1, len(WORKLOADS), figsize=(12, 4), sharey=True,
+        1, len(WORKLOADS), figsize=(15, 4), sharey=True,
         layout='constrained')
     for panel, (key, workload) in zip(panels, WORKLOADS.items(), strict=True):
         shown = [row for row in rows if row['workload'] == key]

@@ -12,7 +12,7 @@
 
 """Building the test guest: kernel, initrd and disk image."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import gzip
 import os
@@ -31,6 +31,9 @@ from lab import paths
 COMMAND_LINE = 'console=ttyS0 quiet'
 
 KERNEL_PACKAGE = 'linux-image-cloud-amd64'
+
+#: In place of a package: the kernel of :mod:`lab.guest.debugkernel`.
+DEBUG_KERNEL = 'debug'
 
 #: Room for the guest and some MiB of files. The guest grows its root to the
 #: disk it finds itself on, so a larger image would only take longer to
@@ -77,17 +80,18 @@ def build(size_mib: int = SIZE_MIB, kernel_package: str = KERNEL_PACKAGE,
     whether it was; so a new kernel is taken up.
 
     :param size_mib: size of the disk image, a multiple of 2 MiB
-    :param kernel_package: a cloud kernel, or a package that depends on one
+    :param kernel_package: a cloud kernel, or a package that depends on one;
+        or :data:`DEBUG_KERNEL`
     :param with_driver: the guest's virtio-pmem driver is the one of
         guest-image-elements instead of the kernel's own
     :param extra_modules: of the kernel; loaded after the usual ones
     :raises GuestBuildError: something is missing, or does not fit
     """
     disk.check_size(size_mib)
-    kernel, agent = debian.find(debian.kernel(kernel_package),
-                                'qemu-guest-agent')
+    kernel = _kernel(kernel_package)
+    agent, = debian.find('qemu-guest-agent')
     key = paths.cache_key(
-        str(size_mib), kernel.checksum, agent.checksum, *extra_modules,
+        str(size_mib), kernel.key, agent.checksum, *extra_modules,
         *(part for path in _source_files()
           for part in (str(path.relative_to(_SOURCES)), path.read_bytes())),
         *(part for path in with_driver and driver.source_files() or ()
@@ -114,7 +118,41 @@ def _source_files() -> Iterator[pathlib.Path]:
             yield path
 
 
-def _build(size_mib: int, kernel: debian.Package, agent: debian.Package,
+def _copy(tree: pathlib.Path, into: pathlib.Path, *names: str) -> None:
+    for name in names:
+        shutil.copytree(tree / name, into / name, symlinks=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """A kernel that can be unpacked.
+
+    :ivar key: what decides how it is
+    :ivar unpack: makes the tree of its package in a directory
+    :ivar headers: makes a build directory for its release in a directory
+    """
+
+    key: str
+    unpack: Callable[[pathlib.Path], None]
+    headers: Callable[[str, pathlib.Path], pathlib.Path]
+
+
+def _kernel(name: str) -> _Kernel:
+    if name == DEBUG_KERNEL:
+        # It is a program too, which must not be imported before it runs.
+        from lab.guest import debugkernel
+        built = debugkernel.build()
+        return _Kernel(
+            str(built),
+            lambda into: _copy(built, into, 'boot', 'lib'),
+            lambda version, into: built / 'build')
+    package, = debian.find(debian.kernel(name))
+    return _Kernel(
+        package.checksum,
+        lambda into: debian.unpack(package, into), driver.unpack_headers)
+
+
+def _build(size_mib: int, kernel: _Kernel, agent: debian.Package,
            work: pathlib.Path, with_driver: bool,
            extra_modules: Sequence[str]) -> None:
     out = work / 'out'
@@ -122,7 +160,8 @@ def _build(size_mib: int, kernel: debian.Package, agent: debian.Package,
     guest = Guest(out)
 
     package = work / 'kernel'
-    debian.unpack(kernel, package)
+    package.mkdir()
+    kernel.unpack(package)
     # Since Debian 13 modules are in /usr/lib.
     if not (package / 'lib').exists():
         (package / 'lib').symlink_to('usr/lib')
@@ -132,7 +171,7 @@ def _build(size_mib: int, kernel: debian.Package, agent: debian.Package,
     # depmod prefers what is in there to the kernel's own.
     updates = pathlib.Path('lib/modules', version, 'updates')
     if with_driver:
-        driver.build(driver.unpack_headers(version, work / 'headers'),
+        driver.build(kernel.headers(version, work / 'headers'),
                      work / 'driver', package / updates)
 
     initrd = work / 'initrd'

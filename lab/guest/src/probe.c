@@ -17,8 +17,10 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/aio_abi.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,18 +29,21 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+/* linux/fs.h has one of 1 KiB. */
+#undef BLOCK_SIZE
 #define BLOCK_SIZE 4096
 #define BLOCK_WORDS (BLOCK_SIZE / sizeof(uint64_t))
 #define BLOCKS_PER_MIB (1024 * 1024 / BLOCK_SIZE)
 
 static const char usage[] =
-    "usage: probe fsync FILE COUNT [PROCESSES]\n"
-    "           write 4 KiB and fsync, COUNT times; latencies in us. Each of\n"
-    "           several processes has a file of its own\n"
+    "usage: probe fsync|fdatasync FILE COUNT [PROCESSES]\n"
+    "           write 4 KiB in place and sync them, COUNT times; latencies in\n"
+    "           us. Each of several processes has a file of its own\n"
     "       probe dirty FILE MIB write|mmap [COUNTER]\n"
     "           write FILE, MIB long, over and over until killed; count the\n"
     "           blocks in the file COUNTER\n"
@@ -65,6 +70,13 @@ static const char usage[] =
     "       probe committed DIRECTORY TASKS\n"
     "           the generations that are there, a task a line; - where a\n"
     "           record is torn, 0 where there is none\n"
+    "       probe hammer DEVICE TASKS COUNT\n"
+    "           write to the disk and sync it, COUNT times in all, in the\n"
+    "           ways there are; errors do not count. DEVICE may be a pattern:\n"
+    "           after an error, what it matches then is opened\n"
+    "       probe durable DEVICE LOG\n"
+    "           write a block that is synced (FUA) without waiting for it, tell\n"
+    "           LOG \"out\", wait, and tell LOG the result\n"
     "       probe dax FILE\n"
     "           does the kernel use DAX for FILE?\n";
 
@@ -125,14 +137,22 @@ static void *memory(const char *name, size_t size, int flags, int fd)
     return p;
 }
 
-/* Write and fsync, COUNT times; returns how many failed. */
-static uint64_t fsync_loop(const char *name, uint64_t count, uint64_t *took)
+typedef int sync_function(int fd);
+
+/* Write and sync, COUNT times; returns how many failed. */
+static uint64_t sync_loop(sync_function *sync_file, const char *name,
+                          uint64_t count, uint64_t *took)
 {
     uint64_t errors = 0;
     int first_error = 0;
-    char block[BLOCK_SIZE];
+    char block[BLOCK_SIZE] = "";
     int fd = open_file(name, O_WRONLY | O_CREAT);
 
+    /* fdatasync leaves the journal alone where nothing is allocated. */
+    if (sync_file == fdatasync &&
+        (pwrite(fd, block, sizeof(block), 0) != sizeof(block) || fsync(fd))) {
+        fail("write", name);
+    }
     for (uint64_t i = 0; i < count; i++) {
         uint64_t started;
 
@@ -141,7 +161,7 @@ static uint64_t fsync_loop(const char *name, uint64_t count, uint64_t *took)
             fail("write", name);
         }
         started = now_us();
-        if (fsync(fd)) {
+        if (sync_file(fd)) {
             errors++;
             first_error = first_error ? first_error : errno;
         }
@@ -149,14 +169,15 @@ static uint64_t fsync_loop(const char *name, uint64_t count, uint64_t *took)
     }
     close(fd);
     if (errors) {
-        fprintf(stderr, "probe: fsync %s: %s\n", name, strerror(first_error));
+        fprintf(stderr, "probe: sync %s: %s\n", name, strerror(first_error));
     }
     return errors;
 }
 
 /* In a process of its own once all are there; its errors are added up. */
-static void fsync_process(const char *name, uint64_t number, uint64_t count,
-                          uint64_t *took, uint64_t *shared)
+static void sync_process(sync_function *sync_file, const char *name,
+                         uint64_t number, uint64_t count, uint64_t *took,
+                         uint64_t *shared)
 {
     char own[PATH_MAX];
     pid_t pid = fork();
@@ -171,12 +192,13 @@ static void fsync_process(const char *name, uint64_t number, uint64_t count,
     while (!__atomic_load_n(&shared[0], __ATOMIC_ACQUIRE)) {
         sched_yield();
     }
-    __atomic_add_fetch(&shared[1], fsync_loop(own, count, took),
+    __atomic_add_fetch(&shared[1], sync_loop(sync_file, own, count, took),
                        __ATOMIC_RELEASE);
     exit(0);
 }
 
-static int probe_fsync(const char *name, uint64_t count, uint64_t processes)
+static int probe_sync(sync_function *sync_file, const char *name,
+                      uint64_t count, uint64_t processes)
 {
     uint64_t total = count * processes, started, sum = 0, errors;
     uint64_t *shared = memory(name, (total + 2) * sizeof(*shared),
@@ -186,10 +208,11 @@ static int probe_fsync(const char *name, uint64_t count, uint64_t processes)
 
     if (processes == 1) {
         started = now_us();
-        shared[1] = fsync_loop(name, count, took);
+        shared[1] = sync_loop(sync_file, name, count, took);
     } else {
         for (uint64_t i = 0; i < processes; i++) {
-            fsync_process(name, i, count, took + i * count, shared);
+            sync_process(sync_file, name, i, count, took + i * count,
+                         shared);
         }
         started = now_us();
         __atomic_store_n(&shared[0], 1, __ATOMIC_RELEASE);
@@ -535,6 +558,122 @@ static int probe_commit(const char *directory, uint64_t tasks,
     return 1;
 }
 
+/*
+ * The kernel flushes for fdatasync(2) by a bio without data, and for O_DSYNC
+ * by one with data (FUA), as far as it is direct. A block is written in one way
+ * only, and by nobody else: what is in the page cache fails a direct write.
+ */
+/* The first of the blocks. */
+#define HAMMERED 1024
+
+static int hammer_open(const char *pattern, bool direct)
+{
+    int fd = -1;
+    glob_t found;
+
+    if (!glob(pattern, 0, NULL, &found)) {
+        for (size_t i = 0; i < found.gl_pathc && fd < 0; i++) {
+            fd = open(found.gl_pathv[i], O_WRONLY | O_CLOEXEC |
+                      (direct ? O_DIRECT | O_DSYNC : 0));
+        }
+        globfree(&found);
+    }
+    return fd;
+}
+
+static void hammer_task(const char *pattern, uint64_t task, uint64_t count,
+                        uint64_t *errors)
+{
+    char *block = aligned_alloc(BLOCK_SIZE, BLOCK_SIZE);
+    uint64_t done = 0;
+    bool direct = false;
+    int fd = -1;
+
+    if (!block) {
+        fail("memory for", pattern);
+    }
+    memset(block, (int)task, BLOCK_SIZE);
+    while (done < count) {
+        if (fd < 0) {
+            direct = (done + task) % 3 == 0;
+            fd = hammer_open(pattern, direct);
+        }
+        if (fd >= 0 &&
+            pwrite(fd, block, BLOCK_SIZE, (HAMMERED + 2 * task + direct) *
+                   BLOCK_SIZE) == BLOCK_SIZE && !fdatasync(fd)) {
+            done++;
+            if (done % 20) {
+                continue;
+            }
+        } else {
+            /* The driver is out, or has failed: somebody mends that. */
+            __atomic_add_fetch(errors, 1, __ATOMIC_RELAXED);
+            usleep(50000);
+        }
+        if (fd >= 0) {
+            close(fd);
+            fd = -1;
+        }
+    }
+    exit(0);
+}
+
+static int probe_hammer(const char *name, uint64_t tasks, uint64_t count)
+{
+    uint64_t *errors = memory(name, sizeof(*errors),
+                              MAP_SHARED | MAP_ANONYMOUS, -1);
+    uint64_t ended = 0;
+    int status;
+
+    for (uint64_t task = 0; task < tasks; task++) {
+        pid_t pid = fork();
+
+        if (pid < 0) {
+            fail("fork for", name);
+        }
+        if (!pid) {
+            hammer_task(name, task, count / tasks, errors);
+        }
+    }
+    while (wait(&status) > 0) {
+        ended += !status;
+    }
+    printf("syncs=%" PRIu64 " errors=%" PRIu64 " ended=%" PRIu64 "\n",
+           count / tasks * ended, *errors, ended);
+    return ended != tasks;
+}
+
+static int probe_durable(const char *name, const char *log_name)
+{
+    char *block = aligned_alloc(BLOCK_SIZE, BLOCK_SIZE);
+    int fd = open_file(name, O_WRONLY | O_DIRECT | O_DSYNC);
+    int log = open_file(log_name, O_WRONLY | O_APPEND | O_CREAT);
+    struct iocb control = {
+        .aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = fd,
+        .aio_buf = (uintptr_t)block, .aio_nbytes = BLOCK_SIZE,
+    }, *controls[] = { &control };
+    struct io_event event;
+    aio_context_t context = 0;
+
+    if (!block) {
+        fail("memory for", name);
+    }
+    memset(block, 'D', BLOCK_SIZE);
+    if (syscall(SYS_io_setup, 1, &context) ||
+        syscall(SYS_io_submit, context, 1, controls) != 1) {
+        fail("submit", name);
+    }
+    dprintf(log, "out\n");
+    /* A suspend interrupts it. */
+    while (syscall(SYS_io_getevents, context, 1, 1, &event, NULL) != 1) {
+        if (errno != EINTR) {
+            fail("wait for", name);
+        }
+    }
+    dprintf(log, "%lld\n", (long long)event.res);
+    return 0;
+}
+
 static void print_generation(int fd, uint64_t at, uint64_t task)
 {
     uint64_t block[BLOCK_WORDS];
@@ -590,9 +729,11 @@ int main(int argc, char **argv)
 {
     const char *action = argc > 2 ? argv[1] : "";
 
-    if (!strcmp(action, "fsync") && (argc == 4 || argc == 5)) {
-        return probe_fsync(argv[2], number("COUNT", argv[3], 10000000),
-                           argc == 4 ? 1 : number("PROCESSES", argv[4], 1024));
+    if ((!strcmp(action, "fsync") || !strcmp(action, "fdatasync")) &&
+        (argc == 4 || argc == 5)) {
+        return probe_sync(strcmp(action, "fsync") ? fdatasync : fsync,
+                          argv[2], number("COUNT", argv[3], 10000000),
+                          argc == 4 ? 1 : number("PROCESSES", argv[4], 1024));
     }
     if (!strcmp(action, "dirty") && (argc == 5 || argc == 6)) {
         return probe_dirty(argv[2], number("MIB", argv[3], 1 << 20), argv[4],
@@ -609,6 +750,13 @@ int main(int argc, char **argv)
     }
     if (!strcmp(action, "committed") && argc == 4) {
         return probe_committed(argv[2], number("TASKS", argv[3], 1024));
+    }
+    if (!strcmp(action, "hammer") && argc == 5) {
+        return probe_hammer(argv[2], number("TASKS", argv[3], 1024),
+                            number("COUNT", argv[4], 10000000));
+    }
+    if (!strcmp(action, "durable") && argc == 4) {
+        return probe_durable(argv[2], argv[3]);
     }
     if (!strcmp(action, "generations") && argc == 4) {
         return probe_generations(argv[2], number("MIB", argv[3], 1 << 20));

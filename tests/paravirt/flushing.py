@@ -1,0 +1,246 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""A guest with our driver, and a disk whose syncs and registers we control."""
+
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+
+from lab import agent
+from lab import emulators
+from lab import guest
+from lab import qemu
+from tests.device import backing
+from tests.device import emulator
+from tests.paravirt import disk
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+
+#: Where a split queue keeps its index and its entries (virtio 1.3, 2.7.6).
+INDEX = 2
+RING = 4
+
+#: The guest's disk that is under test, and QEMU's name of the device.
+PMEM = '/dev/pmem0'
+#: The same after the driver was bound again, if somebody had it open.
+ANY_PMEM = '/dev/pmem[0-9]*'
+NAME = '/machine/peripheral/data'
+
+
+class Flushing:
+    """A guest whose root is elsewhere, for the length of a ``with`` block.
+
+    :param stock: whether the device is QEMU's own, which forgets errors
+    :param command_line: added to the kernel's
+    :ivar backing: of the disk
+    :ivar machine: that the guest runs in
+    :ivar qtest: stores to the guest's memory and ports from outside
+    """
+
+    def __init__(self, kernel_package: str, stock: bool = False,
+                 processors: int = 1, memory_mib: int = 256,
+                 command_line: str = '') -> None:
+        self._guest = guest.build(kernel_package=kernel_package,
+                                  with_driver=True)
+        self._stock = stock
+        self._processors = processors
+        self._memory_mib = memory_mib
+        self._command_line = command_line
+
+    def __enter__(self) -> 'Flushing':
+        self._directory = pathlib.Path(tempfile.mkdtemp(prefix='flushing-'))
+        image, root = self._directory / 'image', self._directory / 'root'
+        with image.open('wb') as file:
+            file.truncate(SIZE)
+        disk.copy(self._guest.disk, root)
+        self.backing = backing.BackingFile(image, self._directory / 'host')
+        qtest = self._directory / 'qtest'
+        self.machine = qemu.Machine(
+            *qemu.direct_kernel(
+                self._guest.kernel, self._guest.initrd,
+                f'{guest.COMMAND_LINE} {self._command_line}'),
+            # Its slots are ejected by ports, without the guest's help.
+            '-machine', 'pc', '-smp', str(self._processors),
+            *qemu.virtio_blk(root), *qemu.pmem(self.backing.path, 'data'),
+            '-qtest', f'unix:{qtest},server=on,wait=off',
+            '-qtest-log', 'none', memory_mib=self._memory_mib,
+            emulator=(emulators.stock('10.0') if self._stock
+                      else emulators.ours()))
+        try:
+            self.machine.__enter__()
+        except Exception:
+            self._clean()
+            raise
+        self.qtest = emulator.QTest(qtest)
+        self.machine.agent.wait_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A QEMU in a sync that is held cannot be killed.
+        self.backing.release()
+        self.qtest.close()
+        self.machine.__exit__()
+        self._clean()
+
+    def _clean(self) -> None:
+        self.backing.close()
+        shutil.rmtree(self._directory)
+
+    def run(self, command: str, timeout: float = 120) -> str:
+        """What a command prints that must succeed."""
+        return self.machine.agent.run(
+            command, check=True, timeout=timeout).stdout.strip()
+
+    def version(self) -> str:
+        return self.run('cat /sys/module/virtio_pmem/version '
+                        '/sys/module/nd_virtio/version | uniq')
+
+    def flush(self, name: str) -> int:
+        """A file of the driver's in sysfs: flushes, requests, failed."""
+        return int(self.run(
+            f'cat /sys/bus/virtio/drivers/virtio_pmem/virtio*/flush/{name}'))
+
+    def sync(self, count: int = 1) -> str:
+        """Write to the disk and sync it; '' or what went wrong."""
+        done = self.machine.agent.run(
+            f'probe fdatasync {PMEM} {count}', timeout=300)
+        return '' if not done.status else done.stderr
+
+    def start_syncs(self, tasks: int) -> None:
+        """Have tasks sync once each, in the background."""
+        self.run('rm -rf /run/syncs; mkdir /run/syncs; cd /run/syncs; '
+                 f'for task in $(seq {tasks}); do {{ dd if=/dev/zero of={PMEM}'
+                 ' bs=4k count=1 seek=$((task + 8)) conv=notrunc,fsync; '
+                 f'echo $? > $task; }} >/dev/null 2>&1 & done')
+
+    def ended(self, tasks: int, timeout: float = 60) -> list[int]:
+        """The statuses of those tasks, once all have ended."""
+        deadline = time.monotonic() + timeout
+        while True:
+            found = self.run('cat /run/syncs/* 2>/dev/null; true').split()
+            if len(found) == tasks:
+                return [int(status) for status in found]
+            if time.monotonic() > deadline:
+                raise TimeoutError(f'{len(found)} of {tasks} syncs ended: '
+                                   + self.log()[-2000:])
+            time.sleep(0.1)
+
+    def wait(self, command: str, timeout: float = 60) -> None:
+        """Wait until a command of the guest succeeds."""
+        deadline = time.monotonic() + timeout
+        while self.machine.agent.run(command).status:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f'{command}: ' + self.log()[-2000:])
+            time.sleep(0.1)
+
+    def log(self) -> str:
+        """The kernel's log."""
+        return self.run('dmesg')
+
+    def device(self) -> str:
+        """The virtio device's name in the guest."""
+        return self.run('basename /sys/bus/virtio/drivers/virtio_pmem/'
+                        'virtio*')
+
+    def bind_again(self) -> None:
+        """Take the driver from the device, and give it back."""
+        name = self.device()
+        for file in 'unbind', 'bind':
+            self.run(f'echo {name} > /sys/bus/virtio/drivers/virtio_pmem/'
+                     f'{file}', timeout=300)
+        self.wait(f'ls {ANY_PMEM}')
+
+    def break_queue(self) -> None:
+        """Have the device find more requests than the queue has room for."""
+        index = self.queue()['vring-avail'] + INDEX
+        before = self.qtest.read(index, 2)
+        self.qtest.write(index, 2, before + 3000 & 0xffff)
+        self.kick()
+
+    def load_again(self) -> None:
+        """Take both modules out and put them in."""
+        # libnvdimm uses the module as long as there is a disk.
+        self.run(f'echo {self.device()} > '
+                 '/sys/bus/virtio/drivers/virtio_pmem/unbind && '
+                 'rmmod virtio_pmem && rmmod nd_virtio && '
+                 'insmod /lib/driver/nd_virtio.ko && '
+                 'insmod /lib/driver/virtio_pmem.ko', timeout=300)
+        self.wait(f'ls {ANY_PMEM}')
+
+    def suspend(self, timeout: float = 120) -> None:
+        """Suspend to RAM, as far as it gets.
+
+        :raises CommandError: a driver, or a task, refuses
+        """
+        # The agent must have answered before it is frozen.
+        self.run('rm -f /run/suspended; { sleep 1; echo mem > '
+                 '/sys/power/state; echo $? > /run/suspended; } '
+                 '> /run/suspend 2>&1 &')
+        deadline = time.monotonic() + timeout
+        while self.machine.qmp('query-status')['status'] != 'suspended':
+            if time.monotonic() > deadline:
+                raise TimeoutError('no suspend: ' + self.machine.console())
+            # While tasks are frozen the agent is too.
+            if self._refused():
+                raise agent.CommandError(self.run('cat /run/suspend'))
+            time.sleep(0.2)
+
+    def _refused(self) -> bool:
+        try:
+            return self.machine.agent.run(
+                'grep -v "^0" /run/suspended', timeout=1).status == 0
+        except agent.AgentTimeoutError:
+            return False
+
+    def resume(self) -> None:
+        self.machine.qmp('system_wakeup')
+        self.machine.agent.wait_ready()
+
+    def queue(self) -> dict[str, int]:
+        """Where the flush queue is in the guest's memory, and its state."""
+        queue: dict[str, int] = self.machine.qmp(
+            'x-query-virtio-queue-status',
+            path=f'{NAME}/virtio-backend', queue=0)
+        return queue
+
+    def _function(self) -> str:
+        """The directory of the PCI device in the guest's sysfs."""
+        return self.run('dirname $(readlink -f /sys/bus/virtio/devices/'
+                        + self.device() + ')')
+
+    def _bar(self, number: int) -> int:
+        """Where a region of the PCI device is in the guest's memory."""
+        lines = self.run(f'cat {self._function()}/resource').splitlines()
+        return int(lines[number].split()[0], 16)
+
+    def kick(self) -> None:
+        """Notify the device of its queue.
+
+        As in hw/virtio/virtio-pci.c of QEMU, virtio_pci_realize().
+        """
+        self.qtest.write(self._bar(4) + 0x3000, 2, 0)
+
+    def pull(self) -> None:
+        """Take the device out, and have the guest see that it is gone."""
+        function = self._function()
+        self._eject(function)
+        self.run(f'echo 1 > {function}/remove', timeout=300)
+
+    def _eject(self, function: str) -> None:
+        """By the ports of an i440fx; QEMU, docs/specs/acpi_pci_hotplug.rst."""
+        slot = re.findall(r'0000:00:(\w\w)', function)[0]
+        self.qtest.out(0xAE10, 4, 0)
+        self.qtest.out(0xAE08, 4, 1 << int(slot, 16))

@@ -1,0 +1,196 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What the guest's driver does when the host, or somebody else, does not."""
+
+import errno
+
+from oslotest import base
+import testscenarios
+
+from lab import agent
+from lab import guest
+from lab.guest import driver
+from tests.paravirt import committing
+from tests.paravirt import flushing
+
+load_tests = testscenarios.load_tests_apply_scenarios
+
+TASKS = 6
+
+
+class FaultTestCase(base.BaseTestCase):
+
+    scenarios = [(kernel, {'kernel': kernel})
+                 for kernel in committing.KERNELS]
+    kernel = '6.12'
+
+    def start(self, stock: bool = False) -> flushing.Flushing:
+        try:
+            package = committing.package(self.kernel)
+        except guest.GuestBuildError as exc:
+            self.skipTest(str(exc))
+        running = flushing.Flushing(package, stock)
+        running.__enter__()
+        self.addCleanup(running.__exit__)
+        self.addCleanup(lambda: self.assertHealthy(running))
+        self.assertEqual(driver.VERSION, running.version())
+        return running
+
+    def assertHealthy(self, running: flushing.Flushing) -> None:
+        log = running.log()
+        for what in 'BUG:', 'WARNING:', 'Oops', 'Call Trace':
+            if what == 'Call Trace' and 'blocked for more than' in log:
+                continue
+            self.assertNotIn(what, log)
+
+    def hold(self, running: flushing.Flushing, tasks: int) -> None:
+        """Let tasks wait for a sync that does not end."""
+        begun = running.backing.begun
+        running.backing.hold()
+        running.start_syncs(tasks)
+        running.backing.wait(lambda: running.backing.begun > begun)
+        # All are in the driver: those that the host was not asked for too.
+        flushes = running.flush('flushes')
+        self.assertGreater(flushes, 0)
+
+    def assertFailed(self, running: flushing.Flushing, tasks: int) -> None:
+        """All of them got an error, and so does each sync from now on."""
+        self.assertEqual([1] * tasks, running.ended(tasks))
+        self.assertEqual(1, running.flush('failed'))
+        requests = running.flush('requests')
+        self.assertIn('Input/output error', running.sync())
+        self.assertEqual(requests, running.flush('requests'))
+
+
+class HostTestCase(FaultTestCase):
+
+    def test_an_error_is_everybodys_and_final(self) -> None:
+        """On a device that forgets it, and until the driver is bound again."""
+        running = self.start(stock=True)
+        self.assertEqual('', running.sync(20))
+        running.backing.fail_always(errno.EIO)
+        self.hold(running, TASKS)
+        running.backing.release()
+        self.assertEqual([1] * TASKS, running.ended(TASKS))
+        running.backing.fail_always(0)
+        self.assertFailed(running, TASKS)
+        self.assertIn('every flush fails from now on', running.log())
+        running.bind_again()
+        self.assertEqual('', running.sync(20))
+        self.assertEqual(0, running.flush('failed'))
+        running.load_again()
+        self.assertEqual('', running.sync(20))
+
+    def test_those_that_come_while_one_is_out_share_the_next(self) -> None:
+        running = self.start()
+        self.hold(running, TASKS)
+        running.wait('test $(cat /sys/bus/virtio/drivers/virtio_pmem/virtio*'
+                     f'/flush/flushes) -ge {TASKS}')
+        requests, flushes = map(running.flush, ('requests', 'flushes'))
+        running.backing.release()
+        self.assertEqual([0] * TASKS, running.ended(TASKS))
+        self.assertLessEqual(running.flush('requests') - requests, 1)
+        self.assertLessEqual(TASKS, flushes)
+
+    def test_a_host_that_does_not_answer(self) -> None:
+        """The kernel tells of tasks that hang; a suspend is refused."""
+        running = self.start()
+        begun = running.backing.begun
+        running.backing.hold()
+        # It does not hang in a system call, so the suspend gets as far as us.
+        running.run(f'probe durable {flushing.PMEM} /run/durable '
+                    '>/dev/null 2>&1 &')
+        running.backing.wait(lambda: running.backing.begun > begun)
+        running.wait('grep -q out /run/durable')
+        self.assertRaises(agent.CommandError, running.suspend)
+        self.assertIn('has not flushed for', running.log())
+        running.run('echo 5 > /proc/sys/kernel/hung_task_timeout_secs')
+        running.start_syncs(1)
+        running.machine.wait_console('blocked for more than')
+        running.backing.release()
+        self.assertEqual([0], running.ended(1))
+        running.wait('grep -q 4096 /run/durable')
+        self.assertEqual('', running.sync())
+
+    def test_suspend_and_resume(self) -> None:
+        running = self.start()
+        self.assertEqual('', running.sync(5))
+        running.run(f'probe hammer {flushing.PMEM} 4 4000 > /run/hammer '
+                    '2>&1 &')
+        for _ in range(2):
+            before = running.flush('requests')
+            running.suspend()
+            running.resume()
+            self.assertEqual('', running.sync(5))
+            self.assertLess(before, running.flush('requests'))
+        running.wait('grep -q ended=4 /run/hammer', timeout=300)
+        self.assertIn(' errors=0 ', running.run('cat /run/hammer'))
+
+
+class BrokenTestCase(FaultTestCase):
+
+    def test_a_device_that_needs_a_reset(self) -> None:
+        """As after a request that the device cannot parse."""
+        running = self.start()
+        self.hold(running, TASKS)
+        running.break_queue()
+        self.assertFailed(running, TASKS)
+        self.assertIn('the device has failed', running.log())
+        running.backing.release()
+
+    def test_a_device_that_answers_what_it_was_not_asked(self) -> None:
+        running = self.start()
+        self.hold(running, 1)
+        queue = running.queue()
+        # A request that the driver knows nothing of: one more descriptor
+        # that says what the first one does.
+        last = queue['vring-num'] - 1
+        running.qtest.write_bytes(
+            queue['vring-desc'] + 16 * last,
+            running.qtest.read_bytes(queue['vring-desc'], 16))
+        index = queue['vring-avail'] + flushing.INDEX
+        number = running.qtest.read(index, 2)
+        entry = flushing.RING + 2 * (number % queue['vring-num'])
+        running.qtest.write(queue['vring-avail'] + entry, 2, last)
+        running.qtest.write(index, 2, number + 1 & 0xffff)
+        running.kick()
+        running.run('mv /run/syncs /run/first')
+        running.start_syncs(TASKS)
+        running.backing.release()
+        self.assertFailed(running, TASKS)
+        self.assertEqual('0', running.run('cat /run/first/1'))
+        self.assertIn('is not a head', running.log())
+
+    def test_a_device_that_is_pulled_out(self) -> None:
+        running = self.start()
+        self.hold(running, TASKS)
+        running.pull()
+        self.assertEqual([1] * TASKS, running.ended(TASKS))
+        running.backing.release()
+        running.run(f'test ! -e {flushing.PMEM}')
+
+    def test_the_driver_is_taken_out_under_a_sync(self) -> None:
+        """It waits for the host, and those that waited are served."""
+        running = self.start()
+        self.hold(running, TASKS)
+        name = running.device()
+        running.run(f'{{ echo {name} > /sys/bus/virtio/drivers/virtio_pmem/'
+                    'unbind; echo done > /run/unbound; } >/dev/null 2>&1 &')
+        self.assertEqual(1, running.machine.agent.run(
+            'sleep 1; test -e /run/unbound').status)
+        running.backing.release()
+        self.assertEqual([0] * TASKS, running.ended(TASKS))
+        running.wait('test -e /run/unbound')
+        running.run(f'echo {name} > /sys/bus/virtio/drivers/virtio_pmem/bind')
+        running.wait(f'test -b {flushing.PMEM}')
+        self.assertEqual('', running.sync(5))
