@@ -89,12 +89,17 @@ class Machine:
         return
     :param memory_mib: the guest's RAM
     :param emulator: program; a bare name is looked up in PATH
+    :param agent_serial: the agent's channel is the second serial port, where
+        ``agent=ttyS1`` on the guest's command line has it look, in place of a
+        virtio port
     :raises MachineError: on entering, if QEMU does not start
     """
 
     def __init__(self, *options: str, memory_mib: int = 256,
-                 emulator: str = 'qemu-system-x86_64') -> None:
+                 emulator: str = 'qemu-system-x86_64',
+                 agent_serial: bool = False) -> None:
         self._options = options
+        self._agent_serial = agent_serial
         self._memory_mib = memory_mib
         self._emulator = emulator
 
@@ -127,11 +132,12 @@ class Machine:
                 '-serial', f'file:{self._console}',
                 '-chardev', f'socket,id=qmp,fd={theirs.fileno()}',
                 '-mon', 'chardev=qmp,mode=control',
-                '-device', 'virtio-serial-pci',
                 '-chardev', f'socket,id=agent,server=on,wait=off,'
                             f'path={self._directory}/agent',
-                '-device', 'virtserialport,chardev=agent,'
-                           'name=org.qemu.guest_agent.0',
+                *(['-serial', 'chardev:agent'] if self._agent_serial else
+                  ['-device', 'virtio-serial-pci',
+                   '-device', 'virtserialport,chardev=agent,'
+                              'name=org.qemu.guest_agent.0']),
                 *self._options]
             with (self._directory / 'stderr').open('wb') as stderr:
                 self._process = subprocess.Popen(

@@ -71,12 +71,15 @@ class Flushing:
         self.machine = qemu.Machine(
             *qemu.direct_kernel(
                 self._guest.kernel, self._guest.initrd,
-                f'{guest.COMMAND_LINE} {self._command_line}'),
+                f'{guest.COMMAND_LINE} agent=ttyS1 {self._command_line}'),
             # Its slots are ejected by ports, without the guest's help.
             '-machine', 'pc', '-smp', str(self._processors),
             *qemu.virtio_blk(root), *qemu.pmem(self.backing.path, 'data'),
             '-qtest', f'unix:{qtest},server=on,wait=off',
-            '-qtest-log', 'none', memory_mib=self._memory_mib,
+            # Linux's virtio_console does not survive every suspend (6.12.117:
+            # control_work_handler() uses a queue that is gone).
+            '-qtest-log', 'none', agent_serial=True,
+            memory_mib=self._memory_mib,
             emulator=(emulators.stock('10.0') if self._stock
                       else emulators.ours()))
         try:

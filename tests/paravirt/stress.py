@@ -22,10 +22,14 @@ import time
 import click
 
 from lab.guest import image
+from lab import paths
 from tests.paravirt import committing
 from tests.paravirt import flushing
 
 TASKS = 64
+
+#: Where a guest that failed has left what it said.
+CONSOLE = paths.STATE / 'stress-console.txt'
 
 #: What a kernel says when something is wrong with it or with a module.
 _COMPLAINTS = re.compile(
@@ -149,7 +153,13 @@ def stress(kernel_package: str, count: int,
             memory_mib=1024 if debug else 256,
             command_line='' if debug else 'slub_debug=FZPU') as running:
         run = Stress(running, count, say)
-        return run.run(600), run.faults
+        try:
+            return run.run(600), run.faults
+        except Exception:
+            CONSOLE.parent.mkdir(exist_ok=True)
+            CONSOLE.write_text(running.machine.console())
+            say(f'the guest\'s console is in {CONSOLE}')
+            raise
 
 
 @click.command()

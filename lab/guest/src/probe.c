@@ -608,7 +608,7 @@ static void hammer_task(const char *pattern, uint64_t task, uint64_t count,
         } else {
             /* The driver is out, or has failed: somebody mends that. */
             __atomic_add_fetch(errors, 1, __ATOMIC_RELAXED);
-            usleep(50000);
+            usleep(500000);
         }
         if (fd >= 0) {
             close(fd);
