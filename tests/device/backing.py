@@ -52,6 +52,7 @@ class _FileSystem(mfusepy.Operations):
         self._lock = threading.Condition()
         self._held = False
         self._passes = 0
+        self._delay = 0.0
         self._errors: collections.deque[int] = collections.deque()
         self._always = 0
         self._lock_error = 0
@@ -66,6 +67,8 @@ class _FileSystem(mfusepy.Operations):
                 self._held = False
             elif name == 'pass':
                 self._passes += 1
+            elif name == 'delay':
+                self._delay = float(args[0])
             elif name == 'fail':
                 self._errors.extend(int(arg) for arg in args)
             elif name == 'fail-always':
@@ -156,6 +159,9 @@ class _FileSystem(mfusepy.Operations):
         with self._lock:
             written, self._unsynced = self._unsynced, []
             self._tell(f'begin {datasync}')
+            delay = self._delay
+        time.sleep(delay)
+        with self._lock:
             while self._held and not self._passes:
                 self._lock.wait()
             self._passes -= self._held
@@ -278,6 +284,10 @@ class BackingFile:
     def release_one(self) -> None:
         """Let one of them end."""
         self._command('pass')
+
+    def delay(self, seconds: float) -> None:
+        """Let each fsync that begins from now on take so long."""
+        self._command(f'delay {seconds}')
 
     def fail(self, *errors: int) -> None:
         """Let the next ones end with these errnos, 0 for success."""

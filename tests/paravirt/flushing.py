@@ -44,6 +44,7 @@ class Flushing:
     """A guest whose root is elsewhere, for the length of a ``with`` block.
 
     :param stock: whether the device is QEMU's own, which forgets errors
+    :param with_driver: or with the kernel's own
     :param command_line: added to the kernel's
     :ivar backing: of the disk
     :ivar machine: that the guest runs in
@@ -52,9 +53,9 @@ class Flushing:
 
     def __init__(self, kernel_package: str, stock: bool = False,
                  processors: int = 1, memory_mib: int = 256,
-                 command_line: str = '') -> None:
+                 command_line: str = '', with_driver: bool = True) -> None:
         self._guest = guest.build(kernel_package=kernel_package,
-                                  with_driver=True)
+                                  with_driver=with_driver)
         self._stock = stock
         self._processors = processors
         self._memory_mib = memory_mib
