@@ -32,9 +32,10 @@ TASKS = 64
 CONSOLE = paths.STATE / 'stress-console.txt'
 
 #: What a kernel says when something is wrong with it or with a module.
+#: What lockdep and KASAN find begins with one of the first two.
 _COMPLAINTS = re.compile(
-    r'BUG|WARNING|Oops|KASAN|UBSAN|lockdep|circular locking|'
-    r'blocked for more than|unreferenced object|general protection|Redzone')
+    r'WARNING:|BUG:|BUG kmalloc|Oops:|UBSAN:|blocked for more than|'
+    r'unreferenced object|general protection|Redzone')
 
 
 class Stress:
