@@ -63,18 +63,22 @@ class Stress:
         running.run(f"probe hammer '{flushing.ANY_PMEM}' {TASKS} "
                     f'{self._count} > /run/hammer 2>&1 &')
         faults: dict[str, tuple[Callable[[], None], int]] = {
-            'slow': (self._slow, 6),
-            'stop': (self._stop, 3),
-            'error': (self._error, 2),
-            'broken': (self._broken, 2),
-            'bind': (running.bind_again, 2),
-            'load': (running.load_again, 2),
+            'slow': (self._slow, 2),
+            'stop': (self._stop, 1),
+            'error': (self._error, 1),
+            'broken': (self._broken, 1),
+            'bind': (running.bind_again, 1),
+            'load': (running.load_again, 1),
             'suspend': (self._suspend, 1),
         }
-        names = [name for name, (_, weight) in faults.items()
-                 for _ in range(weight)]
+        names: list[str] = []
         while not self._ended():
-            name = random.choice(names)
+            if not names:
+                # Each has its turn.
+                names = [name for name, (_, weight) in faults.items()
+                         for _ in range(weight)]
+                random.shuffle(names)
+            name = names.pop()
             self._say(f'{name}, after {running.flush("flushes")} flushes')
             faults[name][0]()
             self.faults[name] = self.faults.get(name, 0) + 1
