@@ -63,9 +63,6 @@ class FaultTestCase(base.BaseTestCase):
         running.backing.hold()
         running.start_syncs(tasks)
         running.backing.wait(lambda: running.backing.begun > begun)
-        # All are in the driver: those that the host was not asked for too.
-        flushes = running.flush('flushes')
-        self.assertGreater(flushes, 0)
 
     def assertFailed(self, running: flushing.Flushing, tasks: int) -> None:
         """All of them got an error, and so does each sync from now on."""
