@@ -179,6 +179,8 @@ class MovesTestCase(base.DeviceTestCase):
         for turn in range(2):
             acknowledged = len(self.lines('ack'))
             machine = self.move(machine, turn, properties='drop-cache=off')
-            self.wait_acknowledged(acknowledged)
+            # The first of these may have been written at the source, so that
+            # one alone would leave nothing stale there.
+            self.wait_acknowledged(acknowledged + ROUND)
         self.wait_acknowledged(len(self.lines('ack')) + ROUND)
         self.assertNotEqual([], self.lines('bad'))
