@@ -13,9 +13,10 @@
 """What the cloud tests share: flavors, images and servers of the lab."""
 
 from collections.abc import Mapping
+import fcntl
 import logging
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import openstack
 from oslotest import base
@@ -24,6 +25,7 @@ from lab import clients
 from lab import guest
 from lab import host
 from lab import lifecycle
+from lab import paths
 from lab import servers
 
 ROOT = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
@@ -42,21 +44,43 @@ def configure(options: Options, *nodes: host.Host) -> None:
 
 
 class CloudTestCase(base.BaseTestCase):
-    """A test against the lab's cloud, which must be up (lab/cloud up)."""
+    """A test against the lab's cloud, which must be up (lab/cloud up).
+
+    Two run at a time, unless one of them needs the cloud alone.
+    """
+
+    #: Whether it changes hosts or services, or needs both cores.
+    alone = False
 
     def setUp(self) -> None:
         super().setUp()
+        self._share_the_cloud()
         # Every request and its answer, beside which no failure is seen.
         for name in ('keystoneauth', 'urllib3', 'openstack'):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.cloud = clients.connect()
         self.built = guest.build()
 
+    def _share_the_cloud(self) -> None:
+        """Wait until this test may run, and keep the cloud until its end."""
+        cloud, turn = (self._locked_file(name) for name in ('cloud', 'turn'))
+        # First come, first served: the one that waits for the others' end
+        # keeps new ones from beginning.
+        with turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            fcntl.flock(cloud, fcntl.LOCK_EX if self.alone else fcntl.LOCK_SH)
+
+    def _locked_file(self, name: str) -> TextIO:
+        file = (paths.STATE / f'test-{name}.lock').open('a')
+        self.addCleanup(file.close)
+        return file
+
     def configure(self, options: Options, *nodes: host.Host) -> None:
         """Give nova-computes options for this test; of all hosts by default.
 
         They are restarted, and once more when it has ended.
         """
+        assert self.alone, f'{self.id()} is not alone in the cloud'
         nodes = nodes or host.HOSTS
         self.addCleanup(configure, {}, *nodes)
         configure(options, *nodes)
@@ -65,8 +89,11 @@ class CloudTestCase(base.BaseTestCase):
         name = '-'.join(['fakedax-test', *(['kernel-boot'] if kernel else []),
                          *(f'{key}={value}'
                            for key, value in sorted(properties.items()))])
-        return servers.image(
-            self.cloud, name, self.built, kernel=kernel, **properties)
+        # Two tests that miss it would both make it.
+        with self._locked_file('image') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return servers.image(
+                self.cloud, name, self.built, kernel=kernel, **properties)
 
     def flavor(self, extra_specs: dict[str, str] | None = None,
                **sizes: int) -> Any:

@@ -52,6 +52,9 @@ class FlavorTest(base.CloudTestCase):
 
 class BuildTest(base.CloudTestCase):
 
+    # One of them fills the disk.
+    alone = True
+
     def assert_build_fails(self, flavor: Any, image: Any, why: str) -> None:
         server = self.create(flavor, image, status='ERROR')
         self.assertIn(why, server.show().fault['message'])
@@ -111,6 +114,8 @@ class BuildTest(base.CloudTestCase):
 
 
 class HostTest(base.CloudTestCase):
+
+    alone = True
 
     def traits(self, node: host.Host) -> list[str]:
         provider = self.cloud.placement.get(

@@ -13,7 +13,7 @@
 """Live migration between the computes, each with a page cache of its own.
 
 ``FAKEDAX_STORM`` in the environment says how often the storm moves its
-server, 20 times by default.
+server, 8 times by default.
 """
 
 import mmap
@@ -33,10 +33,12 @@ from lab import paths
 from lab import servers
 from tests.cloud import moving
 
-MOVES = int(os.environ.get('FAKEDAX_STORM', '20'))
+MOVES = int(os.environ.get('FAKEDAX_STORM', '8'))
 
 
 class StormTest(moving.MigrationTestCase):
+
+    alone = True
 
     def test_no_stale_no_lost_no_torn_block(self) -> None:
         server = self.create(self.flavor(), self.image())

@@ -24,6 +24,8 @@ from tests.cloud import moving
 
 class MixedHostsTestCase(moving.MigrationTestCase):
 
+    alone = True
+
     def use(self, *choices: str) -> None:
         """Give each host a QEMU of lab.emulators.CHOICES for this test."""
         computes = [f'nova-compute{node.number}' for node in host.HOSTS]

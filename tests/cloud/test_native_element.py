@@ -63,6 +63,8 @@ _DOMAIN = """
 class NativeElementTest(base.CloudTestCase):
     """A domain on the lab's shared storage, and both of its libvirts."""
 
+    alone = True
+
     def setUp(self) -> None:
         super().setUp()
         self.directory = host.INSTANCES / NAME

@@ -43,6 +43,8 @@ _NR_PIDFD_GETFD = 438
 class RecoveryTestCase(moving.MigrationTestCase):
     """A guest that writes and looks at what it wrote, and is on its way."""
 
+    alone = True
+
     def begin(self, flavor: ty.Any = None) -> servers.Server:
         server = self.create(flavor or self.flavor(), self.image())
         self.churn = moving.Churn(server)
