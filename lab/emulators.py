@@ -21,8 +21,8 @@ from lab import paths
 
 _BUILD = paths.ROOT / 'qemu-device/build'
 #: What a host's guests may run on: our device in a release of QEMU, or
-#: Debian's QEMU as it is installed.
-CHOICES = ('10.0', '7.2', 'debian')
+#: Debian's QEMU as it is installed. The first one unless told otherwise.
+CHOICES = ('10.0', '10.2', '7.2', 'debian')
 
 # A test's home directory is not the user's.
 _ENVIRONMENT = os.environ | {'XDG_CACHE_HOME': str(paths.CACHE.parent)}

@@ -14,16 +14,18 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio-wait.h"
-#include "hw/qdev-properties.h"
+#include "hw/core/cpu.h"
 #include "hw/virtio/virtio-pmem.h"
 #include "migration/register.h"
 #include "migration/vmstate.h"
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
+#include "qapi/qapi-commands-migration.h"
 #include "qemu/error-report.h"
 #include "qemu/host-utils.h"
+#include "qemu/cutils.h"
 #include "qemu/iov.h"
+#include "qemu/lockable.h"
 #include "qemu/madvise.h"
 #include "qemu/units.h"
 #include "standard-headers/linux/virtio_ids.h"
@@ -38,21 +40,16 @@
  */
 #define VIRTIO_PMEM_QUEUE_SIZE 1024
 
-/*
- * The byte of the image that is locked. libvirt may lock byte 0, and the block
- * layer 100 and 200 and what follows them (block/file-posix.c): that may have
- * the image open as well, for the firmware to boot from.
- */
-#define VIRTIO_PMEM_LOCK_BYTE 300
+/* How long to try to have an image again that was given up, and how often */
+#define VIRTIO_PMEM_RETRY_MS 10000
+#define VIRTIO_PMEM_RETRY_PERIOD_MS 50
 
 /*
- * How long to wait for another's end: at the start for a QEMU that was killed,
- * whose locks some file systems (FUSE) give up a little later; and before a
- * guest runs again.
+ * In a migration: how much may be dirty before it is known how fast the storage
+ * is, and how long to wait for it.
  */
-#define VIRTIO_PMEM_LOCK_START_US G_USEC_PER_SEC
-#define VIRTIO_PMEM_LOCK_RUN_US (10 * G_USEC_PER_SEC)
-#define VIRTIO_PMEM_LOCK_POLL_US (20 * 1000)
+#define VIRTIO_PMEM_DIRTY_UNKNOWN_RATE (1 * MiB)
+#define VIRTIO_PMEM_ITERATE_US (20 * 1000)
 
 /* How often to look whether much is dirty. */
 #define VIRTIO_PMEM_WRITEBACK_PERIOD_MS 100
@@ -72,6 +69,8 @@ struct VirtIOPMEMRequest {
 struct VirtIOPMEMSync {
     VirtIOPMEM *pmem;
     HostMemoryBackend *memdev;
+    /* Whether the vCPUs had stopped when it began */
+    bool last;
     int error;
     uint64_t usecs;
 };
@@ -87,10 +86,15 @@ struct VirtIOPMEMWriteback {
     int error;
 };
 
-static const char *virtio_pmem_id(VirtIOPMEM *pmem)
-{
-    return object_get_canonical_path_component(OBJECT(pmem->memdev));
-}
+/*
+ * All that are realized. The list changes with QEMU's lock and the mutex held;
+ * the migration thread, which has only the latter, may look at it.
+ */
+static QLIST_HEAD(, VirtIOPMEM) virtio_pmem_devices =
+    QLIST_HEAD_INITIALIZER(virtio_pmem_devices);
+static QemuMutex virtio_pmem_devices_mutex;
+
+#include "virtio-pmem-image.c.inc"
 
 static void virtio_pmem_queue_enable(VirtIODevice *vdev, uint32_t queue_index)
 {
@@ -192,7 +196,7 @@ static int virtio_pmem_sync_run(void *opaque)
     VirtIOPMEMSync *sync = opaque;
     int64_t start = g_get_monotonic_time();
 
-    sync->error = qemu_fdatasync(memory_region_get_fd(&sync->memdev->mr)) < 0
+    sync->error = qemu_fdatasync(virtio_pmem_fd(sync->memdev)) < 0
                   ? errno : 0;
     sync->usecs = g_get_monotonic_time() - start;
     return 0;
@@ -215,32 +219,6 @@ static void virtio_pmem_sync_account(VirtIOPMEM *pmem, VirtIOPMEMSync *sync)
     }
 }
 
-/* What Linux 6.5 has for counting the cached pages of a file */
-struct virtio_pmem_cachestat {
-    uint64_t cache;
-    uint64_t dirty;
-    uint64_t writeback;
-    uint64_t evicted;
-    uint64_t recently_evicted;
-};
-
-#ifndef __NR_cachestat
-#define __NR_cachestat 451
-#endif
-
-/* Return 0, or -1 and set errno. */
-static int virtio_pmem_cachestat(HostMemoryBackend *memdev,
-                                 struct virtio_pmem_cachestat *stat)
-{
-    struct {
-        uint64_t offset;
-        uint64_t length;
-    } whole_file = { 0, 0 };
-
-    return syscall(__NR_cachestat, memory_region_get_fd(&memdev->mr),
-                   &whole_file, stat, 0);
-}
-
 static int virtio_pmem_writeback_run(void *opaque)
 {
     VirtIOPMEMWriteback *writeback = opaque;
@@ -256,13 +234,8 @@ static int virtio_pmem_writeback_run(void *opaque)
     if (writeback->dirty < writeback->threshold) {
         return 0;
     }
-    /*
-     * Without SYNC_FILE_RANGE_WAIT_*, which would take the error of a page
-     * from the sync that has to report it.
-     */
     writeback->started = true;
-    if (sync_file_range(memory_region_get_fd(&writeback->memdev->mr), 0, 0,
-                        SYNC_FILE_RANGE_WRITE) < 0) {
+    if (virtio_pmem_start_writeback(writeback->memdev) < 0) {
         writeback->error = errno;
     }
     return 0;
@@ -348,6 +321,9 @@ static void virtio_pmem_sync_done(void *opaque, int ret)
         /* The guest can have its device ejected by the interrupt. */
         object_ref(OBJECT(pmem));
         virtio_pmem_sync_account(pmem, sync);
+        if (sync->error && sync->last) {
+            pmem->stop_error = sync->error;
+        }
         pmem->sync = NULL;
         virtio_pmem_answer(pmem, &pmem->syncing, sync->error ? -1 : 0);
         virtio_pmem_sync_start(pmem);
@@ -360,17 +336,19 @@ static void virtio_pmem_sync_done(void *opaque, int ret)
 
 /*
  * Have one sync answer all the requests that wait, unless one is running:
- * that one began before they came, so it cannot speak for them.
+ * that one began before they came, so it cannot speak for them. Nor can two
+ * run at a time: Linux tells of an error once for each open file, and it may
+ * be the other one that is told.
  */
 static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
 {
     VirtIOPMEMRequest *req;
     VirtIOPMEMSync *sync;
 
-    if (pmem->sync || QSIMPLEQ_EMPTY(&pmem->waiting)) {
+    if (pmem->sync) {
         return;
     }
-    if (pmem->last_error) {
+    if (pmem->last_error && !QSIMPLEQ_EMPTY(&pmem->waiting)) {
         /*
          * Linux marks the pages it could not write clean, so another sync
          * would succeed without them having been written.
@@ -378,6 +356,8 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
         if (virtio_pmem_answer(pmem, &pmem->waiting, -1)) {
             pmem->stop_error = 0;
         }
+    }
+    if (QSIMPLEQ_EMPTY(&pmem->waiting) && !pmem->last_sync_wanted) {
         return;
     }
 
@@ -389,8 +369,10 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
     sync = g_new0(VirtIOPMEMSync, 1);
     sync->pmem = pmem;
     sync->memdev = pmem->memdev;
+    sync->last = pmem->last_sync_wanted;
     object_ref(OBJECT(sync->memdev));
     pmem->sync = sync;
+    pmem->last_sync_wanted = false;
     thread_pool_submit_aio(virtio_pmem_sync_run, sync, virtio_pmem_sync_done,
                            sync);
 }
@@ -461,16 +443,34 @@ static void virtio_pmem_handle_output(VirtIODevice *vdev, VirtQueue *vq)
     virtio_pmem_sync_start(pmem);
 }
 
-/* Wait until no request is in flight, then make all of the image durable. */
+/*
+ * Begin the last sync of every device, once the vCPUs have stopped: of several
+ * disks a stop takes as long as the slowest, not as long as all of them.
+ */
+static void virtio_pmem_begin_last_syncs(void)
+{
+    VirtIOPMEM *pmem;
+
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        if (!pmem->last_sync_begun && !pmem->given_up && !pmem->incoming) {
+            pmem->last_sync_begun = true;
+            pmem->last_sync_wanted = true;
+            virtio_pmem_sync_start(pmem);
+        }
+    }
+}
+
+/* Wait until no request is in flight and all of the image is durable. */
 static void virtio_pmem_quiesce(VirtIOPMEM *pmem)
 {
-    VirtIOPMEMSync sync = { .memdev = pmem->memdev };
     uint64_t errors = pmem->errors;
 
     trace_virtio_pmem_quiesce(pmem);
+    if (!pmem->last_sync_begun) {
+        virtio_pmem_begin_last_syncs();
+    }
     AIO_WAIT_WHILE(NULL, pmem->sync || pmem->writeback);
-    virtio_pmem_sync_run(&sync);
-    virtio_pmem_sync_account(pmem, &sync);
+    pmem->last_sync_begun = false;
     if (pmem->errors > errors) {
         pmem->stop_error = pmem->last_error;
     }
@@ -478,261 +478,527 @@ static void virtio_pmem_quiesce(VirtIOPMEM *pmem)
 }
 
 /*
- * Keep others from the image, unless that is not to be or it is held already:
- * those that write to it from those that read it, and from each other. What
- * is written to a private mapping is nobody else's concern.
- *
- * Return 0, -EBUSY if another has it, or -errno.
+ * Have the image again that was given up. Whoever had it meanwhile must not
+ * have changed it: the guest does not know of that.
  */
-static int virtio_pmem_lock(VirtIOPMEM *pmem, Error **errp)
+static bool virtio_pmem_have_again(VirtIOPMEM *pmem, Error **errp)
 {
-    MemoryRegion *mr = &pmem->memdev->mr;
-    int fd = memory_region_get_fd(mr);
-    int ret;
+    struct statx_timestamp mtime;
 
-    if (pmem->lock == ON_OFF_AUTO_OFF || pmem->locked ||
-        !pmem->memdev->share || fd < 0) {
-        return 0;
+    if (virtio_pmem_lock_owner(pmem, errp) < 0) {
+        return false;
     }
-    /*
-     * Other locks than those of an open file description are lost as soon as
-     * the process closes any descriptor of the file.
-     */
-    ret = qemu_has_ofd_lock() ? qemu_lock_fd(fd, VIRTIO_PMEM_LOCK_BYTE, 1,
-                                             !memory_region_is_rom(mr))
-                              : -ENOSYS;
-    switch (ret) {
-    case 0:
-        pmem->locked = true;
-        trace_virtio_pmem_lock(pmem, true);
-        return 0;
-    case -EAGAIN:
-    case -EACCES:
-        error_setg(errp, "memory backend '%s' is in use by another process "
-                   "or host", virtio_pmem_id(pmem));
-        return -EBUSY;
-    case -EINVAL:
-    case -ENOLCK:
-    case -ENOSYS:
-    case -EOPNOTSUPP:
-        if (pmem->lock == ON_OFF_AUTO_AUTO) {
-            warn_report("virtio-pmem: memory backend '%s' cannot be locked "
-                        "(%s), nothing keeps others from it",
-                        virtio_pmem_id(pmem), strerror(-ret));
-            pmem->lock = ON_OFF_AUTO_OFF;
-            return 0;
-        }
-        break;
+    if (!virtio_pmem_last_write(pmem, &mtime, errp)) {
+        virtio_pmem_unlock_all(pmem);
+        return false;
     }
-    error_setg_errno(errp, -ret, "cannot lock memory backend '%s'",
-                     virtio_pmem_id(pmem));
-    return ret;
-}
-
-static void virtio_pmem_unlock(VirtIOPMEM *pmem)
-{
-    int ret;
-
-    if (!pmem->locked) {
-        return;
+    if (pmem->lock != ON_OFF_AUTO_OFF &&
+        (mtime.tv_sec != pmem->given_up_mtime.tv_sec ||
+         mtime.tv_nsec != pmem->given_up_mtime.tv_nsec)) {
+        error_setg(errp, "memory backend '%s' was written to by another "
+                   "process or host since the guest's state was saved",
+                   virtio_pmem_id(pmem));
+        virtio_pmem_unlock_all(pmem);
+        return false;
     }
-    ret = qemu_unlock_fd(memory_region_get_fd(&pmem->memdev->mr),
-                         VIRTIO_PMEM_LOCK_BYTE, 1);
-    if (ret) {
-        warn_report("virtio-pmem: cannot unlock memory backend '%s': %s",
-                    virtio_pmem_id(pmem), strerror(-ret));
-    }
-    pmem->locked = false;
-    trace_virtio_pmem_lock(pmem, false);
-}
-
-/* The same, and wait so long for another that has it. */
-static bool virtio_pmem_lock_wait(VirtIOPMEM *pmem, int64_t usecs,
-                                  Error **errp)
-{
-    int64_t end = g_get_monotonic_time() + usecs;
-    Error *err = NULL;
-
-    while (virtio_pmem_lock(pmem, &err) == -EBUSY &&
-           g_get_monotonic_time() < end) {
-        error_free(err);
-        err = NULL;
-        g_usleep(VIRTIO_PMEM_LOCK_POLL_US);
-    }
-    error_propagate(errp, err);
-    return !err;
+    pmem->given_up = false;
+    return true;
 }
 
 /*
- * Have the lock before the guest runs, which has been given up if its state
- * was saved: perhaps to one that has failed to start the guest, and has yet
- * to end.
+ * The image is this QEMU's now: make sure that the guest sees what the source
+ * has left in it. Return 0 or -errno.
  */
-static void virtio_pmem_lock_to_run(VirtIOPMEM *pmem)
+static int virtio_pmem_take_over(VirtIOPMEM *pmem, Error **errp)
 {
+    VirtIOPMEMIdentity here;
+    bool same_file;
+    int ret;
+
+    /* First, so that nobody changes a page that has been counted. */
+    ret = virtio_pmem_lock_owner(pmem, errp);
+    if (ret < 0) {
+        return ret;
+    }
+    if (!virtio_pmem_identify(pmem, &here, errp)) {
+        return -EIO;
+    }
+    same_file = here.boot_id[0] && here.device == pmem->identity.device &&
+                here.inode == pmem->identity.inode &&
+                !memcmp(here.boot_id, pmem->identity.boot_id,
+                        sizeof(here.boot_id));
+    trace_virtio_pmem_take_over(pmem, same_file, pmem->identity.samples);
+    /* On the same host the page cache is the same, too. */
+    if (!same_file && pmem->drop_cache && !virtio_pmem_drop_cache(pmem, errp)) {
+        error_append_hint(errp, "On storage that keeps all hosts' caches "
+                          "coherent, set drop-cache=off.\n");
+        return -ESTALE;
+    }
+    if (!virtio_pmem_compare(pmem, &pmem->identity, errp)) {
+        return -ESTALE;
+    }
+    virtio_pmem_unlock(pmem, VIRTIO_PMEM_LOCK_CLAIM, &pmem->claim);
+    pmem->incoming = false;
+    return 0;
+}
+
+/* Whether the guest may run on what is there of the image */
+static bool virtio_pmem_check_run(VirtIOPMEM *pmem, Error **errp)
+{
+    if (pmem->given_up) {
+        return virtio_pmem_have_again(pmem, errp);
+    }
+    if (!pmem->incoming) {
+        return true;
+    }
+    if (!pmem->loaded) {
+        error_setg(errp, "memory backend '%s': the migration had no state of "
+                   "this device", virtio_pmem_id(pmem));
+        return false;
+    }
+    /* It came from a version of this device that hands nothing over. */
+    return virtio_pmem_take_over(pmem, errp) == 0;
+}
+
+static void virtio_pmem_stop_vcpu(CPUState *cpu, run_on_cpu_data data)
+{
+    cpu->stop = true;
+}
+
+/*
+ * Keep the vCPUs from running although they are about to be started: the VM
+ * stops as it does for an I/O error.
+ */
+static void virtio_pmem_hold_back(VirtIOPMEM *pmem)
+{
+    CPUState *cpu;
+
+    pmem->held_back = true;
+    /* What is queued here comes before the first instruction. */
+    CPU_FOREACH(cpu) {
+        async_run_on_cpu(cpu, virtio_pmem_stop_vcpu, RUN_ON_CPU_NULL);
+    }
+    qemu_system_vmstop_request_prepare();
+    qemu_system_vmstop_request(RUN_STATE_IO_ERROR);
+}
+
+/*
+ * Another that has the image may be about to end: a destination that failed.
+ * Nothing waits for that with QEMU's lock held.
+ */
+static void virtio_pmem_retry_later(VirtIOPMEM *pmem)
+{
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+
+    if (!timer_pending(pmem->retry_timer)) {
+        pmem->retry_until = now + VIRTIO_PMEM_RETRY_MS;
+        timer_mod(pmem->retry_timer, now + VIRTIO_PMEM_RETRY_PERIOD_MS);
+    }
+}
+
+static void virtio_pmem_retry(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
     Error *err = NULL;
 
-    if (!virtio_pmem_lock_wait(pmem, VIRTIO_PMEM_LOCK_RUN_US, &err)) {
-        /*
-         * Nothing can keep the vCPUs from running once it has come to this,
-         * and both guests would write to the image. This one has synced what
-         * it wrote.
-         */
-        error_reportf_err(err, "virtio-pmem: the guest cannot run again: ");
-        exit(EXIT_FAILURE);
+    if (virtio_pmem_check_run(pmem, &err)) {
+        if (pmem->held_back && runstate_check(RUN_STATE_IO_ERROR)) {
+            info_report("virtio-pmem: memory backend '%s' is this QEMU's "
+                        "again, the guest runs", virtio_pmem_id(pmem));
+            pmem->held_back = false;
+            vm_start();
+        }
+        return;
     }
+    if (now < pmem->retry_until) {
+        error_free(err);
+        timer_mod(pmem->retry_timer, now + VIRTIO_PMEM_RETRY_PERIOD_MS);
+        return;
+    }
+    error_reportf_err(err, "virtio-pmem: given up after %d s: ",
+                      VIRTIO_PMEM_RETRY_MS / 1000);
 }
 
 static void virtio_pmem_vm_change_state(void *opaque, bool running,
                                         RunState state)
 {
-    if (running) {
-        virtio_pmem_lock_to_run(opaque);
-    } else {
-        virtio_pmem_quiesce(opaque);
+    VirtIOPMEM *pmem = opaque;
+    Error *err = NULL;
+
+    if (!running) {
+        virtio_pmem_quiesce(pmem);
+        return;
+    }
+    pmem->held_back = false;
+    /* One may have begun for a save that another device has ended. */
+    pmem->last_sync_begun = false;
+    if (!virtio_pmem_check_run(pmem, &err)) {
+        error_reportf_err(err, "virtio-pmem: the guest cannot run: ");
+        virtio_pmem_hold_back(pmem);
+        if (pmem->given_up) {
+            virtio_pmem_retry_later(pmem);
+        }
     }
 }
 
+/*
+ * Whether what is being saved is to be loaded later, and perhaps again. savevm
+ * saves without a migration.
+ */
+static bool virtio_pmem_is_snapshot(VirtIOPMEM *pmem)
+{
+    MigrationCapabilityStatusList *list, *item;
+    bool background = false;
+
+    list = qmp_query_migrate_capabilities(NULL);
+    for (item = list; item; item = item->next) {
+        background |= item->value->capability ==
+                      MIGRATION_CAPABILITY_BACKGROUND_SNAPSHOT &&
+                      item->value->state;
+    }
+    qapi_free_MigrationCapabilityStatusList(list);
+    return background || !pmem->migrating;
+}
+
+/* Whether this state and the image together are the guest */
+static bool virtio_pmem_can_save(VirtIOPMEM *pmem, Error **errp)
+{
+    if (virtio_pmem_is_snapshot(pmem)) {
+        error_setg(errp, "the image of memory backend '%s' is not in a "
+                   "snapshot of the VM, which would be loaded without it",
+                   virtio_pmem_id(pmem));
+        return false;
+    }
+    if (!pmem->memdev->share) {
+        error_setg(errp, "memory backend '%s' is not shared (share=on), what "
+                   "the guest wrote cannot be migrated",
+                   virtio_pmem_id(pmem));
+        return false;
+    }
+    if (pmem->incoming || pmem->given_up) {
+        error_setg(errp, "memory backend '%s' is not this QEMU's",
+                   virtio_pmem_id(pmem));
+        return false;
+    }
+    if (pmem->stop_error) {
+        error_setg(errp, "memory backend '%s' could not be synced (%s), the "
+                   "guest must not leave this host", virtio_pmem_id(pmem),
+                   strerror(pmem->stop_error));
+        return false;
+    }
+    return virtio_pmem_check_file(pmem, errp);
+}
+
+/*
+ * All that can fail is done here, where the image is still this QEMU's.
+ */
 static int virtio_pmem_pre_save(void *opaque)
 {
     VirtIOPMEM *pmem = opaque;
+    Error *err = NULL;
 
-    if (!pmem->memdev->share) {
-        error_report("virtio-pmem: memory backend '%s' is not shared "
-                     "(share=on), what the guest wrote cannot be migrated",
-                     virtio_pmem_id(pmem));
-        return -EINVAL;
+    /* A guest that was paused may have nobody's image since a failure. */
+    if (pmem->given_up && !virtio_pmem_have_again(pmem, &err)) {
+        goto fail;
     }
     /*
      * Once more: other devices may have written to the image, by DMA, until
      * the block layer was drained, which is after all of them were stopped.
      */
     virtio_pmem_quiesce(pmem);
-    if (pmem->stop_error) {
-        error_report("virtio-pmem: memory backend '%s' could not be synced "
-                     "(%s), the guest must not leave this host",
-                     virtio_pmem_id(pmem), strerror(pmem->stop_error));
-        return -pmem->stop_error;
+    if (!virtio_pmem_can_save(pmem, &err) ||
+        !virtio_pmem_identify(pmem, &pmem->identity, &err) ||
+        !virtio_pmem_sample(pmem, &pmem->identity, &err) ||
+        !virtio_pmem_last_write(pmem, &pmem->given_up_mtime, &err)) {
+        goto fail;
     }
-    /* For the destination, which loads this state. */
-    virtio_pmem_unlock(pmem);
+    pmem->identity.locking = pmem->locking;
+    pmem->saved = true;
     return 0;
+
+fail:
+    virtio_pmem_save_failed(err, "virtio-pmem: ");
+    return -(pmem->stop_error ?: EINVAL);
 }
 
-/*
- * Count the bytes of @pmem's image that are in the host's page cache, and
- * those of them that are not on storage (0 if the kernel does not tell).
- * Return 0 or -errno.
- */
-static int virtio_pmem_count_cache(VirtIOPMEM *pmem, uint64_t *cached,
-                                   uint64_t *dirty)
-{
-    size_t page = qemu_real_host_page_size();
-    uint8_t *ram = memory_region_get_ram_ptr(&pmem->memdev->mr);
-    g_autofree unsigned char *resident = NULL;
-    struct virtio_pmem_cachestat stat;
-    const uint64_t chunk = 1 * GiB;
-    uint64_t offset, length, i;
-
-    if (!virtio_pmem_cachestat(pmem->memdev, &stat)) {
-        *cached = stat.cache * page;
-        *dirty = (stat.dirty + stat.writeback) * page;
-        return 0;
-    }
-    if (errno != ENOSYS && errno != EOPNOTSUPP) {
-        return -errno;
-    }
-
-    *cached = 0;
-    *dirty = 0;
-    resident = g_malloc(chunk / page);
-    for (offset = 0; offset < pmem->size; offset += chunk) {
-        length = MIN(chunk, pmem->size - offset);
-        if (mincore(ram + offset, length, resident) < 0) {
-            return -errno;
-        }
-        for (i = 0; i < DIV_ROUND_UP(length, page); i++) {
-            *cached += resident[i] & 1 ? page : 0;
-        }
-    }
-    return 0;
-}
-
-/*
- * Forget what this host has cached of the image, which another host has
- * written to since, and make sure that nothing was kept.
- */
-static bool virtio_pmem_drop_cache(VirtIOPMEM *pmem, Error **errp)
-{
-    uint64_t cached, dirty;
-    int ret;
-
-    ret = virtio_pmem_count_cache(pmem, &cached, &dirty);
-    if (ret < 0) {
-        error_setg_errno(errp, -ret, "cannot count the cached pages");
-        return false;
-    }
-    if (dirty) {
-        /* To drop them would be to write them over the other host's. */
-        pmem->cache_left = cached;
-        error_setg(errp, "%" PRIu64 " bytes in this host's page cache were "
-                   "changed here and are not on storage", dirty);
-        return false;
-    }
-    ret = posix_fadvise(memory_region_get_fd(&pmem->memdev->mr), 0, 0,
-                        POSIX_FADV_DONTNEED);
-    if (ret) {
-        error_setg_errno(errp, ret, "cannot drop the cached pages");
-        return false;
-    }
-    pmem->cache_dropped = cached;
-    ret = virtio_pmem_count_cache(pmem, &cached, &dirty);
-    if (ret < 0) {
-        error_setg_errno(errp, -ret, "cannot count the cached pages");
-        return false;
-    }
-    pmem->cache_left = cached;
-    pmem->cache_dropped -= MIN(cached, pmem->cache_dropped);
-    trace_virtio_pmem_drop_cache(pmem, pmem->cache_dropped, cached);
-    if (cached) {
-        error_setg(errp, "%" PRIu64 " bytes remain in this host's page cache "
-                   "and may be stale", cached);
-        return false;
-    }
-    return true;
-}
-
-/*
- * The source has synced the image by now, as it does so before it sends any
- * device's state; and nothing has been read through the mapping yet, unless
- * by a device that was loaded before this one, whose pages would be found.
- */
 static int virtio_pmem_pre_load(void *opaque)
 {
     VirtIOPMEM *pmem = opaque;
-    Error *err = NULL;
-    int ret;
 
-    /* First, so that nobody changes a page that has been counted. */
-    ret = virtio_pmem_lock(pmem, &err);
-    if (ret < 0) {
-        error_reportf_err(err, "virtio-pmem: ");
-        return ret;
-    }
-    if (pmem->drop_cache && !virtio_pmem_drop_cache(pmem, &err)) {
-        error_append_hint(&err, "On storage that keeps all hosts' caches "
-                          "coherent, set drop-cache=off.\n");
-        error_reportf_err(err, "virtio-pmem: memory backend '%s': ",
-                          virtio_pmem_id(pmem));
-        return -ESTALE;
+    if (!pmem->incoming) {
+        error_report("virtio-pmem: memory backend '%s' is in use by the guest "
+                     "that runs here; a snapshot of the VM does not have it",
+                     virtio_pmem_id(pmem));
+        return -EINVAL;
     }
     return 0;
 }
 
 static int virtio_pmem_post_load(void *opaque, int version_id)
 {
-    virtio_pmem_queue_enable(VIRTIO_DEVICE(opaque), 0);
+    VirtIOPMEM *pmem = opaque;
+
+    virtio_pmem_queue_enable(VIRTIO_DEVICE(pmem), 0);
+    pmem->loaded = true;
     return 0;
+}
+
+/*
+ * The hand-over: a section that comes after those of all devices, so that
+ * nothing can fail any more when the image is given up.
+ */
+static int virtio_pmem_hand_over(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+    Error *err = NULL;
+
+    if (!pmem->saved) {
+        /* Out of turn: a migration puts this section last. */
+        if (virtio_pmem_can_save(pmem, &err)) {
+            error_setg(&err, "the state of memory backend '%s' has not been "
+                       "saved", virtio_pmem_id(pmem));
+        }
+        virtio_pmem_save_failed(err, "virtio-pmem: ");
+        return -EINVAL;
+    }
+    pmem->saved = false;
+    pmem->migrating = false;
+    pmem->given_up = true;
+    virtio_pmem_unlock_all(pmem);
+    return 0;
+}
+
+static int virtio_pmem_handed_over(void *opaque, int version_id)
+{
+    VirtIOPMEM *pmem = opaque, *other;
+    Error *err = NULL;
+    int ret;
+
+    QLIST_FOREACH(other, &virtio_pmem_devices, next) {
+        if (other->incoming && !other->loaded) {
+            error_report("virtio-pmem: memory backend '%s': the migration had "
+                         "no state of this device", virtio_pmem_id(other));
+            return -EINVAL;
+        }
+    }
+    if (pmem->identity.samples > VIRTIO_PMEM_SAMPLES) {
+        error_report("virtio-pmem: %" PRIu32 " samples of memory backend '%s', "
+                     "there are at most %d", pmem->identity.samples,
+                     virtio_pmem_id(pmem), VIRTIO_PMEM_SAMPLES);
+        return -EINVAL;
+    }
+    if (pmem->identity.locking && !pmem->locking &&
+        pmem->lock != ON_OFF_AUTO_OFF) {
+        error_report("virtio-pmem: memory backend '%s' is locked at the "
+                     "source, and cannot be locked here", virtio_pmem_id(pmem));
+        return -ENOLCK;
+    }
+    ret = virtio_pmem_take_over(pmem, &err);
+    if (ret < 0) {
+        error_reportf_err(err, "virtio-pmem: memory backend '%s': ",
+                          virtio_pmem_id(pmem));
+    }
+    return ret;
+}
+
+static const VMStateDescription vmstate_virtio_pmem_hand_over = {
+    .name = "virtio-pmem-hand-over",
+    .priority = VIRTIO_PMEM_PRI_LAST,
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .pre_save = virtio_pmem_hand_over,
+    .post_load = virtio_pmem_handed_over,
+    .fields = (const VMStateField[]) {
+        VMSTATE_BOOL(identity.locking, VirtIOPMEM),
+        VMSTATE_UINT8_ARRAY(identity.boot_id, VirtIOPMEM, 36),
+        VMSTATE_UINT64(identity.device, VirtIOPMEM),
+        VMSTATE_UINT64(identity.inode, VirtIOPMEM),
+        VMSTATE_UINT32(identity.samples, VirtIOPMEM),
+        VMSTATE_UINT64_ARRAY(identity.offset, VirtIOPMEM, VIRTIO_PMEM_SAMPLES),
+        VMSTATE_UINT64_ARRAY(identity.checksum, VirtIOPMEM,
+                             VIRTIO_PMEM_SAMPLES),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+static int virtio_pmem_register_hand_over(VirtIOPMEM *pmem)
+{
+    return vmstate_register(VMSTATE_IF(pmem), 0,
+                            &vmstate_virtio_pmem_hand_over, pmem);
+}
+
+static void virtio_pmem_unregister_hand_over(VirtIOPMEM *pmem)
+{
+    vmstate_unregister(VMSTATE_IF(pmem), &vmstate_virtio_pmem_hand_over, pmem);
+}
+
+/* A migration begins: whatever was plugged in since comes before this. */
+static void virtio_pmem_migration_begins(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+
+    pmem->migrating = true;
+    pmem->last_sync_begun = false;
+    pmem->saved = false;
+    virtio_pmem_unregister_hand_over(pmem);
+    virtio_pmem_register_hand_over(pmem);
+}
+
+/*
+ * A migration has failed or was cancelled: the image is this QEMU's again,
+ * whether its guest runs or is paused.
+ */
+static void virtio_pmem_migration_failed(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+
+    pmem->migrating = false;
+    if (pmem->given_up && !virtio_pmem_have_again(pmem, NULL)) {
+        virtio_pmem_retry_later(pmem);
+    }
+}
+
+/*
+ * Convergence: what is dirty of the images is written at the switchover, while
+ * no guest runs. So a migration waits, as it does for dirty RAM, until there is
+ * no more of it than can be written within the downtime limit.
+ */
+
+/*
+ * Bytes that a switchover now would have to write of @pmem's image, and whether
+ * they take longer than @limit milliseconds, by what was written lately.
+ */
+static uint64_t virtio_pmem_count_dirty(VirtIOPMEM *pmem, uint64_t limit,
+                                        bool *too_long)
+{
+    struct virtio_pmem_cachestat stat;
+    int64_t now = g_get_monotonic_time();
+    uint64_t dirty, rate;
+
+    if (virtio_pmem_cachestat(pmem->memdev, &stat) < 0) {
+        /* There is no telling. */
+        return 0;
+    }
+    dirty = (stat.dirty + stat.writeback) * qemu_real_host_page_size();
+    if (pmem->dirty_time && dirty < pmem->dirty && now > pmem->dirty_time) {
+        rate = (pmem->dirty - dirty) * G_USEC_PER_SEC /
+               (now - pmem->dirty_time);
+        pmem->write_rate = pmem->write_rate ? (pmem->write_rate + rate) / 2
+                                            : rate;
+    }
+    pmem->dirty = dirty;
+    pmem->dirty_time = now;
+    *too_long |= dirty > VIRTIO_PMEM_DIRTY_UNKNOWN_RATE &&
+                 (!pmem->write_rate ||
+                  dirty / (pmem->write_rate / 1000 + 1) > limit);
+    trace_virtio_pmem_count_dirty(pmem, dirty, pmem->write_rate);
+    return dirty;
+}
+
+/*
+ * Have the kernel write what is dirty of all images; return how much that is,
+ * and whether it is too much for a switchover now.
+ */
+static uint64_t virtio_pmem_write_on(bool *too_long)
+{
+    g_autoptr(GPtrArray) memdevs = g_ptr_array_new();
+    uint64_t limit = migrate_get_current()->parameters.downtime_limit;
+    bool locked = bql_locked();
+    uint64_t dirty, total = 0;
+    VirtIOPMEM *pmem;
+    guint i;
+
+    *too_long = false;
+    WITH_QEMU_LOCK_GUARD(&virtio_pmem_devices_mutex) {
+        QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+            dirty = virtio_pmem_count_dirty(pmem, limit, too_long);
+            total += dirty;
+            if (dirty) {
+                object_ref(OBJECT(pmem->memdev));
+                g_ptr_array_add(memdevs, pmem->memdev);
+            }
+        }
+    }
+    for (i = 0; i < memdevs->len; i++) {
+        /* As early writeback does it: it takes no error from the last sync. */
+        virtio_pmem_start_writeback(memdevs->pdata[i]);
+    }
+    if (memdevs->len && !locked) {
+        bql_lock();
+    }
+    for (i = 0; i < memdevs->len; i++) {
+        object_unref(OBJECT(memdevs->pdata[i]));
+    }
+    if (memdevs->len && !locked) {
+        bql_unlock();
+    }
+    return total;
+}
+
+/*
+ * QEMU compares what is left with what the network can send within the limit,
+ * which has nothing to do with how fast the storage is. It asks all the time.
+ */
+static void virtio_pmem_pending(uint64_t *must_precopy)
+{
+    static uint64_t pending;
+    static int64_t asked;
+    int64_t now = g_get_monotonic_time();
+    bool too_long;
+
+    if (now - asked >= VIRTIO_PMEM_ITERATE_US) {
+        pending = virtio_pmem_write_on(&too_long);
+        if (!too_long) {
+            pending = 0;
+        }
+        asked = now;
+    }
+    if (pending) {
+        *must_precopy += pending + migrate_get_current()->threshold_size;
+    }
+}
+
+static int virtio_pmem_save_iterate(QEMUFile *f, void *opaque)
+{
+    uint64_t pending = 0;
+
+    virtio_pmem_pending(&pending);
+    if (pending) {
+        /* What is to be waited for is not the network. */
+        g_usleep(VIRTIO_PMEM_ITERATE_US);
+    }
+    return 1;
+}
+
+VIRTIO_PMEM_DEFINE_PENDING(virtio_pmem_pending)
+
+static int virtio_pmem_load_state(QEMUFile *f, void *opaque, int version_id)
+{
+    return 0;
+}
+
+/*
+ * One for all devices, and for ever: a guest can eject its device while the
+ * migration thread is in here. Its sections in the stream are empty.
+ */
+static const SaveVMHandlers virtio_pmem_writeback_handlers = {
+    .save_setup = virtio_pmem_save_setup,
+    .save_live_iterate = virtio_pmem_save_iterate,
+    VIRTIO_PMEM_PENDING,
+    .load_state = virtio_pmem_load_state,
+};
+
+static void virtio_pmem_register_writeback(void)
+{
+    static bool registered;
+
+    if (!registered) {
+        registered = true;
+        qemu_mutex_init(&virtio_pmem_devices_mutex);
+        register_savevm_live("virtio-pmem-writeback", 0, 1,
+                             &virtio_pmem_writeback_handlers, NULL);
+    }
 }
 
 /*
@@ -742,7 +1008,7 @@ static int virtio_pmem_post_load(void *opaque, int version_id)
 static int virtio_pmem_load_cleanup(void *opaque)
 {
     if (virtio_pmem_load_failed()) {
-        virtio_pmem_unlock(opaque);
+        virtio_pmem_unlock_all(opaque);
     }
     return 0;
 }
@@ -795,20 +1061,50 @@ static MemoryRegion *virtio_pmem_get_memory_region(VirtIOPMEM *pmem,
     return &pmem->memdev->mr;
 }
 
-/*
- * QEMU asks for huge pages for all RAM (ram_block_add). Linux then caches the
- * image by 2 MiB where the file system can, and what is dirty is the whole of
- * it: a flush would write 2 MiB for each 4 KiB that the guest has stored.
- */
-static void virtio_pmem_set_page_size(VirtIOPMEM *pmem)
+/* Refuse what cannot keep the promises, and say so of what may not. */
+static bool virtio_pmem_check_memdev(VirtIOPMEM *pmem, Error **errp)
 {
+    Object *memdev = OBJECT(pmem->memdev);
     MemoryRegion *mr = &pmem->memdev->mr;
 
-    if (!pmem->huge_pages && memory_region_get_fd(mr) >= 0) {
-        /* Fails where there are no huge pages, which is as well. */
-        qemu_madvise(memory_region_get_ram_ptr(mr), pmem->size,
-                     QEMU_MADV_NOHUGEPAGE);
+    if (host_memory_backend_is_mapped(pmem->memdev)) {
+        error_setg(errp, "memory backend '%s' is used by another device",
+                   virtio_pmem_id(pmem));
+        return false;
     }
+    if (memory_region_get_fd(mr) < 0) {
+        error_setg(errp, "memory backend '%s' has no file that could be "
+                   "flushed; use memory-backend-file", virtio_pmem_id(pmem));
+        return false;
+    }
+    if (object_property_find(memdev, "discard-data") &&
+        object_property_get_bool(memdev, "discard-data", NULL)) {
+        error_setg(errp, "memory backend '%s' has discard-data=on, by which "
+                   "QEMU would destroy the image when it ends",
+                   virtio_pmem_id(pmem));
+        return false;
+    }
+    if (memory_region_size(mr) % (2 * MiB)) {
+        warn_report("virtio-pmem: size of memory backend '%s' is %" PRIu64
+                    " bytes, which is not a multiple of 2 MiB: Linux will not "
+                    "use it", virtio_pmem_id(pmem), memory_region_size(mr));
+    }
+    return true;
+}
+
+/* What is not in a file that the destination can open stays here. */
+static bool virtio_pmem_block_migration(VirtIOPMEM *pmem, Error **errp)
+{
+    if (!pmem->memdev->share) {
+        error_setg(&pmem->blocker, "virtio-pmem: memory backend '%s' is not "
+                   "shared (share=on), what the guest writes is nowhere else",
+                   virtio_pmem_id(pmem));
+    } else if (!virtio_pmem_check_file(pmem, &pmem->blocker)) {
+        error_prepend(&pmem->blocker, "virtio-pmem: ");
+    } else {
+        return true;
+    }
+    return virtio_pmem_add_blocker(&pmem->blocker, errp) >= 0;
 }
 
 static void virtio_pmem_realize(DeviceState *dev, Error **errp)
@@ -819,35 +1115,54 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     if (!virtio_pmem_get_memory_region(pmem, errp)) {
         return;
     }
-    if (host_memory_backend_is_mapped(pmem->memdev)) {
-        error_setg(errp, "memory backend '%s' is used by another device",
-                   virtio_pmem_id(pmem));
+    pmem->incoming = runstate_check(RUN_STATE_INMIGRATE);
+    if (!virtio_pmem_check_memdev(pmem, errp) ||
+        !virtio_pmem_lock_start(pmem, pmem->incoming, errp)) {
         return;
     }
-    /* The source has the image until it has synced it: see pre_load. */
-    if (!runstate_check(RUN_STATE_INMIGRATE) &&
-        !virtio_pmem_lock_wait(pmem, VIRTIO_PMEM_LOCK_START_US, errp)) {
+    pmem->size = memory_region_size(&pmem->memdev->mr);
+    if (!virtio_pmem_block_migration(pmem, errp)) {
+        virtio_pmem_unlock_all(pmem);
         return;
     }
+    virtio_pmem_advise(pmem);
+    if (pmem->drop_cache) {
+        /*
+         * Of what a sync could not write, Linux keeps pages that look clean.
+         * A guest that starts is to see what is on storage.
+         */
+        virtio_pmem_drop_clean(pmem);
+    }
+    pmem->ram = (uintptr_t)memory_region_get_ram_ptr(&pmem->memdev->mr);
+    pstrcpy(pmem->name, sizeof(pmem->name), virtio_pmem_id(pmem));
+    virtio_pmem_register_writeback();
+    WITH_QEMU_LOCK_GUARD(&virtio_pmem_devices_mutex) {
+        QLIST_INSERT_HEAD(&virtio_pmem_devices, pmem, next);
+    }
+    virtio_pmem_catch_sigbus();
 
     host_memory_backend_set_mapped(pmem->memdev, true);
-    pmem->size = memory_region_size(&pmem->memdev->mr);
-    virtio_pmem_set_page_size(pmem);
     QSIMPLEQ_INIT(&pmem->syncing);
     QSIMPLEQ_INIT(&pmem->waiting);
     pmem->writeback_timer = timer_new_ms(QEMU_CLOCK_VIRTUAL,
                                          virtio_pmem_writeback_start, pmem);
+    pmem->retry_timer = timer_new_ms(QEMU_CLOCK_REALTIME, virtio_pmem_retry,
+                                     pmem);
     /*
      * Handlers of one depth are called in reverse order when the VM stops:
      * before virtio_init(), so that the last kicks have been taken by then.
      */
-    pmem->vm_change_state = qdev_add_vm_change_state_handler(
+    pmem->vm_change_state = virtio_pmem_add_vm_change_state_handler(
         dev, virtio_pmem_vm_change_state, pmem);
     virtio_init(vdev, VIRTIO_ID_PMEM, sizeof(struct virtio_pmem_config));
     pmem->rq_vq = virtio_add_queue(vdev, VIRTIO_PMEM_QUEUE_SIZE,
                                    virtio_pmem_handle_output);
     register_savevm_live("virtio-pmem-lock", VMSTATE_INSTANCE_ID_ANY, 1,
                          &virtio_pmem_savevm_handlers, pmem);
+    virtio_pmem_register_hand_over(pmem);
+    pmem->notifier = virtio_pmem_add_notifier(virtio_pmem_migration_begins,
+                                              virtio_pmem_migration_failed,
+                                              pmem);
 }
 
 static void virtio_pmem_unrealize(DeviceState *dev)
@@ -855,6 +1170,12 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     VirtIODevice *vdev = VIRTIO_DEVICE(dev);
     VirtIOPMEM *pmem = VIRTIO_PMEM(dev);
 
+    WITH_QEMU_LOCK_GUARD(&virtio_pmem_devices_mutex) {
+        QLIST_REMOVE(pmem, next);
+    }
+    virtio_pmem_del_notifier(pmem->notifier);
+    virtio_pmem_del_blocker(&pmem->blocker);
+    virtio_pmem_unregister_hand_over(pmem);
     unregister_savevm(NULL, "virtio-pmem-lock", pmem);
     virtio_pmem_discard(pmem);
     if (pmem->sync) {
@@ -862,6 +1183,7 @@ static void virtio_pmem_unrealize(DeviceState *dev)
         pmem->sync = NULL;
         aio_wait_kick();
     }
+    timer_free(pmem->retry_timer);
     timer_free(pmem->writeback_timer);
     if (pmem->writeback) {
         pmem->writeback->pmem = NULL;
@@ -870,7 +1192,7 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     }
     qemu_del_vm_change_state_handler(pmem->vm_change_state);
     /* Not left to the backend's end, which has the file open until then. */
-    virtio_pmem_unlock(pmem);
+    virtio_pmem_unlock_all(pmem);
     /*
      * When the guest ejects the device, QEMU 7.2 leaves the memory where it
      * is: to plug the same backend again would be an assertion's failure.
@@ -935,6 +1257,17 @@ static const PropertyInfo virtio_pmem_prop_counter = {
     .get = virtio_pmem_get_counter,
 };
 
+static void virtio_pmem_get_flag(Object *obj, Visitor *v, const char *name,
+                                 void *opaque, Error **errp)
+{
+    visit_type_bool(v, name, object_field_prop_ptr(obj, opaque), errp);
+}
+
+static const PropertyInfo virtio_pmem_prop_flag = {
+    VIRTIO_PMEM_PROPERTY_TYPE = "bool",
+    .get = virtio_pmem_get_flag,
+};
+
 static const PropertyInfo virtio_pmem_prop_latency = {
     VIRTIO_PMEM_PROPERTY_TYPE = "uint64List",
     .get = virtio_pmem_get_latency,
@@ -962,10 +1295,12 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_COUNTER("writebacks", writebacks),
     DEFINE_PROP_COUNTER("cache-dropped", cache_dropped),
     DEFINE_PROP_COUNTER("cache-left", cache_left),
+    DEFINE_PROP("locked", VirtIOPMEM, owner, virtio_pmem_prop_flag, bool),
     VIRTIO_PMEM_PROPERTIES_END
 };
 
-static void virtio_pmem_class_init(ObjectClass *klass, void *data)
+static void virtio_pmem_class_init(ObjectClass *klass,
+                                   VIRTIO_PMEM_CLASS_DATA *data)
 {
     DeviceClass *dc = DEVICE_CLASS(klass);
     VirtioDeviceClass *vdc = VIRTIO_DEVICE_CLASS(klass);
@@ -1001,9 +1336,12 @@ static void virtio_pmem_class_init(ObjectClass *klass, void *data)
     object_class_property_set_description(klass, "writebacks",
         "Times that early-writeback has started writeback");
     object_class_property_set_description(klass, "cache-dropped",
-        "Bytes dropped from the host's page cache when the guest came in");
+        "Bytes dropped from the host's page cache before the guest started or"
+        " came in");
     object_class_property_set_description(klass, "cache-left",
         "Bytes that were still in the host's page cache then");
+    object_class_property_set_description(klass, "locked",
+        "Whether this QEMU keeps others from memdev");
 
     dc->vmsd = &vmstate_virtio_pmem;
     set_bit(DEVICE_CATEGORY_STORAGE, dc->categories);

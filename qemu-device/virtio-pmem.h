@@ -27,13 +27,32 @@ OBJECT_DECLARE_TYPE(VirtIOPMEM, VirtIOPMEMClass,
 /* Bucket n counts the syncs that took 2^n to 2^(n+1) - 1 microseconds. */
 #define VIRTIO_PMEM_LATENCY_BUCKETS 32
 
+/* How many pages of an image are compared when it is handed over */
+#define VIRTIO_PMEM_SAMPLES 16
+
 typedef struct VirtIOPMEMRequest VirtIOPMEMRequest;
 typedef struct VirtIOPMEMSync VirtIOPMEMSync;
 typedef struct VirtIOPMEMWriteback VirtIOPMEMWriteback;
 typedef QSIMPLEQ_HEAD(, VirtIOPMEMRequest) VirtIOPMEMRequests;
 
+/* What a destination compares its file with: see SPEC.rst, Incoming */
+typedef struct VirtIOPMEMIdentity {
+    /* Whether the source had locked the image */
+    bool locking;
+    /* The file, good on the host with this boot id */
+    uint8_t boot_id[36];
+    uint64_t device;
+    uint64_t inode;
+    /* The content: offsets of pages and their checksums */
+    uint32_t samples;
+    uint64_t offset[VIRTIO_PMEM_SAMPLES];
+    uint64_t checksum[VIRTIO_PMEM_SAMPLES];
+} VirtIOPMEMIdentity;
+
 struct VirtIOPMEM {
     VirtIODevice parent_obj;
+
+    QLIST_ENTRY(VirtIOPMEM) next;
 
     VirtQueue *rq_vq;
     uint64_t start;
@@ -42,8 +61,32 @@ struct VirtIOPMEM {
     bool drop_cache;
     bool huge_pages;
     OnOffAuto lock;
-    bool locked;
+    /* What a signal handler has to know: where the image is, and its name */
+    uintptr_t ram;
+    char name[64];
     VMChangeStateEntry *vm_change_state;
+    Error *blocker;
+    struct VirtIOPMEMNotifier *notifier;
+
+    /* Whether the image is locked at all, and which of its locks are held */
+    bool locking;
+    bool owner;
+    bool claim;
+    /* The guest is to come from another QEMU; its device's state has come */
+    bool incoming;
+    bool loaded;
+    /* Sent when the image is handed over, or received */
+    VirtIOPMEMIdentity identity;
+    /* A migration has begun; all that can fail of its save has gone well */
+    bool migrating;
+    bool saved;
+    /* When others last wrote to the file, when it was given up to them */
+    bool given_up;
+    struct statx_timestamp given_up_mtime;
+    /* To have it again: a timer that tries, until when, and for what */
+    QEMUTimer *retry_timer;
+    int64_t retry_until;
+    bool held_back;
     /* What the queue had when it was enabled, which may not change */
     int ring_size;
     bool ring_packed;
@@ -54,6 +97,10 @@ struct VirtIOPMEM {
     VirtIOPMEMRequests syncing;
     VirtIOPMEMRequests waiting;
 
+    /* A sync that began after the vCPUs have stopped: wanted, and begun */
+    bool last_sync_wanted;
+    bool last_sync_begun;
+
     /*
      * Dirty bytes from which on writeback starts early, 0 if never; the timer
      * that looks, until when (in ms of the guest's time), and what it started
@@ -62,6 +109,11 @@ struct VirtIOPMEM {
     QEMUTimer *writeback_timer;
     int64_t writeback_until;
     VirtIOPMEMWriteback *writeback;
+
+    /* Of a migration: bytes that were dirty when, and bytes written a second */
+    uint64_t dirty;
+    int64_t dirty_time;
+    uint64_t write_rate;
 
     /* errno of the last failed sync: no flush succeeds once it is set */
     uint64_t last_error;

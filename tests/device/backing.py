@@ -50,9 +50,11 @@ class _FileSystem(mfusepy.Operations):
         self._unsynced: list[tuple[int, bytes]] = []
         self._fd = os.open(image, os.O_RDWR)
         self._lock = threading.Condition()
+        self._slow = threading.Lock()
         self._held = False
         self._passes = 0
         self._delay = 0.0
+        self._write_delay = 0.0
         self._errors: collections.deque[int] = collections.deque()
         self._always = 0
         self._lock_error = 0
@@ -69,6 +71,8 @@ class _FileSystem(mfusepy.Operations):
                 self._passes += 1
             elif name == 'delay':
                 self._delay = float(args[0])
+            elif name == 'delay-writes':
+                self._write_delay = float(args[0])
             elif name == 'fail':
                 self._errors.extend(int(arg) for arg in args)
             elif name == 'fail-always':
@@ -143,6 +147,11 @@ class _FileSystem(mfusepy.Operations):
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
         with self._lock:
             error = self._write_error
+            delay = self._write_delay
+        if delay:
+            # One after another, as a slow disk does it.
+            with self._slow:
+                time.sleep(delay)
         if error:
             self._tell(f'refuse {error}')
             raise mfusepy.FuseOSError(error)
@@ -288,6 +297,10 @@ class BackingFile:
     def delay(self, seconds: float) -> None:
         """Let each fsync that begins from now on take so long."""
         self._command(f'delay {seconds}')
+
+    def delay_writes(self, seconds: float) -> None:
+        """Let each write to the file take so long, one at a time."""
+        self._command(f'delay-writes {seconds}')
 
     def fail(self, *errors: int) -> None:
         """Let the next ones end with these errnos, 0 for success."""

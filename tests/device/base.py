@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent import futures
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,8 +40,11 @@ SIZE = 16 * MIB
 Q35 = 'pc-q35-7.2'
 I440FX = 'pc-i440fx-7.2'
 
-#: testscenarios: every test on both versions.
-OURS = [(version, {'version': version}) for version in ('10.0', '7.2')]
+#: The QEMUs that the tests run on; 10.2 as well where the environment says so.
+VERSIONS = os.environ.get('FAKEDAX_TEST_QEMUS', '10.0 7.2').split()
+
+#: testscenarios: every test on each of them.
+OURS = [(version, {'version': version}) for version in VERSIONS]
 
 
 class DeviceTestCase(base.BaseTestCase):
@@ -214,6 +218,18 @@ class DeviceTestCase(base.BaseTestCase):
                 time.monotonic(), deadline,
                 f'{started.name} is {seen}, not {status}')
             time.sleep(0.02)
+
+    def wait_log(
+        self, started: emulator.Emulator, expression: str,
+        timeout: float = 20
+    ) -> None:
+        """Wait until an emulator has said something."""
+        deadline = time.monotonic() + timeout
+        while not re.search(expression, started.log()):
+            self.assertLess(
+                time.monotonic(), deadline,
+                f'{expression!r} is not in {started.log()!r}')
+            time.sleep(0.05)
 
     def memaddr(self, started: emulator.Emulator) -> int:
         """Where the image is in the guest's physical memory."""

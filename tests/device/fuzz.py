@@ -18,7 +18,10 @@ found something may have to be repeated a few times.
 """
 
 import argparse
+import contextlib
 import errno
+import fcntl
+import os
 import pathlib
 import random
 import re
@@ -69,6 +72,8 @@ class Fuzzer:
         self._lines: list[str] = []
         self._recent: list[str] = []
         self._backends = 0
+        self._binary = binary
+        self._moves = 0
         self._operations = [
             (operation, weight) for name, weight in _WEIGHTS.items()
             for operation in [getattr(self, f'_{name}')]]
@@ -76,21 +81,24 @@ class Fuzzer:
         image.write_bytes(b'A' * SIZE)
         self._backing = backing.BackingFile(image, directory / 'mount')
         try:
-            self._emulator = emulator.Emulator(
-                binary, directory, 'fuzz', [
-                    *('-object', f'memory-backend-ram,id=ram,size={RAM}'),
-                    *('-machine', 'pc-i440fx-7.2,memory-backend=ram'),
-                    *('-m', '128M,maxmem=1G'),
-                    '-object',
-                    'memory-backend-file,id=mem0,share=on,'
-                    f'mem-path={self._backing.path},size={SIZE}',
-                    '-device', 'virtio-pmem-pci,memdev=mem0,id=pmem0,'
-                    f'addr=0x10,packed={"on" if packed else "off"},'
-                    f'early-writeback={_PAGE}'],
-                SANITIZERS)
+            self._emulator = self._start('fuzz')
         except BaseException:
             self._backing.close()
             raise
+
+    def _start(self, name: str, *extra: str) -> emulator.Emulator:
+        return emulator.Emulator(
+            self._binary, self._directory, name, [
+                *('-object', f'memory-backend-ram,id=ram,size={RAM}'),
+                *('-machine', 'pc-i440fx-7.2,memory-backend=ram'),
+                *('-m', '128M,maxmem=1G'),
+                '-object',
+                'memory-backend-file,id=mem0,share=on,'
+                f'mem-path={self._backing.path},size={SIZE}',
+                '-device', 'virtio-pmem-pci,memdev=mem0,id=pmem0,'
+                f'addr=0x10,packed={"on" if self._packed else "off"},'
+                f'early-writeback={_PAGE}', *extra],
+            SANITIZERS)
 
     def run(self, operations: int) -> None:
         """Do random operations and end QEMU.
@@ -389,6 +397,77 @@ class Fuzzer:
         self._qmp('migrate', uri='exec:cat >/dev/null')
         self._emulator.wait_migrated()
         self._qmp('cont')
+        self._wait_running()
+
+    def _cancel(self) -> None:
+        """Call a migration off, wherever it is."""
+        if self._random.random() < 0.5:
+            self._release()
+        self._qmp('migrate', uri='exec:cat >/dev/null')
+        self._write_memory()
+        time.sleep(self._random.random() / 20)
+        self._release()
+        self._qmp('migrate_cancel')
+        self._emulator.wait_migrated()
+        self._qmp('cont')
+        self._wait_running()
+
+    def _steal(self) -> None:
+        """Another has the image when the guest is to run again."""
+        self._release()
+        self._qmp('migrate', uri='exec:cat >/dev/null')
+        self._emulator.wait_migrated()
+        with (self._directory / 'image').open('r+b') as file:
+            for byte in self._random.sample([300, 301], 1):
+                flock = struct.pack(
+                    'hhqqi4x', fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.fcntl(file, fcntl.F_OFD_SETLK, flock)
+            self._qmp('cont')
+            # Not what stores to the image: no guest does so now.
+            for _ in range(self._random.randrange(20)):
+                self._random.choice([self._status, self._properties])()
+            self._send()
+        self._wait_running()
+
+    def _move(self) -> None:
+        """To another QEMU, on the same host; it may have reason to refuse."""
+        self._release()
+        self._moves += 1
+        name = f'fuzz{self._moves}'
+        path = self._directory / f'{name}.mig'
+        destination = self._start(name, '-incoming', f'unix:{path}')
+        try:
+            self._qmp('migrate-set-capabilities', capabilities=[
+                {'capability': 'return-path', 'state': True}])
+            self._qmp('migrate', uri=f'unix:{path}')
+            moved = self._emulator.wait_migrated()['status'] == 'completed'
+        except BaseException:
+            destination.process.kill()
+            destination.close()
+            raise
+        if moved:
+            destination, self._emulator = self._emulator, destination
+            self._driver.qtest = self._emulator.qtest
+        destination.process.kill()
+        destination.close()
+        if _FINDING.search(destination.log()):
+            raise Finding(destination.log()[:8000])
+        self._qmp('migrate-set-capabilities', capabilities=[
+            {'capability': 'return-path', 'state': False}])
+        self._wait_running()
+
+    def _write_memory(self) -> None:
+        for _ in range(20):
+            self._memory()
+        self._send()
+
+    def _wait_running(self) -> None:
+        deadline = time.monotonic() + 30
+        while self._emulator.qmp.cmd('query-status')['status'] != 'running':
+            if time.monotonic() > deadline:
+                raise TimeoutError('the guest does not run again')
+            time.sleep(0.01)
 
     def _system_reset(self) -> None:
         self._qmp('system_reset')
@@ -410,7 +489,8 @@ _WEIGHTS = {
     'status': 8, 'common': 30, 'queue_address': 6, 'queue_reset': 6,
     'device_config': 10, 'isr': 10, 'pci_config': 6,
     'bring_up': 60, 'memory': 20, 'hold': 4, 'release': 8, 'eject': 1,
-    'fail': 0.3, 'stop': 1, 'save': 0.1, 'system_reset': 1, 'properties': 2,
+    'fail': 0.3, 'stop': 1, 'save': 0.1, 'cancel': 0.1, 'steal': 0.1,
+    'move': 0.03, 'system_reset': 1, 'properties': 2,
 }
 
 

@@ -12,8 +12,10 @@
 
 """A real guest on our device: the unmodified Linux driver, ext4 and DAX."""
 
+import contextlib
 import errno
 import re
+import socket
 import time
 
 from lab import agent
@@ -21,6 +23,7 @@ from lab import emulators
 from lab import guest
 from lab import qemu
 from tests.device import base
+from tests.device import test_lock
 
 SIZE_MIB = 512
 NAME = '/machine/peripheral/root'
@@ -93,6 +96,68 @@ class GuestTestCase(base.DeviceTestCase):
             'dd if=/dev/zero of=/root/g bs=4k count=1 conv=fsync',
             check=True)
         self.assertEqual(errno.EIO, self.pmem(machine, 'last-error'))
+
+    def registers(self, machine: qemu.Machine) -> str:
+        said: str = machine.qmp(
+            'human-monitor-command',
+            **{'command-line': 'info registers -a'})
+        return said
+
+    def wait_status(self, machine: qemu.Machine, status: str) -> None:
+        deadline = time.monotonic() + 20
+        while (seen := machine.qmp('query-status')['status']) != status:
+            self.assertLess(time.monotonic(), deadline,
+                            f'{seen}: {machine.errors()}')
+            time.sleep(0.02)
+
+    def test_guest_that_is_held_back_runs_no_instruction(self) -> None:
+        """Another has the image: a single store would be one too many."""
+        machine = self.boot()
+        machine.agent.run('while :; do :; done >/dev/null 2>&1 &', check=True)
+        machine.qmp('migrate', uri='exec:cat >/dev/null')
+        self.wait_status(machine, 'postmigrate')
+        before = self.registers(machine)
+        with self.image.open('r+b') as file:
+            test_lock.lock(file)
+            for _again in range(20):
+                machine.qmp('cont')
+                self.wait_status(machine, 'io-error')
+                self.assertEqual(before, self.registers(machine))
+        self.wait_status(machine, 'running')
+        time.sleep(0.1)
+        machine.qmp('stop')
+        # That it would have been seen.
+        self.assertNotEqual(before, self.registers(machine))
+        machine.qmp('cont')
+        self.assertEqual(0, self.fsync(machine, 3)['errors'])
+
+    def test_guest_whose_migration_fails_runs_no_instruction(self) -> None:
+        """QEMU starts it in another thread than the monitor's."""
+        machine = self.boot()
+        machine.agent.run('while :; do :; done >/dev/null 2>&1 &', check=True)
+        for again in range(5):
+            path = f'{self.directory}/{again}.mig'
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+                listener.listen()
+                machine.qmp('migrate-set-capabilities', capabilities=[
+                    {'capability': 'return-path', 'state': True}])
+                machine.qmp('migrate', uri=f'unix:{path}')
+                connection, _ = listener.accept()
+            with self.image.open('r+b') as file:
+                third = self.background(test_lock.lock, file)
+                with connection:
+                    connection.settimeout(0.05)
+                    deadline = time.monotonic() + 60
+                    while not third.done():
+                        self.assertLess(time.monotonic(), deadline)
+                        with contextlib.suppress(TimeoutError):
+                            connection.recv(1 << 20)
+                    before = self.registers(machine)
+                self.wait_status(machine, 'io-error')
+                self.assertEqual(before, self.registers(machine))
+            self.wait_status(machine, 'running')
+        self.assertEqual(0, self.fsync(machine, 3)['errors'])
 
     def test_reboot_with_a_flush_in_flight(self) -> None:
         machine = self.boot()

@@ -37,7 +37,7 @@ from tests.device import test_migration
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-#: VIRTIO_PMEM_LOCK_BYTE of qemu-device/virtio-pmem.c
+#: VIRTIO_PMEM_LOCK_OWNER of qemu-device/virtio-pmem-image.c.inc
 LOCK_BYTE = 300
 IN_USE = "memory backend 'mem[0-9]' is in use by another process or host"
 
@@ -48,6 +48,11 @@ def _flock(file: ty.IO[bytes], command: int, kind: int) -> int:
     left: int = struct.unpack(
         'hhqqi4x', fcntl.fcntl(file.fileno(), command, flock))[0]
     return left
+
+
+def lock(file: ty.IO[bytes]) -> None:
+    """Take the image, until the file is closed; wait until it is free."""
+    _flock(file, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK)
 
 
 class LockMixin:
@@ -72,7 +77,7 @@ class LockMixin:
     def take(self) -> ty.IO[bytes]:
         """Take the image, until the file is closed; wait until it is free."""
         file = self.image.open('r+b')
-        _flock(file, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK)
+        lock(file)
         return file
 
 
@@ -205,13 +210,6 @@ class StartTestCase(LockTestCase):
         self.start_vm(self.image, name='writer')
         self.assertRefused(self.image, memdev=reader)
 
-    def test_memory_without_a_file_needs_none(self) -> None:
-        self.make_image()
-        vm = self.start_vm(
-            self.image, '-object', 'memory-backend-ram,id=mem1,size=16M',
-            '-device', 'virtio-pmem-pci,memdev=mem1,addr=0x11,lock=on')
-        self.assertEqual('', vm.log())
-
 
 class EjectTestCase(LockTestCase):
 
@@ -250,7 +248,7 @@ class NoLocksTestCase(LockTestCase):
                 f"warning: virtio-pmem: memory backend 'mem0' cannot be "
                 f'locked ({os.strerror(error)}), nothing keeps others'),
                 vm.log())
-            self.assertEqual('off', vm.pmem('lock'))
+            self.assertFalse(vm.pmem('locked'))
             vm.close()
 
     def test_guest_that_insists_does_not_start(self) -> None:
@@ -268,18 +266,47 @@ class NoLocksTestCase(LockTestCase):
             mounted.path,
             "cannot lock memory backend 'mem0': Input/output error")
 
-    def test_destination_without_locks_starts_with_a_warning(self) -> None:
+    def test_destination_without_locks_is_refused(self) -> None:
+        """The source has locked the image, so another could be locked out."""
         here, there = self.mount('here'), self.mount('there')
         source = self.start_vm(here.path)
         pmem = self.bring_up(source)
         there.fail_locks(errno.ENOLCK)
         destination = self.incoming(there.path, 'destination')
         self.assertEqual(
-            'completed', self.migrate(source, 'destination')['status'])
-        self.wait_status(destination, 'running')
-        self.assertIn('cannot be locked', destination.log())
-        pmem.qtest = destination.qtest
+            'failed', self.migrate(source, 'destination')['status'])
+        self.assertIn('is locked at the source, and cannot be locked here',
+                      destination.log())
+        self.wait_status(source, 'running')
         self.assertEqual(0, pmem.flush())
+        # Unless somebody says that it is to be so.
+        self.incoming(there.path, 'unlocked', device='lock=off')
+        self.assertEqual(
+            'completed', self.migrate(source, 'unlocked')['status'])
+
+    def test_lock_is_no_weaker_when_it_is_taken_again(self) -> None:
+        mounted = self.mount()
+        vm = self.start_vm(mounted.path)
+        pmem = self.bring_up(vm)
+        vm.qmp.cmd('migrate', uri='exec:cat >/dev/null')
+        self.assertEqual('completed', vm.wait_migrated()['status'])
+        mounted.fail_locks(errno.ENOLCK)
+        vm.qmp.cmd('cont')
+        self.wait_status(vm, 'io-error')
+        self.assertRegex(vm.log(), "cannot run: cannot lock memory backend "
+                                   "'mem0': No locks available")
+        # Whatever the error is, it is tried again.
+        mounted.fail_locks(0)
+        self.wait_status(vm, 'running')
+        self.assertTrue(vm.pmem('locked'))
+        self.assertEqual(0, pmem.flush())
+
+    def test_security_policy_is_not_taken_for_another_user(self) -> None:
+        mounted = self.mount()
+        mounted.fail_locks(errno.EACCES)
+        self.assertRefused(
+            mounted.path, "cannot lock memory backend 'mem0': Permission "
+            "denied(.|\n)*AppArmor")
 
 
 class MovingTestCase(LockMixin, test_migration.MigrationTestCase):
@@ -358,6 +385,7 @@ class HandOverTestCase(MovingTestCase):
         destination = self.move()
         destination.close()
         self.source.qmp.cmd('cont')
+        self.wait_status(self.source, 'running')
         self.assertTrue(self.held())
         self.pmem.qtest = self.source.qtest
         self.assertEqual(0, self.pmem.flush())
@@ -422,11 +450,11 @@ class RunAgainTestCase(LockTestCase):
         self.assertEqual('completed', self.vm.wait_migrated()['status'])
         self.assertFalse(self.held())
 
-    def assertEnds(self) -> None:
-        self.assertEqual(1, self.vm.wait_exit())
-        self.assertRegex(
-            self.vm.log(),
-            f'virtio-pmem: the guest cannot run again: {IN_USE}')
+    def assertHeldBack(self, message: str = IN_USE) -> None:
+        """Not one instruction runs, and QEMU says why."""
+        self.wait_status(self.vm, 'io-error')
+        self.assertRegex(self.vm.log(),
+                         f'virtio-pmem: the guest cannot run: {message}')
         # And nothing of what it had written is lost.
         self.assertEqual(b'B' * base.PAGE,
                          self.image.read_bytes()[:base.PAGE])
@@ -446,25 +474,71 @@ class RunAgainTestCase(LockTestCase):
     def test_saved_guest_waits_for_another_that_ends(self) -> None:
         self._save()
         with self.take():
-            runs = self.background(self.vm.qmp.cmd, 'cont')
-            self.assertPending(runs, 1)
-        runs.result(5)
-        self.assertEqual(
-            'running', self.vm.qmp.cmd('query-status')['status'])
+            # The monitor does not wait.
+            self.vm.qmp.cmd('cont')
+            self.assertHeldBack()
+        self.wait_status(self.vm, 'running')
+        self.assertTrue(self.held())
         self.assertEqual(0, self.pmem.flush())
 
-    def test_saved_guest_ends_rather_than_write_to_what_another_has(
+    def test_saved_guest_does_not_write_to_what_another_has(self) -> None:
+        self._save()
+        second = self.start_vm(self.image, name='second')
+        self.vm.qmp.cmd('cont')
+        self.assertHeldBack()
+        self.assertEqual(0, self.bring_up(second).flush())
+        # It does not wait for ever.
+        self.wait_log(self.vm, f'given up after 10 s: {IN_USE}')
+        # Not even when the other has ended: but for whoever asks again.
+        second.close()
+        self.vm.qmp.cmd('cont')
+        self.wait_status(self.vm, 'running')
+        self.assertEqual(0, self.pmem.flush())
+
+    def test_saved_guest_does_not_run_on_what_another_has_written(
         self
     ) -> None:
         self._save()
         second = self.start_vm(self.image, name='second')
-        runs = self.background(self.vm.qmp.cmd, 'cont')
-        self.assertEnds()
-        self.assertIsNotNone(runs.exception())
-        self.assertEqual(0, self.bring_up(second).flush())
+        pmem = self.bring_up(second)
+        second.qtest.write_bytes(self.memaddr(second) + base.MIB, b'C')
+        self.assertEqual(0, pmem.flush())
+        second.close()
+        self.vm.qmp.cmd('cont')
+        self.assertHeldBack('.*was written to by another')
+        # Nor does it keep others from it.
+        self.assertFalse(self.held())
 
-    def test_guest_ends_whose_failed_destination_keeps_it(self) -> None:
+    def test_paused_guest_has_it_again_after_a_failure(self) -> None:
+        """Nobody starts a guest on it before this one is continued."""
+        self.vm.qmp.cmd('stop')
+        with self._taken_from():
+            self.assertFalse(self.vm.pmem('locked'))
+        self.wait_locked(self.vm)
+        self.assertIn(self.vm.qmp.cmd('query-status')['status'],
+                      ('paused', 'postmigrate'))
+        self.assertRaisesRegex(RuntimeError, IN_USE, self.start_vm,
+                               self.image, name='second')
+        self.vm.qmp.cmd('cont')
+        self.assertEqual(0, self.pmem.flush())
+
+    def test_guest_whose_failed_destination_keeps_it(self) -> None:
         """QEMU runs the guest again by itself, in another thread."""
+        with self._taken_from():
+            self.assertHeldBack()
+            self.vm.qmp.cmd('query-status')
+        self.wait_status(self.vm, 'running')
+        self.assertEqual(0, self.pmem.flush())
+
+    def wait_locked(self, vm: emulator.Emulator) -> None:
+        deadline = time.monotonic() + 20
+        while not vm.pmem('locked'):
+            self.assertLess(time.monotonic(), deadline, vm.log())
+            time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _taken_from(self) -> ty.Iterator[None]:
+        """A migration fails, and another has the image when it does."""
         path = f'{self.directory}/taker.mig'
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
@@ -483,4 +557,5 @@ class RunAgainTestCase(LockTestCase):
                     with contextlib.suppress(TimeoutError):
                         connection.recv(1 << 20)
         with third.result():
-            self.assertEnds()
+            self.assertEqual('failed', self.vm.wait_migrated()['status'])
+            yield

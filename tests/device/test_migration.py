@@ -20,6 +20,7 @@ import subprocess
 from lab import emulators
 import testscenarios
 
+from qemu.qmp import qmp_client
 from tests.device import base
 from tests.device import emulator
 
@@ -28,7 +29,7 @@ load_tests = testscenarios.load_tests_apply_scenarios
 BOTH_WAYS = [
     (f'{source}-to-{destination}', {
         'version': source, 'destination_version': destination})
-    for source in ('10.0', '7.2') for destination in ('10.0', '7.2')
+    for source in base.VERSIONS for destination in base.VERSIONS
 ]
 
 
@@ -172,10 +173,11 @@ class LastSyncTestCase(MigrationTestCase):
         # QEMU 7.2 leaves it waiting.
         destination.close()
         # Nor at a second try, whose sync would succeed.
-        self.expect_guest('again')
+        again = self.expect_guest('again')
         self.assertEqual(
             'failed', self.migrate(self.source, 'again')['status'])
         self.wait_status(self.source, 'running')
+        again.close()
         # The guest is told, at its next flush; then it may go.
         self.assertEqual(-1, self.pmem.flush())
         third = self.expect_guest('third')
@@ -198,9 +200,10 @@ class LastSyncTestCase(MigrationTestCase):
         private = self.start_vm(self.here.path, name='private',
                                 memdev='share=off')
         self.expect_guest()
-        self.assertEqual(
-            'failed', self.migrate(private, 'destination')['status'])
-        self.assertIn('is not shared (share=on)', private.log())
+        # Before anything is sent.
+        self.assertRaisesRegex(
+            qmp_client.ExecuteError, r'is not shared \(share=on\)',
+            self.migrate, private, 'destination')
         self.wait_status(private, 'running')
 
 
@@ -309,6 +312,21 @@ class SaveTestCase(base.DeviceTestCase):
         self.assertEqual(0, pmem.flush())
         self.assertEqual(b'B', restored.qtest.read_bytes(
             self.memaddr(restored), 1))
+
+    def test_image_that_was_changed_meanwhile(self) -> None:
+        self.make_image()
+        vm = self.start_vm(self.image)
+        saved = self.save(vm)
+        vm.qmp.cmd('quit')
+        vm.wait_exit()
+        with self.image.open('r+b') as file:
+            file.write(b'Z')
+        restored = self.start_vm(self.image, '-incoming', 'defer',
+                                 name='restored')
+        restored.qmp.cmd('migrate-incoming', uri=f'exec:cat {saved}')
+        self.assertNotEqual(0, restored.wait_exit())
+        self.assertIn("the file is not the guest's image: at offset 0x0",
+                      restored.log())
 
     def test_incoming_guest_that_is_never_started_can_quit(self) -> None:
         vm = self.incoming(self.mount().path, 'waiting')
