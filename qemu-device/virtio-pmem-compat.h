@@ -20,6 +20,9 @@
 #include "hw/core/qdev-properties.h"
 #include "qemu/aio.h"
 #include "qemu/aio-wait.h"
+/* The same release has another name for this, which does not copy the error. */
+#define migrate_set_error(_state, _err) \
+    migrate_error_propagate(_state, error_copy(_err))
 #else
 #include "block/aio.h"
 #include "block/aio-wait.h"
