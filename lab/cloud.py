@@ -98,8 +98,8 @@ def main() -> None:
 @click.option('--qemu', multiple=True, callback=_one_or_one_each,
               type=click.Choice(emulators.CHOICES),
               help='What servers on fake DAX run on: our device in QEMU 10.0 '
-                   "(the default) or 7.2, or Debian's QEMU with its own "
-                   'device. Once for all hosts, or once for each.')
+                   "(the default), 10.2 or 7.2, or Debian's QEMU with its "
+                   'own device. Once for all hosts, or once for each.')
 @click.option('--stock-qemu', is_flag=True, help='Same as --qemu debian.')
 def up(kvm: bool, qemu: tuple[str, ...], stock_qemu: bool) -> None:
     """Bring up what is not up, and wait until it works.

@@ -173,7 +173,7 @@ class StartTestCase(LockTestCase):
         self.assertRefused(self.image, device='lock=on')
         unlocked = self.start_vm(self.image, name='off', device='lock=off')
         self.assertEqual('off', unlocked.pmem('lock'))
-        self.assertEqual('', unlocked.log())
+        self.assertNotIn('virtio-pmem', unlocked.log())
 
     def test_turned_off_it_keeps_nobody_out(self) -> None:
         self.make_image()
@@ -415,7 +415,7 @@ class StayingTestCase(MovingTestCase):
 
     # QEMU 7.2 has no such option.
     scenarios = [way for way in test_migration.BOTH_WAYS
-                 if way[1]['destination_version'] == '10.0']
+                 if way[1]['destination_version'] != '7.2']
 
     def test_destination_that_failed_later_and_stays_gives_it_up(
         self
