@@ -180,7 +180,7 @@ class EmulatorTest(base.CloudTestCase):
 
 
 class HostTest(base.CloudTestCase):
-    """Hosts that are configured anew, or fail."""
+    """Hosts that are reconfigured, or fail."""
 
     alone = True
 
