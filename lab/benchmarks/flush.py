@@ -75,8 +75,8 @@ class Mode:
     def emulator(self) -> str:
         return emulators.stock('10.0') if self.stock else emulators.ours()
 
-    def guest(self) -> guest.Guest:
-        return guest.build(with_driver=self.driver)
+    def guest(self, kernel: str) -> guest.Guest:
+        return guest.build(kernel_package=kernel, with_driver=self.driver)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,17 @@ WORKLOADS = {
               type=click.IntRange(min=1), help='Boots of each kind of disk.')
 @click.option('--quick', is_flag=True,
               help='Two rounds of fewer fsyncs: at most 5 minutes.')
+@click.option('--kernel', metavar='PACKAGE', default=guest.KERNEL_PACKAGE,
+              show_default=True, help="The guest's, as apt names it.")
+@click.option('--mode', 'only', multiple=True, type=click.Choice([*MODES]),
+              help='Only this disk; can be repeated.')
+@click.option('--workload', 'wanted', multiple=True,
+              type=click.Choice([*WORKLOADS]),
+              help='Only this workload; can be repeated.')
 @click.option('--docs', is_flag=True,
               help='Put the table and the plot into doc/ as well.')
-def flush(rounds: int, quick: bool, docs: bool) -> None:
+def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
+          wanted: tuple[str, ...], docs: bool) -> None:
     """Time a guest's fsync on virtio-blk and on virtio-pmem.
 
     The test guest on the same image file and file system, from a disk of
@@ -146,33 +154,41 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
     if quick:
         rounds = 2
     share = 4 if quick else 1
-    with _image() as image:
-        for mode in MODES.values():
+    modes = {name: mode for name, mode in MODES.items()
+             if name in (only or MODES)}
+    workloads = {key: workload for key, workload in WORKLOADS.items()
+                 if key in (wanted or WORKLOADS)}
+    if docs and (modes != MODES or workloads != WORKLOADS
+                 or kernel != guest.KERNEL_PACKAGE):
+        raise click.UsageError(
+            '--docs needs all disks, all workloads and the default kernel')
+    with _image(kernel) as image:
+        for mode in modes.values():
             with progress.step(f'QEMU and guest for {mode.title}'):
                 mode.emulator()
-                mode.guest()
-        _prepare(image)
+                mode.guest(kernel)
+        _prepare(image, kernel)
         counted = {}
-        for name, mode in MODES.items():
+        for name, mode in modes.items():
             with (progress.step(f'counting syncs: {mode.title}'),
-                  _boot(image, mode) as machine):
-                for key, workload in WORKLOADS.items():
+                  _boot(image, mode, kernel) as machine):
+                for key, workload in workloads.items():
                     counted[name, key] = _count(
                         machine, image, workload, share)
         samples: dict[tuple[str, str], list[dict[str, float]]] = {}
         for number in range(rounds):
-            order = list(MODES)
+            order = list(modes)
             first = number % len(order)
             order = order[first:] + order[:first]
             for name in order:
                 with (progress.step(f'round {number + 1} of {rounds}: '
-                                    f'{MODES[name].title}'),
-                      _boot(image, MODES[name]) as machine):
-                    for key, workload in WORKLOADS.items():
+                                    f'{modes[name].title}'),
+                      _boot(image, modes[name], kernel) as machine):
+                    for key, workload in workloads.items():
                         samples.setdefault((name, key), []).append(
                             _time(machine, workload, share))
     rows = [_row(name, key, samples[name, key], counted[name, key])
-            for key in WORKLOADS for name in MODES]
+            for key in workloads for name in modes]
     for row in rows:
         if row['mode'] in _RIVALS:
             _compare(row, samples)
@@ -192,9 +208,9 @@ def flush(rounds: int, quick: bool, docs: bool) -> None:
 
 
 @contextlib.contextmanager
-def _image() -> Iterator[pathlib.Path]:
+def _image(kernel: str) -> Iterator[pathlib.Path]:
     """The guest's image, allocated in full, on our file system."""
-    built = guest.build()
+    built = guest.build(kernel_package=kernel)
     results.DIRECTORY.mkdir(parents=True, exist_ok=True)
     image = results.DIRECTORY / 'flush.raw'
     try:
@@ -207,8 +223,9 @@ def _image() -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _boot(image: pathlib.Path, mode: Mode) -> Iterator[qemu.Machine]:
-    built = mode.guest()
+def _boot(image: pathlib.Path, mode: Mode,
+          kernel: str) -> Iterator[qemu.Machine]:
+    built = mode.guest(kernel)
     # Or it stays in the page cache in such pieces as the boot before this one
     # has read it in.
     pagecache.evict(image)
@@ -222,10 +239,10 @@ def _boot(image: pathlib.Path, mode: Mode) -> Iterator[qemu.Machine]:
         machine.agent.run('sync', check=True, timeout=300)
 
 
-def _prepare(image: pathlib.Path) -> None:
+def _prepare(image: pathlib.Path, kernel: str) -> None:
     """Make the large file: all that follows overwrites what there is."""
     with (progress.step('making the file to dirty'),
-          _boot(image, MODES['blk-writeback']) as machine):
+          _boot(image, MODES['blk-writeback'], kernel) as machine):
         machine.agent.run(
             f'dd if=/dev/zero of=/root/dirty bs=1M count={_DIRTY_MIB}',
             check=True, timeout=300)
@@ -327,7 +344,9 @@ def _compare(row: dict[str, Any],
     """Add a row's figures as ratios to the rivals' in the same round."""
     ours = samples[row['mode'], row['workload']]
     for rival in _RIVALS[row['mode']]:
-        theirs = samples[rival, row['workload']]
+        theirs = samples.get((rival, row['workload']))
+        if theirs is None:
+            continue
         row[f'against_{rival.replace("-", "_")}'] = {
             # A dirtier that is starved altogether has 0 MiB/s.
             figure: _median([one[figure] / max(other[figure], 1e-6)
@@ -374,7 +393,9 @@ def _verdicts(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
     """Ratios: of a time, less than 1 is better; of all else, more."""
     for row in rows:
         for rival in _RIVALS.get(row['mode'], ()):
-            ratios = row[f'against_{rival.replace("-", "_")}']
+            ratios = row.get(f'against_{rival.replace("-", "_")}')
+            if ratios is None:
+                continue
             cells = [row['workload'], row['mode'], rival]
             for figure in _COMPARED:
                 ratio = ratios.get(figure)
@@ -401,10 +422,11 @@ def _show(title: str, headings: Sequence[str],
 
 def _plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     """p50 as bars with its spread, p99 as points, a panel a workload."""
+    workloads = list(dict.fromkeys(row['workload'] for row in rows))
     figure, panels = pyplot.subplots(
-        1, len(WORKLOADS), figsize=(15, 4), sharey=True,
-        layout='constrained')
-    for panel, (key, workload) in zip(panels, WORKLOADS.items(), strict=True):
+        1, len(workloads), figsize=(3 * len(workloads), 4), sharey=True,
+        squeeze=False, layout='constrained')
+    for panel, key in zip(panels[0], workloads, strict=True):
         shown = [row for row in rows if row['workload'] == key]
         p50 = [row['p50_us'] / 1000 for row in shown]
         spread = [[abs(row['p50_us_spread'][end] - row['p50_us']) / 1000
@@ -414,10 +436,10 @@ def _plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
                   color=[f'C{number}' for number in range(len(names))])
         panel.plot(names, [row['p99_us'] / 1000 for row in shown], 'k_',
                    markersize=12)
-        panel.set_title(workload.title, fontsize=9)
+        panel.set_title(WORKLOADS[key].title, fontsize=9)
         panel.set_yscale('log')
         panel.tick_params(axis='x', rotation=40, labelsize=8)
         panel.grid(axis='y', alpha=0.3)
-    panels[0].set_ylabel('fsync, ms: median (bar), 99th percentile (dash)')
+    panels[0][0].set_ylabel('fsync, ms: median (bar), 99th percentile (dash)')
     figure.savefig(file, dpi=90)
     pyplot.close(figure)

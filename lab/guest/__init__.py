@@ -21,6 +21,13 @@ from pmem where there is pmem, from an ordinary disk otherwise.
 from lab.guest.image import build
 from lab.guest.image import COMMAND_LINE
 from lab.guest.image import Guest
+from lab.guest.image import KERNEL_PACKAGE
 from lab.guest.tools import GuestBuildError
 
-__all__ = ['COMMAND_LINE', 'Guest', 'GuestBuildError', 'build']
+__all__ = [
+    'COMMAND_LINE',
+    'Guest',
+    'GuestBuildError',
+    'KERNEL_PACKAGE',
+    'build',
+]
