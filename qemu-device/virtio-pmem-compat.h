@@ -14,10 +14,12 @@
 #include "migration/misc.h"
 #include "migration/vmstate.h"
 #include "qapi/error.h"
+#include "qapi/qapi-events-block-core.h"
 
 /* Headers that moved: after 10.2, and in 10.0 */
 #if __has_include("qemu/aio-wait.h")
 #include "hw/core/qdev-properties.h"
+#include "hw/core/qdev-properties-system.h"
 #include "qemu/aio.h"
 #include "qemu/aio-wait.h"
 /* The same release has another name for this, which does not copy the error. */
@@ -27,6 +29,7 @@
 #include "block/aio.h"
 #include "block/aio-wait.h"
 #include "hw/qdev-properties.h"
+#include "hw/qdev-properties-system.h"
 #endif
 #if QEMU_VERSION_MAJOR >= 10
 #include "system/hostmem.h"
@@ -47,14 +50,21 @@ typedef void VirtIOPMEMMigrationChanged(void *opaque);
 
 /*
  * 10.1: what is given to class_init is constant, a handler of the VM's state
- * may fail (this device's does not), and there is a priority below the default
- * one: before, what is saved last is what was registered last.
+ * may fail (this device's does not: it could not say why), and there is a
+ * priority below the default one: before, what is saved last is what was
+ * registered last. What prints a property returns the text.
  */
 #if QEMU_VERSION_MAJOR > 10 || \
     (QEMU_VERSION_MAJOR == 10 && QEMU_VERSION_MINOR >= 1)
 
 #define VIRTIO_PMEM_CLASS_DATA const void
 #define VIRTIO_PMEM_PRI_LAST MIG_PRI_LOW
+
+#define VIRTIO_PMEM_DEFINE_PRINT(_name, _format) \
+    static char *_name(Object *obj, const Property *prop) \
+    { \
+        return _format(obj, prop); \
+    }
 
 static inline VMChangeStateEntry *
 virtio_pmem_add_vm_change_state_handler(DeviceState *dev,
@@ -67,6 +77,15 @@ virtio_pmem_add_vm_change_state_handler(DeviceState *dev,
 
 #define VIRTIO_PMEM_CLASS_DATA void
 #define VIRTIO_PMEM_PRI_LAST MIG_PRI_DEFAULT
+
+#define VIRTIO_PMEM_DEFINE_PRINT(_name, _format) \
+    static int _name(Object *obj, VIRTIO_PMEM_PRINTED *prop, char *dest, \
+                     size_t len) \
+    { \
+        g_autofree char *text = _format(obj, prop); \
+\
+        return snprintf(dest, len, "%s", text); \
+    }
 
 static inline VMChangeStateEntry *
 virtio_pmem_add_vm_change_state_handler(DeviceState *dev,
@@ -81,6 +100,7 @@ virtio_pmem_add_vm_change_state_handler(DeviceState *dev,
 
 /* 10.0: an array of properties is constant and ends where it ends. */
 #define VIRTIO_PMEM_PROPERTIES static const Property
+#define VIRTIO_PMEM_PRINTED const Property
 #define VIRTIO_PMEM_PROPERTIES_END
 #define VIRTIO_PMEM_PROPERTY_TYPE .type
 
@@ -91,6 +111,15 @@ virtio_pmem_add_vm_change_state_handler(DeviceState *dev,
 static inline bool virtio_pmem_load_failed(void)
 {
     return runstate_check(RUN_STATE_INMIGRATE);
+}
+
+/* 9.2: the event says by its path which device it is. */
+static inline void virtio_pmem_send_io_error(const char *path,
+                                             BlockErrorAction action,
+                                             bool nospace, const char *reason)
+{
+    qapi_event_send_block_io_error(path, "", NULL, IO_OPERATION_TYPE_WRITE,
+                                   action, true, nospace, reason);
 }
 
 /* 8.2: QEMU frees the reason when the blocker ends, or could not be set. */
@@ -178,6 +207,7 @@ static inline int virtio_pmem_save_setup(QEMUFile *f, void *opaque,
 #else
 
 #define VIRTIO_PMEM_PROPERTIES static Property
+#define VIRTIO_PMEM_PRINTED Property
 #define VIRTIO_PMEM_PROPERTIES_END DEFINE_PROP_END_OF_LIST(),
 #define VIRTIO_PMEM_PROPERTY_TYPE .name
 
@@ -185,6 +215,14 @@ static inline int virtio_pmem_save_setup(QEMUFile *f, void *opaque,
 static inline bool virtio_pmem_load_failed(void)
 {
     return false;
+}
+
+static inline void virtio_pmem_send_io_error(const char *path,
+                                             BlockErrorAction action,
+                                             bool nospace, const char *reason)
+{
+    qapi_event_send_block_io_error(path, false, NULL, IO_OPERATION_TYPE_WRITE,
+                                   action, true, nospace, reason);
 }
 
 static inline int virtio_pmem_add_blocker(Error **reason, Error **errp)

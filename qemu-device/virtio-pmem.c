@@ -21,6 +21,7 @@
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
 #include "qapi/qapi-commands-migration.h"
+#include "qapi/qapi-events-block-core.h"
 #include "qemu/error-report.h"
 #include "qemu/host-utils.h"
 #include "qemu/cutils.h"
@@ -202,6 +203,30 @@ static int virtio_pmem_sync_run(void *opaque)
     return 0;
 }
 
+/*
+ * Whether the guest is stopped before it hears of an error. It is not run to
+ * be told if it does not run: then it hears of it when it does.
+ */
+static bool virtio_pmem_error_stops(VirtIOPMEM *pmem)
+{
+    return pmem->werror == BLOCKDEV_ON_ERROR_STOP && runstate_is_running();
+}
+
+/* As the block layer tells of a disk's error, with no name of a block node */
+static void virtio_pmem_report_error(VirtIOPMEM *pmem, int error)
+{
+    g_autofree char *path = object_get_canonical_path(OBJECT(pmem));
+
+    error_report("virtio-pmem: cannot sync memory backend '%s': %s; "
+                 "its content on storage is unknown and "
+                 "every flush fails from now on",
+                 virtio_pmem_id(pmem), strerror(error));
+    virtio_pmem_send_io_error(path, virtio_pmem_error_stops(pmem)
+                                    ? BLOCK_ERROR_ACTION_STOP
+                                    : BLOCK_ERROR_ACTION_REPORT,
+                              error == ENOSPC, strerror(error));
+}
+
 static void virtio_pmem_sync_account(VirtIOPMEM *pmem, VirtIOPMEMSync *sync)
 {
     int bucket = sync->usecs ? 63 - clz64(sync->usecs) : 0;
@@ -210,10 +235,6 @@ static void virtio_pmem_sync_account(VirtIOPMEM *pmem, VirtIOPMEMSync *sync)
     pmem->syncs++;
     pmem->sync_latency[MIN(bucket, VIRTIO_PMEM_LATENCY_BUCKETS - 1)]++;
     if (sync->error) {
-        error_report("virtio-pmem: cannot sync memory backend '%s': %s; "
-                     "its content on storage is unknown and "
-                     "every flush fails from now on",
-                     virtio_pmem_id(pmem), strerror(sync->error));
         pmem->errors++;
         pmem->last_error = sync->error;
     }
@@ -312,6 +333,21 @@ static void virtio_pmem_writeback_wake(VirtIOPMEM *pmem)
 
 static void virtio_pmem_sync_start(VirtIOPMEM *pmem);
 
+/*
+ * Stop the guest because of an error. Its requests are answered when no vCPU
+ * runs any more, so that whoever looks after it decides when it hears of that.
+ */
+static void virtio_pmem_stop_guest(VirtIOPMEM *pmem, int error)
+{
+    pmem->stopping = true;
+    QSIMPLEQ_CONCAT(&pmem->syncing, &pmem->waiting);
+    QSIMPLEQ_CONCAT(&pmem->waiting, &pmem->syncing);
+    /* In this order, so that the event is the first that is seen of it. */
+    qemu_system_vmstop_request_prepare();
+    virtio_pmem_report_error(pmem, error);
+    qemu_system_vmstop_request(RUN_STATE_IO_ERROR);
+}
+
 static void virtio_pmem_sync_done(void *opaque, int ret)
 {
     VirtIOPMEMSync *sync = opaque;
@@ -325,8 +361,15 @@ static void virtio_pmem_sync_done(void *opaque, int ret)
             pmem->stop_error = sync->error;
         }
         pmem->sync = NULL;
-        virtio_pmem_answer(pmem, &pmem->syncing, sync->error ? -1 : 0);
-        virtio_pmem_sync_start(pmem);
+        if (sync->error && virtio_pmem_error_stops(pmem)) {
+            virtio_pmem_stop_guest(pmem, sync->error);
+        } else {
+            if (sync->error) {
+                virtio_pmem_report_error(pmem, sync->error);
+            }
+            virtio_pmem_answer(pmem, &pmem->syncing, sync->error ? -1 : 0);
+            virtio_pmem_sync_start(pmem);
+        }
         object_unref(OBJECT(pmem));
         aio_wait_kick();
     }
@@ -345,7 +388,7 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
     VirtIOPMEMRequest *req;
     VirtIOPMEMSync *sync;
 
-    if (pmem->sync) {
+    if (pmem->sync || pmem->stopping) {
         return;
     }
     if (pmem->last_error && !QSIMPLEQ_EMPTY(&pmem->waiting)) {
@@ -452,6 +495,7 @@ static void virtio_pmem_begin_last_syncs(void)
     VirtIOPMEM *pmem;
 
     QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        pmem->stopping = false;
         if (!pmem->last_sync_begun && !pmem->given_up && !pmem->incoming) {
             pmem->last_sync_begun = true;
             pmem->last_sync_wanted = true;
@@ -1092,6 +1136,27 @@ static bool virtio_pmem_check_memdev(VirtIOPMEM *pmem, Error **errp)
     return true;
 }
 
+/*
+ * What a sync could not write, Linux marks as written: to try again is to be
+ * told that all is well. So an error is neither ignored nor waited out.
+ */
+static bool virtio_pmem_check_werror(VirtIOPMEM *pmem, Error **errp)
+{
+    switch (pmem->werror) {
+    case BLOCKDEV_ON_ERROR_AUTO:
+        pmem->werror = BLOCKDEV_ON_ERROR_REPORT;
+        return true;
+    case BLOCKDEV_ON_ERROR_REPORT:
+    case BLOCKDEV_ON_ERROR_STOP:
+        return true;
+    default:
+        error_setg(errp, "virtio-pmem does not support werror=%s, but report "
+                   "and stop: what a sync could not write is lost",
+                   BlockdevOnError_str(pmem->werror));
+        return false;
+    }
+}
+
 /* What is not in a file that the destination can open stays here. */
 static bool virtio_pmem_block_migration(VirtIOPMEM *pmem, Error **errp)
 {
@@ -1112,7 +1177,8 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     VirtIODevice *vdev = VIRTIO_DEVICE(dev);
     VirtIOPMEM *pmem = VIRTIO_PMEM(dev);
 
-    if (!virtio_pmem_get_memory_region(pmem, errp)) {
+    if (!virtio_pmem_get_memory_region(pmem, errp) ||
+        !virtio_pmem_check_werror(pmem, errp)) {
         return;
     }
     pmem->incoming = runstate_check(RUN_STATE_INMIGRATE);
@@ -1203,14 +1269,33 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     virtio_cleanup(vdev);
 }
 
+/* The numbers of errors are not the same on all hosts. */
+static int virtio_pmem_device_pre_save(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+
+    pmem->failed = pmem->last_error != 0;
+    return 0;
+}
+
+static int virtio_pmem_device_post_load(void *opaque, int version_id)
+{
+    VirtIOPMEM *pmem = opaque;
+
+    pmem->last_error = pmem->failed ? EIO : 0;
+    return 0;
+}
+
 static const VMStateDescription vmstate_virtio_pmem_device = {
     .name = "virtio-pmem-device",
     .version_id = 1,
     .minimum_version_id = 1,
+    .pre_save = virtio_pmem_device_pre_save,
+    .post_load = virtio_pmem_device_post_load,
     .fields = (const VMStateField[]) {
         VMSTATE_UINT64_EQUAL(start, VirtIOPMEM, "virtio-pmem: memaddr"),
         VMSTATE_UINT64_EQUAL(size, VirtIOPMEM, "virtio-pmem: size of memdev"),
-        VMSTATE_UINT64(last_error, VirtIOPMEM),
+        VMSTATE_UINT64(failed, VirtIOPMEM),
         VMSTATE_END_OF_LIST()
     },
 };
@@ -1252,6 +1337,21 @@ static void virtio_pmem_get_latency(Object *obj, Visitor *v, const char *name,
     qapi_free_uint64List(list);
 }
 
+/* For "info qtree", which would show a list as one number */
+static char *virtio_pmem_format_latency(Object *obj, const Property *prop)
+{
+    uint64_t *buckets = object_field_prop_ptr(obj, (Property *)prop);
+    GString *text = g_string_new(NULL);
+    int i;
+
+    for (i = 0; i < VIRTIO_PMEM_LATENCY_BUCKETS; i++) {
+        g_string_append_printf(text, "%s%" PRIu64, i ? " " : "", buckets[i]);
+    }
+    return g_string_free(text, FALSE);
+}
+
+VIRTIO_PMEM_DEFINE_PRINT(virtio_pmem_print_latency, virtio_pmem_format_latency)
+
 static const PropertyInfo virtio_pmem_prop_counter = {
     VIRTIO_PMEM_PROPERTY_TYPE = "uint64",
     .get = virtio_pmem_get_counter,
@@ -1271,6 +1371,7 @@ static const PropertyInfo virtio_pmem_prop_flag = {
 static const PropertyInfo virtio_pmem_prop_latency = {
     VIRTIO_PMEM_PROPERTY_TYPE = "uint64List",
     .get = virtio_pmem_get_latency,
+    .print = virtio_pmem_print_latency,
 };
 
 #define DEFINE_PROP_COUNTER(_name, _field) \
@@ -1285,6 +1386,8 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_ON_OFF_AUTO("lock", VirtIOPMEM, lock, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_SIZE("early-writeback", VirtIOPMEM, early_writeback,
                      16 * MiB),
+    DEFINE_PROP_BLOCKDEV_ON_ERROR("werror", VirtIOPMEM, werror,
+                                  BLOCKDEV_ON_ERROR_AUTO),
     DEFINE_PROP_COUNTER("requests", requests),
     DEFINE_PROP_COUNTER("merged", merged),
     DEFINE_PROP_COUNTER("syncs", syncs),
@@ -1319,6 +1422,9 @@ static void virtio_pmem_class_init(ObjectClass *klass,
     object_class_property_set_description(klass, "early-writeback",
         "Start writeback of memdev when so many bytes of it are dirty, so that"
         " a flush finds little to write; 0: leave that to the flush");
+    object_class_property_set_description(klass, "werror",
+        "When a sync of memdev fails: report (auto) lets the guest go on, which"
+        " is told by every flush; stop stops it first");
     object_class_property_set_description(klass, "requests",
         "Flush requests taken from the guest");
     object_class_property_set_description(klass, "merged",

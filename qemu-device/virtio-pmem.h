@@ -11,6 +11,7 @@
 #define HW_VIRTIO_PMEM_H
 
 #include "hw/virtio/virtio.h"
+#include "qapi/qapi-types-block-core.h"
 #include "qapi/qapi-types-common.h"
 #include "qapi/qapi-types-machine.h"
 #include "qemu/queue.h"
@@ -61,6 +62,7 @@ struct VirtIOPMEM {
     bool drop_cache;
     bool huge_pages;
     OnOffAuto lock;
+    BlockdevOnError werror;
     /* What a signal handler has to know: where the image is, and its name */
     uintptr_t ram;
     char name[64];
@@ -119,6 +121,10 @@ struct VirtIOPMEM {
     uint64_t last_error;
     /* The same, while the guest has had no answer that tells it so */
     uint64_t stop_error;
+    /* In a stream: whether there was one */
+    uint64_t failed;
+    /* An error stops the guest, whose vCPUs may run still */
+    bool stopping;
 
     uint64_t requests;
     uint64_t merged;

@@ -97,7 +97,7 @@ class Fuzzer:
                 f'mem-path={self._backing.path},size={SIZE}',
                 '-device', 'virtio-pmem-pci,memdev=mem0,id=pmem0,'
                 f'addr=0x10,packed={"on" if self._packed else "off"},'
-                f'early-writeback={_PAGE}', *extra],
+                f'early-writeback={_PAGE},werror=stop', *extra],
             SANITIZERS)
 
     def run(self, operations: int) -> None:
@@ -370,7 +370,8 @@ class Fuzzer:
             'mem-path': str(self._backing.path)})
         self._qmp('device_add', driver='virtio-pmem-pci', id='pmem0',
                   memdev=f'mem{self._backends}', addr='0x10',
-                  packed=self._packed, **{'early-writeback': _PAGE})
+                  packed=self._packed, **{'early-writeback': _PAGE},
+                  werror=self._random.choice(['report', 'stop']))
         # No object-del of the old backend: QEMU itself locks up if a migration
         # begins while RAM is freed (ram_init_bitmaps() with the list of RAM
         # waits for a CPU, the RCU thread with the BQL for the list).
@@ -455,6 +456,8 @@ class Fuzzer:
             raise Finding(destination.log()[:8000])
         self._qmp('migrate-set-capabilities', capabilities=[
             {'capability': 'return-path', 'state': False}])
+        # An error may have stopped the guest.
+        self._qmp('cont')
         self._wait_running()
 
     def _write_memory(self) -> None:

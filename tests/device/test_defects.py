@@ -258,7 +258,7 @@ class OldVersionTestCase(DefectTestCase):
         # break the device; 10.0.13 gives every queue 1024 entries.
         pmem = self.bring_up(self.start_vm(self.mount().path))
         self.assertDefect(
-            pmem.max_size, stock={'7.2': 128, '10.0': 1024}[self.version],
+            pmem.max_size, stock={'7.2': 128, '10.0': 1024, '10.2': 128}[self.version],
             ours=1024)
 
     def test_device_is_freed_under_a_flush_when_the_guest_ejects_it(
@@ -281,6 +281,7 @@ class OldVersionTestCase(DefectTestCase):
                 '7.2': (True, -signal.SIGSEGV),
                 # No crash, but all of QEMU waits for the flush.
                 '10.0': (False, None),
+                '10.2': (True, -signal.SIGSEGV),
             }[self.version],
             ours=(True, None))
 
@@ -305,7 +306,8 @@ class OldVersionTestCase(DefectTestCase):
         time.sleep(0.3)
         self.assertDefect(
             self._status(vm, pmem),
-            stock={'7.2': -signal.SIGABRT, '10.0': 0}[self.version],
+            stock={'7.2': -signal.SIGABRT, '10.0': 0,
+                   '10.2': 0}[self.version],
             ours=driver.NEEDS_RESET)
 
     def test_packed_ring_that_shrinks_ends_qemu(self) -> None:
@@ -323,7 +325,8 @@ class OldVersionTestCase(DefectTestCase):
             pass
         self.assertDefect(
             self._status(vm, pmem),
-            stock={'7.2': 0, '10.0': -signal.SIGABRT}[self.version],
+            stock={'7.2': 0, '10.0': -signal.SIGABRT,
+                   '10.2': -signal.SIGABRT}[self.version],
             ours=driver.NEEDS_RESET)
 
     def test_ring_whose_layout_changes_ends_qemu(self) -> None:

@@ -85,3 +85,127 @@ class FailStopTestCase(base.DeviceTestCase):
         self.assertEqual([(head, -1)], self.pmem.wait(1))
         self.assertEqual(0, self.vm.pmem('last-error'))
         self.assertEqual(0, self.pmem.flush())
+
+
+class PolicyTestCase(base.DeviceTestCase):
+    """What befalls the guest, and who is told."""
+
+    scenarios = base.OURS
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.mounted = self.mount()
+
+    def start(self, device: str) -> None:
+        self.vm = self.start_vm(self.mounted.path, device=device)
+        self.pmem = self.bring_up(self.vm)
+
+    def events(self) -> list[str]:
+        """What QEMU has told of since the last call, in order."""
+        self.vm.qmp.cmd('query-status')
+        told = [(event['event'], event.get('data', {}).get('action'))
+                for event in self.vm.qmp.get_events()]
+        self.vm.qmp.clear_events()
+        return [' '.join(filter(None, event)) for event in told]
+
+    def test_guest_goes_on_by_default(self) -> None:
+        self.start('')
+        self.mounted.fail(errno.ENOSPC)
+        self.assertEqual(-1, self.pmem.flush())
+        self.wait_status(self.vm, 'running')
+        event, = self.vm.qmp.get_events()
+        data = event['data']
+        self.assertEqual('BLOCK_IO_ERROR', event['event'])
+        self.assertEqual(('write', 'report', True, 'No space left on device'),
+                         tuple(data[name] for name in (
+                             'operation', 'action', 'nospace', 'reason')))
+        # QEMU 7.2 has one name for it only.
+        self.assertIn('/pmem0/', data.get('qom-path', data['device']))
+        self.vm.qmp.clear_events()
+        # Once, not for each flush that fails because of it.
+        self.assertEqual(-1, self.pmem.flush())
+        self.assertEqual([], self.events())
+
+    def test_guest_is_stopped_before_it_hears_of_it(self) -> None:
+        self.start('werror=stop')
+        heads = [self.submit_held(self.mounted, self.pmem),
+                 self.pmem.submit()]
+        self.mounted.fail(errno.EIO)
+        self.mounted.release()
+        self.wait_status(self.vm, 'io-error')
+        self.assertEqual(['BLOCK_IO_ERROR stop', 'STOP'], self.events())
+        # The first is answered with those after it, in their order.
+        self.assertEqual([(head, -1) for head in heads], self.pmem.wait(2))
+        self.vm.qmp.cmd('cont')
+        self.wait_status(self.vm, 'running')
+        self.assertEqual(-1, self.pmem.flush())
+        self.assertEqual(['RESUME'], self.events())
+
+    def test_stop_still_syncs_the_other_disks_and_this_one(self) -> None:
+        other = self.mount('other')
+        self.vm = self.start_vm(
+            self.mounted.path, '-object',
+            f'memory-backend-file,id=mem1,mem-path={other.path},'
+            f'size={base.SIZE},share=on',
+            '-device', 'virtio-pmem-pci,memdev=mem1,id=pmem1,addr=0x11,'
+            'lock=off', device='werror=stop,lock=off')
+        self.pmem = self.bring_up(self.vm)
+        self.mounted.fail(errno.EIO)
+        self.pmem.submit()
+        self.wait_status(self.vm, 'io-error')
+        self.assertEqual((2, 1), (self.mounted.begun, other.begun))
+
+    def test_error_while_the_guest_stops_is_reported(self) -> None:
+        self.start('werror=stop')
+        head = self.submit_held(self.mounted, self.pmem)
+        self.mounted.fail(errno.EIO)
+        stopped = self.background(self.vm.qmp.cmd, 'stop')
+        self.assertPending(stopped)
+        self.mounted.release()
+        stopped.result(30)
+        self.assertEqual([(head, -1)], self.pmem.wait(1))
+        self.wait_status(self.vm, 'paused')
+        self.assertIn('BLOCK_IO_ERROR report', self.events())
+
+    def test_reset_while_stopped_discards_what_was_not_answered(self) -> None:
+        self.start('werror=stop')
+        self.mounted.fail(errno.EIO)
+        self.pmem.submit()
+        self.wait_status(self.vm, 'io-error')
+        self.vm.qmp.cmd('system_reset')
+        self.vm.qmp.cmd('cont')
+        self.wait_status(self.vm, 'running')
+        self.assertEqual(-1, self.bring_up(self.vm).flush())
+
+    def test_stopped_guest_may_leave_and_is_told_there(self) -> None:
+        there = self.mount('there')
+        self.start('werror=stop')
+        self.mounted.fail(errno.ENOSPC)
+        head = self.pmem.submit()
+        self.wait_status(self.vm, 'io-error')
+        destination = self.incoming(there.path, 'destination')
+        self.assertEqual(
+            'completed', self.migrate(self.vm, 'destination')['status'])
+        self.wait_status(destination, 'io-error')
+        self.pmem.qtest = destination.qtest
+        self.assertEqual([(head, -1)], self.pmem.wait(1))
+        # Numbers of errors are not the same everywhere: that there was one.
+        self.assertEqual(errno.EIO, destination.pmem('last-error'))
+        destination.qmp.cmd('cont')
+        self.wait_status(destination, 'running')
+        self.assertEqual(-1, self.pmem.flush())
+
+    def test_other_policies_are_refused(self) -> None:
+        for policy in ('ignore', 'enospc'):
+            error = self.assertRaises(RuntimeError, self.start,
+                                      f'werror={policy}')
+            self.assertIn(f'virtio-pmem does not support werror={policy}, '
+                          'but report and stop', str(error))
+
+    def test_durations_are_listed_for_people(self) -> None:
+        self.start('')
+        self.assertEqual(0, self.pmem.flush())
+        shown = self.vm.qmp.cmd('human-monitor-command',
+                                **{'command-line': 'info qtree'})
+        counts = self.vm.pmem('sync-latency')
+        self.assertIn('sync-latency = ' + ' '.join(map(str, counts)), shown)
