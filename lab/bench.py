@@ -15,6 +15,7 @@
 import click
 
 from lab.benchmarks import boot
+from lab.benchmarks import downtime
 from lab.benchmarks import flush
 from lab.benchmarks import migrate
 from lab.benchmarks import spawn
@@ -31,6 +32,7 @@ def main() -> None:
 
 
 main.add_command(boot.boot)
+main.add_command(downtime.downtime)
 main.add_command(flush.flush)
 main.add_command(migrate.migrate)
 main.add_command(spawn.spawn)

@@ -69,7 +69,8 @@ def virtio_blk(image: pathlib.Path, name: str = 'disk',
                direct: bool = False, boot_index: int = 2) -> list[str]:
     """Show a raw image as an ordinary disk that can be written.
 
-    :param boot_index: firmware boots from the disk whose is the least
+    :param boot_index: firmware boots from the disk whose is the least, and
+        from none whose is -1
     :param direct: past the host's page cache, as Nova's disk cache mode
         ``none`` has it; otherwise as ``writeback``
     """
@@ -193,6 +194,12 @@ class Machine:
         return self._qmp.cmd(command, **{
             name.replace('_', '-'): value
             for name, value in arguments.items()})
+
+    def events(self) -> list[dict[str, Any]]:
+        """All that QEMU has told of so far, QMP's events."""
+        # They are read with the answer to a command.
+        self._qmp.cmd('query-status')
+        return self._qmp.get_events()
 
     def wait_console(self, pattern: str, timeout: float = 300) -> str:
         """Wait for a regular expression on the console; return the console.

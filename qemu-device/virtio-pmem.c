@@ -61,6 +61,9 @@
  */
 #define VIRTIO_PMEM_WRITEBACK_AWAKE_MS 10000
 
+/* Less is a mistake: after a sync of 1 MiB the next would wait for hours. */
+#define VIRTIO_PMEM_MIN_SYNC_BPS 1024
+
 struct VirtIOPMEMRequest {
     VirtQueueElement elem;
     QSIMPLEQ_ENTRY(VirtIOPMEMRequest) next;
@@ -72,6 +75,9 @@ struct VirtIOPMEMSync {
     HostMemoryBackend *memdev;
     /* Whether the vCPUs had stopped when it began */
     bool last;
+    /* Whether to count what it writes, and how much that is */
+    bool counted;
+    uint64_t dirty;
     int error;
     uint64_t usecs;
 };
@@ -195,8 +201,13 @@ static void virtio_pmem_discard(VirtIOPMEM *pmem)
 static int virtio_pmem_sync_run(void *opaque)
 {
     VirtIOPMEMSync *sync = opaque;
-    int64_t start = g_get_monotonic_time();
+    struct virtio_pmem_cachestat stat;
+    int64_t start;
 
+    if (sync->counted && !virtio_pmem_cachestat(sync->memdev, &stat)) {
+        sync->dirty = stat.dirty * qemu_real_host_page_size();
+    }
+    start = g_get_monotonic_time();
     sync->error = qemu_fdatasync(virtio_pmem_fd(sync->memdev)) < 0
                   ? errno : 0;
     sync->usecs = g_get_monotonic_time() - start;
@@ -240,6 +251,31 @@ static void virtio_pmem_sync_account(VirtIOPMEM *pmem, VirtIOPMEMSync *sync)
     }
 }
 
+/*
+ * Put off the next sync by the time that these bytes may take. A sync of
+ * nothing counts as one of a page, or a guest could have any number of them.
+ */
+static void virtio_pmem_charge(VirtIOPMEM *pmem, uint64_t bytes)
+{
+    int64_t now = qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL);
+
+    if (pmem->sync_bps) {
+        bytes = MAX(bytes, qemu_real_host_page_size());
+        pmem->sync_not_before = MAX(pmem->sync_not_before, now) +
+            (double)bytes / pmem->sync_bps * NANOSECONDS_PER_SECOND;
+    }
+}
+
+/* Whether a sync may start now; if not, see to it that it starts later. */
+static bool virtio_pmem_within_limit(VirtIOPMEM *pmem)
+{
+    if (qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) >= pmem->sync_not_before) {
+        return true;
+    }
+    timer_mod_ns(pmem->limit_timer, pmem->sync_not_before);
+    return false;
+}
+
 static int virtio_pmem_writeback_run(void *opaque)
 {
     VirtIOPMEMWriteback *writeback = opaque;
@@ -267,7 +303,8 @@ static void virtio_pmem_writeback_schedule(VirtIOPMEM *pmem, int64_t msecs)
     int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
 
     if (!pmem->last_error && now < pmem->writeback_until) {
-        timer_mod(pmem->writeback_timer, now + msecs);
+        timer_mod(pmem->writeback_timer,
+                  MAX(now + msecs, pmem->sync_not_before / SCALE_MS));
     }
 }
 
@@ -281,6 +318,9 @@ static void virtio_pmem_writeback_done(void *opaque, int ret)
                                     writeback->started, writeback->error);
         pmem->writeback = NULL;
         pmem->writebacks += writeback->started;
+        if (writeback->started) {
+            virtio_pmem_charge(pmem, writeback->dirty);
+        }
         if (writeback->error) {
             /*
              * The kernel cannot do this, or could not: whether anything is
@@ -357,6 +397,7 @@ static void virtio_pmem_sync_done(void *opaque, int ret)
         /* The guest can have its device ejected by the interrupt. */
         object_ref(OBJECT(pmem));
         virtio_pmem_sync_account(pmem, sync);
+        virtio_pmem_charge(pmem, sync->dirty);
         if (sync->error && sync->last) {
             pmem->stop_error = sync->error;
         }
@@ -400,7 +441,8 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
             pmem->stop_error = 0;
         }
     }
-    if (QSIMPLEQ_EMPTY(&pmem->waiting) && !pmem->last_sync_wanted) {
+    if (!pmem->last_sync_wanted &&
+        (QSIMPLEQ_EMPTY(&pmem->waiting) || !virtio_pmem_within_limit(pmem))) {
         return;
     }
 
@@ -413,11 +455,17 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
     sync->pmem = pmem;
     sync->memdev = pmem->memdev;
     sync->last = pmem->last_sync_wanted;
+    sync->counted = pmem->sync_bps;
     object_ref(OBJECT(sync->memdev));
     pmem->sync = sync;
     pmem->last_sync_wanted = false;
     thread_pool_submit_aio(virtio_pmem_sync_run, sync, virtio_pmem_sync_done,
                            sync);
+}
+
+static void virtio_pmem_limit_passed(void *opaque)
+{
+    virtio_pmem_sync_start(opaque);
 }
 
 /*
@@ -1157,6 +1205,25 @@ static bool virtio_pmem_check_werror(VirtIOPMEM *pmem, Error **errp)
     }
 }
 
+/* By what the kernel counts: without, a limit would be none. */
+static bool virtio_pmem_check_limit(VirtIOPMEM *pmem, Error **errp)
+{
+    struct virtio_pmem_cachestat stat;
+
+    if (pmem->sync_bps && pmem->sync_bps < VIRTIO_PMEM_MIN_SYNC_BPS) {
+        error_setg(errp, "sync-bps=%" PRIu64 " is less than %d, and not 0",
+                   pmem->sync_bps, VIRTIO_PMEM_MIN_SYNC_BPS);
+        return false;
+    }
+    if (pmem->sync_bps && virtio_pmem_cachestat(pmem->memdev, &stat) < 0) {
+        error_setg_errno(errp, errno, "sync-bps needs cachestat(2), which "
+                         "fails for memory backend '%s'",
+                         virtio_pmem_id(pmem));
+        return false;
+    }
+    return true;
+}
+
 /* What is not in a file that the destination can open stays here. */
 static bool virtio_pmem_block_migration(VirtIOPMEM *pmem, Error **errp)
 {
@@ -1183,6 +1250,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     }
     pmem->incoming = runstate_check(RUN_STATE_INMIGRATE);
     if (!virtio_pmem_check_memdev(pmem, errp) ||
+        !virtio_pmem_check_limit(pmem, errp) ||
         !virtio_pmem_lock_start(pmem, pmem->incoming, errp)) {
         return;
     }
@@ -1212,6 +1280,8 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     QSIMPLEQ_INIT(&pmem->waiting);
     pmem->writeback_timer = timer_new_ms(QEMU_CLOCK_VIRTUAL,
                                          virtio_pmem_writeback_start, pmem);
+    pmem->limit_timer = timer_new_ns(QEMU_CLOCK_VIRTUAL,
+                                     virtio_pmem_limit_passed, pmem);
     pmem->retry_timer = timer_new_ms(QEMU_CLOCK_REALTIME, virtio_pmem_retry,
                                      pmem);
     /*
@@ -1249,6 +1319,7 @@ static void virtio_pmem_unrealize(DeviceState *dev)
         pmem->sync = NULL;
         aio_wait_kick();
     }
+    timer_free(pmem->limit_timer);
     timer_free(pmem->retry_timer);
     timer_free(pmem->writeback_timer);
     if (pmem->writeback) {
@@ -1386,6 +1457,7 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_ON_OFF_AUTO("lock", VirtIOPMEM, lock, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_SIZE("early-writeback", VirtIOPMEM, early_writeback,
                      16 * MiB),
+    DEFINE_PROP_SIZE("sync-bps", VirtIOPMEM, sync_bps, 0),
     DEFINE_PROP_BLOCKDEV_ON_ERROR("werror", VirtIOPMEM, werror,
                                   BLOCKDEV_ON_ERROR_AUTO),
     DEFINE_PROP_COUNTER("requests", requests),
@@ -1422,6 +1494,9 @@ static void virtio_pmem_class_init(ObjectClass *klass,
     object_class_property_set_description(klass, "early-writeback",
         "Start writeback of memdev when so many bytes of it are dirty, so that"
         " a flush finds little to write; 0: leave that to the flush");
+    object_class_property_set_description(klass, "sync-bps",
+        "Bytes a second that flushes and early-writeback may write; 0: as many"
+        " as the storage takes");
     object_class_property_set_description(klass, "werror",
         "When a sync of memdev fails: report (auto) lets the guest go on, which"
         " is told by every flush; stop stops it first");

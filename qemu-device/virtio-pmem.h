@@ -112,6 +112,14 @@ struct VirtIOPMEM {
     int64_t writeback_until;
     VirtIOPMEMWriteback *writeback;
 
+    /*
+     * Bytes a second that syncs and early writeback may write, 0 if as many as
+     * they can; when the next may start, in ns of the guest's time
+     */
+    uint64_t sync_bps;
+    QEMUTimer *limit_timer;
+    int64_t sync_not_before;
+
     /* Of a migration: bytes that were dirty when, and bytes written a second */
     uint64_t dirty;
     int64_t dirty_time;

@@ -370,8 +370,10 @@ class Fuzzer:
             'mem-path': str(self._backing.path)})
         self._qmp('device_add', driver='virtio-pmem-pci', id='pmem0',
                   memdev=f'mem{self._backends}', addr='0x10',
-                  packed=self._packed, **{'early-writeback': _PAGE},
-                  werror=self._random.choice(['report', 'stop']))
+                  packed=self._packed,
+                  werror=self._random.choice(['report', 'stop']),
+                  **{'early-writeback': _PAGE,
+                     'sync-bps': self._random.choice([0, 1 << 20])})
         # No object-del of the old backend: QEMU itself locks up if a migration
         # begins while RAM is freed (ram_init_bitmaps() with the list of RAM
         # waits for a CPU, the RCU thread with the BQL for the list).

@@ -125,3 +125,85 @@ class EarlyWritebackTestCase(base.DeviceTestCase):
         self.dirty(vm, 16)
         self.wait_written(16 * base.PAGE)
         self.assertEqual(2, self.mounted.begun)
+
+
+class LimitTestCase(base.DeviceTestCase):
+    """A guest that flushes without end has what it was given."""
+
+    scenarios = base.OURS
+
+    def start(self, device: str) -> None:
+        self.mounted = self.mount()
+        self.vm = self.start_vm(self.mounted.path, device=device)
+        self.pmem = self.bring_up(self.vm)
+
+    def store(self, pages: int) -> None:
+        self.vm.qtest.write_bytes(self.memaddr(self.vm),
+                                  b'B' * base.PAGE * pages)
+
+    def test_flush_waits_for_what_the_last_one_wrote(self) -> None:
+        self.start('sync-bps=64k')
+        self.store(16)
+        self.assertEqual(0, self.pmem.flush())
+        started = time.monotonic()
+        self.store(1)
+        heads = [self.pmem.submit(), self.pmem.submit()]
+        self.assertNoAnswer(self.pmem, 0.5)
+        self.assertEqual(1, self.mounted.begun)
+        # They share the sync that is late.
+        self.assertEqual([(head, 0) for head in heads], self.pmem.wait(2))
+        self.assertGreater(time.monotonic() - started, 0.9)
+        self.assertEqual(2, self.mounted.begun)
+
+    def test_nothing_waits_without_a_limit(self) -> None:
+        self.start('')
+        self.store(16)
+        for _ in range(3):
+            self.assertEqual(0, self.pmem.flush())
+        self.assertEqual(3, self.mounted.begun)
+
+    def test_limit_may_be_more_than_any_storage_writes(self) -> None:
+        self.start('sync-bps=1T')
+        self.store(16)
+        for _ in range(3):
+            self.assertEqual(0, self.pmem.flush())
+
+    def test_limit_that_must_be_a_mistake_is_refused(self) -> None:
+        error = self.assertRaises(RuntimeError, self.start, 'sync-bps=100')
+        self.assertIn('sync-bps=100 is less than 1024, and not 0', str(error))
+
+    def test_flush_of_nothing_is_one_of_a_page(self) -> None:
+        self.start('sync-bps=16k')
+        started = time.monotonic()
+        for _ in range(5):
+            self.assertEqual(0, self.pmem.flush())
+        self.assertGreater(time.monotonic() - started, 0.9)
+
+    def test_early_writeback_counts(self) -> None:
+        self.start('sync-bps=64k,early-writeback=64k')
+        self.assertEqual(0, self.pmem.flush())
+        self.store(16)
+        deadline = time.monotonic() + 20
+        while not self.vm.pmem('writebacks'):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+        head = self.pmem.submit()
+        self.assertNoAnswer(self.pmem, 0.4)
+        self.assertEqual([(head, 0)], self.pmem.wait(1))
+
+    def test_stop_and_reset_do_not_wait(self) -> None:
+        self.start('sync-bps=1k')
+        self.store(16)
+        self.assertEqual(0, self.pmem.flush())
+        # The next one is 64 seconds away.
+        head = self.pmem.submit()
+        self.assertNoAnswer(self.pmem)
+        self.vm.qmp.cmd('stop')
+        self.assertEqual([(head, 0)], self.pmem.wait(1))
+        self.vm.qmp.cmd('cont')
+        self.pmem.submit()
+        self.pmem.start()
+        self.assertEqual(2, self.mounted.begun)
+        self.vm.qmp.cmd('quit')
+        self.vm.wait_exit()
+        self.assertEqual(3, self.mounted.begun)
