@@ -196,7 +196,7 @@ class Machine:
             for name, value in arguments.items()})
 
     def events(self) -> list[dict[str, Any]]:
-        """All that QEMU has told of so far, QMP's events."""
+        """What QEMU has told of since the last call, QMP's events."""
         # They are read with the answer to a command.
         self._qmp.cmd('query-status')
         return self._qmp.get_events()

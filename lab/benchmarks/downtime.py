@@ -60,12 +60,16 @@ CASES = {
     '1-gib': Case('one disk, 1 GiB dirty', 1, 1024),
 }
 
+#: The mode that is our device in another QEMU.
+_BEFORE = 'pmem-before'
+
 #: How a disk is given to QEMU, and what the guest calls disk number n.
 MODES: dict[str, tuple[Callable[[pathlib.Path, str], list[str]],
                        Callable[[int], str]]] = {
     'blk': (lambda image, name: qemu.virtio_blk(
         image, name, boot_index=-1), lambda number: f'vd{"abcdef"[number]}'),
     'pmem': (qemu.pmem, lambda number: f'pmem{number}'),
+    _BEFORE: (qemu.pmem, lambda number: f'pmem{number}'),
 }
 
 
@@ -76,7 +80,11 @@ MODES: dict[str, tuple[Callable[[pathlib.Path, str], list[str]],
               type=click.IntRange(min=1), help='The downtime limit.')
 @click.option('--case', 'wanted', multiple=True, type=click.Choice([*CASES]),
               help='Only this case; can be repeated.')
-def downtime(rounds: int, limit: int, wanted: tuple[str, ...]) -> None:
+@click.option('--before', metavar='EMULATOR', default='',
+              type=click.Path(exists=True, dir_okay=False),
+              help="Also our device in this QEMU, to compare with.")
+def downtime(rounds: int, limit: int, wanted: tuple[str, ...],
+             before: str) -> None:
     """Move a guest that has stored much and synced nothing.
 
     Without OpenStack, from one QEMU to another on this host, with the images
@@ -87,9 +95,10 @@ def downtime(rounds: int, limit: int, wanted: tuple[str, ...]) -> None:
     Rows in .lab/bench/downtime.json, medians of the rounds, each with its
     spread: case, mode; downtime_ms, from the stop of the guest at the source
     until it runs at the destination; total_s, of the whole move. In the rows
-    of our device, against_blk: the ratios in each round.
+    of the others, against_blk: the ratios to virtio-blk in each round.
     """
-    emulator = emulators.ours()
+    used = {mode: before if mode == _BEFORE else emulators.ours()
+            for mode in MODES if before or mode != _BEFORE}
     built = guest.build()
     cases = {name: case for name, case in CASES.items()
              if name in (wanted or CASES)}
@@ -97,13 +106,13 @@ def downtime(rounds: int, limit: int, wanted: tuple[str, ...]) -> None:
     for name, case in cases.items():
         with _images(built, case) as images:
             for number in range(rounds):
-                modes = list(MODES)
+                modes = list(used)
                 for mode in modes if number % 2 else modes[::-1]:
                     with progress.step(f'{case.title}: {mode}, round '
                                        f'{number + 1} of {rounds}'):
                         samples.setdefault((name, mode), []).append(_move(
-                            emulator, built, images, mode, case, limit))
-    rows = [_row(name, mode, samples) for name in cases for mode in MODES]
+                            used[mode], built, images, mode, case, limit))
+    rows = [_row(name, mode, samples) for name in cases for mode in used]
     results.save('downtime', rows)
     _show(rows)
 

@@ -57,7 +57,7 @@ _FIGURES = ('p50_us', 'p99_us', 'max_us', 'ops_per_s')
 #: Of the process that dirties a file: while nobody fsyncs, and beside it.
 _DIRTIED = ('dirtied_before_mib_per_s', 'dirtied_mib_per_s')
 #: What ours are held against, and by which figures.
-_RIVALS = {'pmem': ('pmem-stock', 'blk-writeback'),
+_RIVALS = {'pmem': ('pmem-before', 'pmem-stock', 'blk-writeback'),
            'pmem-driver': ('pmem', 'blk-writeback')}
 _COMPARED = ('p50_us', 'p99_us', 'ops_per_s', 'dirtied_mib_per_s')
 
@@ -71,8 +71,12 @@ class Mode:
     stock: bool = False
     #: Whether the guest's driver is that of guest-image-elements.
     driver: bool = False
+    #: A QEMU that was built before.
+    built: str = ''
 
     def emulator(self) -> str:
+        if self.built:
+            return self.built
         return emulators.stock('10.0') if self.stock else emulators.ours()
 
     def guest(self, kernel: str) -> guest.Guest:
@@ -126,10 +130,13 @@ WORKLOADS = {
 @click.option('--workload', 'wanted', multiple=True,
               type=click.Choice([*WORKLOADS]),
               help='Only this workload; can be repeated.')
+@click.option('--before', metavar='EMULATOR', default='',
+              type=click.Path(exists=True, dir_okay=False),
+              help="Also our device in this QEMU, to compare with.")
 @click.option('--docs', is_flag=True,
               help='Put the table and the plot into doc/ as well.')
 def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
-          wanted: tuple[str, ...], docs: bool) -> None:
+          wanted: tuple[str, ...], before: str, docs: bool) -> None:
     """Time a guest's fsync on virtio-blk and on virtio-pmem.
 
     The test guest on the same image file and file system, from a disk of
@@ -158,6 +165,10 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
              if name in (only or MODES)}
     workloads = {key: workload for key, workload in WORKLOADS.items()
                  if key in (wanted or WORKLOADS)}
+    if before:
+        modes['pmem-before'] = dataclasses.replace(
+            MODES['pmem'], title='virtio-pmem, the device before',
+            built=before)
     if docs and (modes != MODES or workloads != WORKLOADS
                  or kernel != guest.KERNEL_PACKAGE):
         raise click.UsageError(
