@@ -258,7 +258,8 @@ class OldVersionTestCase(DefectTestCase):
         # break the device; 10.0.13 gives every queue 1024 entries.
         pmem = self.bring_up(self.start_vm(self.mount().path))
         self.assertDefect(
-            pmem.max_size, stock={'7.2': 128, '10.0': 1024, '10.2': 128}[self.version],
+            pmem.max_size,
+            stock={'7.2': 128, '10.0': 1024, '10.2': 128}[self.version],
             ours=1024)
 
     def test_device_is_freed_under_a_flush_when_the_guest_ejects_it(
