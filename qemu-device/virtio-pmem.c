@@ -373,6 +373,27 @@ static void virtio_pmem_writeback_wake(VirtIOPMEM *pmem)
 
 static void virtio_pmem_sync_start(VirtIOPMEM *pmem);
 
+static void virtio_pmem_stop_vm_bh(void *opaque)
+{
+    VirtIOPMEM *pmem = opaque;
+
+    if ((pmem->stopping || pmem->held_back) && runstate_is_running()) {
+        vm_stop(RUN_STATE_IO_ERROR);
+    }
+    object_unref(OBJECT(pmem));
+}
+
+/*
+ * Stop the VM as soon as the main loop can. A request to the main loop
+ * (qemu_system_vmstop_request) would be lost if "cont" came before it.
+ */
+static void virtio_pmem_stop_vm(VirtIOPMEM *pmem)
+{
+    object_ref(OBJECT(pmem));
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), virtio_pmem_stop_vm_bh,
+                            pmem);
+}
+
 /*
  * Stop the guest because of an error. Its requests are answered when no vCPU
  * runs any more, so that whoever looks after it decides when it hears of that.
@@ -382,10 +403,9 @@ static void virtio_pmem_stop_guest(VirtIOPMEM *pmem, int error)
     pmem->stopping = true;
     QSIMPLEQ_CONCAT(&pmem->syncing, &pmem->waiting);
     QSIMPLEQ_CONCAT(&pmem->waiting, &pmem->syncing);
-    /* In this order, so that the event is the first that is seen of it. */
-    qemu_system_vmstop_request_prepare();
+    /* First, so that the event is the first that is seen of it. */
     virtio_pmem_report_error(pmem, error);
-    qemu_system_vmstop_request(RUN_STATE_IO_ERROR);
+    virtio_pmem_stop_vm(pmem);
 }
 
 static void virtio_pmem_sync_done(void *opaque, int ret)
@@ -603,6 +623,7 @@ static bool virtio_pmem_have_again(VirtIOPMEM *pmem, Error **errp)
  */
 static int virtio_pmem_take_over(VirtIOPMEM *pmem, Error **errp)
 {
+    ERRP_GUARD();
     VirtIOPMEMIdentity here;
     bool same_file;
     int ret;
@@ -670,8 +691,7 @@ static void virtio_pmem_hold_back(VirtIOPMEM *pmem)
     CPU_FOREACH(cpu) {
         async_run_on_cpu(cpu, virtio_pmem_stop_vcpu, RUN_ON_CPU_NULL);
     }
-    qemu_system_vmstop_request_prepare();
-    qemu_system_vmstop_request(RUN_STATE_IO_ERROR);
+    virtio_pmem_stop_vm(pmem);
 }
 
 /*
@@ -931,6 +951,8 @@ static void virtio_pmem_migration_begins(void *opaque)
     VirtIOPMEM *pmem = opaque;
 
     pmem->migrating = true;
+    /* How much was dirty in another one says nothing of the storage's speed. */
+    pmem->dirty_time = 0;
     pmem->last_sync_begun = false;
     pmem->saved = false;
     virtio_pmem_unregister_hand_over(pmem);
@@ -1192,8 +1214,6 @@ static bool virtio_pmem_check_werror(VirtIOPMEM *pmem, Error **errp)
 {
     switch (pmem->werror) {
     case BLOCKDEV_ON_ERROR_AUTO:
-        pmem->werror = BLOCKDEV_ON_ERROR_REPORT;
-        return true;
     case BLOCKDEV_ON_ERROR_REPORT:
     case BLOCKDEV_ON_ERROR_STOP:
         return true;
@@ -1314,6 +1334,8 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     virtio_pmem_unregister_hand_over(pmem);
     unregister_savevm(NULL, "virtio-pmem-lock", pmem);
     virtio_pmem_discard(pmem);
+    pmem->stopping = false;
+    pmem->held_back = false;
     if (pmem->sync) {
         pmem->sync->pmem = NULL;
         pmem->sync = NULL;
