@@ -180,6 +180,7 @@ PARTS: dict[str, Callable[[], Count]] = {
     'regression': _stestr('regression', '--concurrency', '2'),
     'device': _stestr('device', '--concurrency', '2'),
     # These keep the cores busy: one at a time.
+    'libvirt': _stestr('libvirt', '--serial'),
     'guest': _stestr('guest', '--serial'),
     'paravirt': _stestr('paravirt', '--serial'),
     'image': _stestr('image', '--serial'),

@@ -44,7 +44,6 @@ class _FileSystem(mfusepy.Operations):
     use_ns = True
 
     def __init__(self, image: str, synced: str | None) -> None:
-        self._image = image
         self._synced = synced and os.open(synced, os.O_RDWR)
         #: Written since the last fsync began: offset and data, in order.
         self._unsynced: list[tuple[int, bytes]] = []
@@ -58,6 +57,7 @@ class _FileSystem(mfusepy.Operations):
         self._errors: collections.deque[int] = collections.deque()
         self._always = 0
         self._lock_error = 0
+        self._read_error = 0
         self._write_error = 0
 
     def command(self, line: str) -> None:
@@ -79,6 +79,8 @@ class _FileSystem(mfusepy.Operations):
                 self._always = int(args[0])
             elif name == 'fail-locks':
                 self._lock_error = int(args[0])
+            elif name == 'fail-reads':
+                self._read_error = int(args[0])
             elif name == 'fail-writes':
                 self._write_error = int(args[0])
             else:
@@ -111,8 +113,9 @@ class _FileSystem(mfusepy.Operations):
         return ['.', '..', 'image']
 
     def open(self, path: str, flags: int) -> int:
-        # One for each, as it is what has the lock.
-        return os.open(self._image, os.O_RDWR)
+        # One for each, as it is what has the lock. Not by its name, where a
+        # test may have put the mount.
+        return os.open(f'/proc/self/fd/{self._fd}', os.O_RDWR)
 
     def release(self, path: str, fh: int) -> int:
         os.close(fh)
@@ -142,6 +145,8 @@ class _FileSystem(mfusepy.Operations):
         return 0
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        if self._read_error:
+            raise mfusepy.FuseOSError(self._read_error)
         return os.pread(self._fd, size, offset)
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
@@ -222,26 +227,34 @@ class BackingFile:
     """One mount of an image, and the control of its fsync.
 
     :param synced: a copy of the image, kept to what was synced; see above
-    :ivar path: the file to give to QEMU.
+    :param within: a process in whose mount namespace it is mounted
+    :ivar path: the file to give to QEMU, as that process sees it.
     :ivar begun: how many fsync and fdatasync calls have begun.
     :ivar ended: the errno of each one that has ended, 0 for success.
+    :ivar ended_at: when that was heard, in seconds since the epoch.
     :ivar datasync: for each begun call, whether it is fdatasync.
     :ivar refused: how many writes have failed.
     """
 
     def __init__(self, image: pathlib.Path, mount: pathlib.Path,
-                 synced: pathlib.Path | None = None) -> None:
+                 synced: pathlib.Path | None = None,
+                 within: int | None = None) -> None:
         mount.mkdir(parents=True, exist_ok=True)
         self.path = mount / 'image'
         self.begun = 0
         self.ended: list[int] = []
+        self.ended_at: list[float] = []
         self.datasync: list[bool] = []
         self.refused = 0
-        self._mount = mount
+        self._mount = (
+            mount if within is None
+            else pathlib.Path(f'/proc/{within}/root', *mount.parts[1:]))
         self._done: queue.Queue[str] = queue.Queue()
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(image), str(mount),
+            [*(['nsenter', '--target', str(within), '--mount', '--']
+               if within is not None else []),
+             sys.executable, __file__, str(image), str(mount),
              *([str(synced)] if synced else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -250,7 +263,7 @@ class BackingFile:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         deadline = time.monotonic() + 20
-        while not os.path.ismount(mount):
+        while not os.path.ismount(self._mount):
             if self._process.poll() is not None:
                 raise RuntimeError(
                     f'cannot mount {mount}: the FUSE process ended with '
@@ -271,6 +284,7 @@ class BackingFile:
                     self.datasync.append(value == '1')
                 elif what == 'end':
                     self.ended.append(int(value))
+                    self.ended_at.append(time.time())
                 elif what == 'refuse':
                     self.refused += 1
                 else:
@@ -314,6 +328,10 @@ class BackingFile:
         """Let all of them end with ``error``; 0 ends that."""
         self._command(f'fail-always {error}')
 
+    def fail_reads(self, error: int) -> None:
+        """Let reads of what is not cached fail with ``error``; 0 ends that."""
+        self._command(f'fail-reads {error}')
+
     def fail_writes(self, error: int) -> None:
         """Let all writes to the file fail with ``error``; 0 ends that."""
         self._command(f'fail-writes {error}')
@@ -333,7 +351,9 @@ class BackingFile:
     def close(self) -> None:
         if self._process.poll() is None and os.path.ismount(self._mount):
             self.release()
-            unmount(str(self._mount))
+            # It unmounts itself.
+            assert self._process.stdin is not None
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
