@@ -319,8 +319,11 @@ static inline int virtio_pmem_save_setup(QEMUFile *f, void *opaque)
 
 #endif
 
-/* The reason is in QMP's error-desc: QEMU keeps the first error it is told. */
-static inline void virtio_pmem_save_failed(Error *err, const char *prefix)
+/*
+ * The reason is in QMP's error-desc, at either end: QEMU keeps the first error
+ * it is told.
+ */
+static inline void virtio_pmem_fail_migration(Error *err, const char *prefix)
 {
     error_prepend(&err, "%s", prefix);
     migrate_set_error(migrate_get_current(), err);

@@ -417,7 +417,10 @@ static void virtio_pmem_sync_done(void *opaque, int ret)
         /* The guest can have its device ejected by the interrupt. */
         object_ref(OBJECT(pmem));
         virtio_pmem_sync_account(pmem, sync);
-        virtio_pmem_charge(pmem, sync->dirty);
+        if (!sync->last) {
+            /* A stop is not the guest's doing. */
+            virtio_pmem_charge(pmem, sync->dirty);
+        }
         if (sync->error && sync->last) {
             pmem->stop_error = sync->error;
         }
@@ -475,7 +478,7 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
     sync->pmem = pmem;
     sync->memdev = pmem->memdev;
     sync->last = pmem->last_sync_wanted;
-    sync->counted = pmem->sync_bps;
+    sync->counted = pmem->sync_bps && !sync->last;
     object_ref(OBJECT(sync->memdev));
     pmem->sync = sync;
     pmem->last_sync_wanted = false;
@@ -830,7 +833,7 @@ static int virtio_pmem_pre_save(void *opaque)
     return 0;
 
 fail:
-    virtio_pmem_save_failed(err, "virtio-pmem: ");
+    virtio_pmem_fail_migration(err, "virtio-pmem: ");
     return -(pmem->stop_error ?: EINVAL);
 }
 
@@ -871,7 +874,7 @@ static int virtio_pmem_hand_over(void *opaque)
             error_setg(&err, "the state of memory backend '%s' has not been "
                        "saved", virtio_pmem_id(pmem));
         }
-        virtio_pmem_save_failed(err, "virtio-pmem: ");
+        virtio_pmem_fail_migration(err, "virtio-pmem: ");
         return -EINVAL;
     }
     pmem->saved = false;
@@ -889,27 +892,30 @@ static int virtio_pmem_handed_over(void *opaque, int version_id)
 
     QLIST_FOREACH(other, &virtio_pmem_devices, next) {
         if (other->incoming && !other->loaded) {
-            error_report("virtio-pmem: memory backend '%s': the migration had "
-                         "no state of this device", virtio_pmem_id(other));
+            error_setg(&err, "memory backend '%s': the migration had no state "
+                       "of this device", virtio_pmem_id(other));
+            virtio_pmem_fail_migration(err, "virtio-pmem: ");
             return -EINVAL;
         }
     }
     if (pmem->identity.samples > VIRTIO_PMEM_SAMPLES) {
-        error_report("virtio-pmem: %" PRIu32 " samples of memory backend '%s', "
-                     "there are at most %d", pmem->identity.samples,
-                     virtio_pmem_id(pmem), VIRTIO_PMEM_SAMPLES);
+        error_setg(&err, "%" PRIu32 " samples of memory backend '%s', there "
+                   "are at most %d", pmem->identity.samples,
+                   virtio_pmem_id(pmem), VIRTIO_PMEM_SAMPLES);
+        virtio_pmem_fail_migration(err, "virtio-pmem: ");
         return -EINVAL;
     }
     if (pmem->identity.locking && !pmem->locking &&
         pmem->lock != ON_OFF_AUTO_OFF) {
-        error_report("virtio-pmem: memory backend '%s' is locked at the "
-                     "source, and cannot be locked here", virtio_pmem_id(pmem));
+        error_setg(&err, "memory backend '%s' is locked at the source, and "
+                   "cannot be locked here", virtio_pmem_id(pmem));
+        virtio_pmem_fail_migration(err, "virtio-pmem: ");
         return -ENOLCK;
     }
     ret = virtio_pmem_take_over(pmem, &err);
     if (ret < 0) {
-        error_reportf_err(err, "virtio-pmem: memory backend '%s': ",
-                          virtio_pmem_id(pmem));
+        error_prepend(&err, "memory backend '%s': ", virtio_pmem_id(pmem));
+        virtio_pmem_fail_migration(err, "virtio-pmem: ");
     }
     return ret;
 }

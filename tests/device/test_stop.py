@@ -49,6 +49,8 @@ class StopTestCase(base.DeviceTestCase):
         # first, and one for the three and for what nobody has flushed.
         self.assertEqual([(head, 0) for head in heads],
                          self.pmem.completed())
+        # The test hears of it a little later than QEMU.
+        self.mounted.wait(lambda: len(self.mounted.ended) == 2)
         self.assertEqual([0, 0], self.mounted.ended)
         self.assertEqual([True] * 2, self.mounted.datasync)
         self.assertEqual(b'B', self.image.read_bytes()[:1])

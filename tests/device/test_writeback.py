@@ -195,7 +195,7 @@ class LimitTestCase(base.DeviceTestCase):
         self.start('sync-bps=1k')
         self.store(16)
         self.assertEqual(0, self.pmem.flush())
-        # The next one is 64 seconds away.
+        # The next one is a minute away.
         head = self.pmem.submit()
         self.assertNoAnswer(self.pmem)
         self.vm.qmp.cmd('stop')
@@ -206,4 +206,11 @@ class LimitTestCase(base.DeviceTestCase):
         self.assertEqual(2, self.mounted.begun)
         self.vm.qmp.cmd('quit')
         self.vm.wait_exit()
-        self.assertEqual(3, self.mounted.begun)
+        self.mounted.wait(lambda: self.mounted.begun == 3)
+
+    def test_guest_does_not_pay_for_a_stop(self) -> None:
+        self.start('sync-bps=1k')
+        self.store(16)
+        self.vm.qmp.cmd('stop')
+        self.vm.qmp.cmd('cont')
+        self.assertEqual(0, self.pmem.flush())

@@ -409,7 +409,7 @@ class FaultsTestCase(LastSyncTestCase):
             outcome = self.fail_to_migrate()
         self.said.add(outcome.said)
         self.held_up.add(outcome.resumed_at - outcome.stopped_at)
-        self.assertIn('load of migration failed', outcome.said)
+        self.assertIn(reason, outcome.said)
         self.assertIn(reason, self.destination.log(NAME))
         self.assertEqual([0] * len(DISKS), [
             self.device(each, 'errors') for each in DISKS])
