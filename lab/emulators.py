@@ -49,8 +49,9 @@ def build(*options: str) -> str:
 
 
 def ours(version: str = '10.0') -> str:
-    """QEMU with our device."""
-    return build('--version', version)
+    """QEMU with our device; ``10.2-series`` with the patches for upstream."""
+    version, _, series = version.partition('-')
+    return build('--version', version, *([f'--{series}'] if series else []))
 
 
 def stock(version: str) -> str:
