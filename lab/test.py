@@ -12,11 +12,13 @@
 
 """The tests, in parts; each part can be run alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import io
+import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -62,6 +64,11 @@ class Count:
                 f'{self.skipped} skipped')
 
 
+#: Runs the tests of a part whose names match one of the regular expressions;
+#: all of them if there is none.
+Part = Callable[[Sequence[str]], Count]
+
+
 def _scripts() -> list[str]:
     """The shell scripts of the project, by their first line."""
     found = subprocess.run(
@@ -70,7 +77,7 @@ def _scripts() -> list[str]:
     return found.stdout.split()
 
 
-def _style() -> Count:
+def _style(filters: Sequence[str]) -> Count:
     """What reads the project and runs nothing of it; one test a tool."""
     python = [sys.executable, '-m']
     sphinx = [*python, 'sphinx', '-q', '-W', '--keep-going', '-b', 'html']
@@ -91,7 +98,13 @@ def _style() -> Count:
             *sphinx, 'releasenotes/source', str(built / 'releasenotes')],
     }
     count = Count()
-    for name, command in tools.items():
+    wanted = [name for name in tools if not filters or any(
+        re.search(expression, name) for expression in filters)]
+    if not wanted:
+        return Count(failed=1, failures=[
+            ('style', f'no check was run: there are {", ".join(tools)}')])
+    for name in wanted:
+        command = tools[name]
         started = time.monotonic()
         done = subprocess.run(
             command, cwd=paths.ROOT, text=True, stdout=subprocess.PIPE,
@@ -108,10 +121,10 @@ def _style() -> Count:
     return count
 
 
-def _stestr(directory: str, *options: str) -> Callable[[], Count]:
+def _stestr(directory: str, *options: str) -> Part:
     """A part whose tests stestr finds below ``tests/``."""
 
-    def run() -> Count:
+    def run(filters: Sequence[str]) -> Count:
         results = paths.STATE / 'stestr' / directory
         results.mkdir(parents=True, exist_ok=True)
         stestr = [
@@ -126,7 +139,7 @@ def _stestr(directory: str, *options: str) -> Callable[[], Count]:
             'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
         before = _last_run(results)
         status = subprocess.run(
-            [*stestr, 'run', '--suppress-attachments', *options],
+            [*stestr, 'run', '--suppress-attachments', *options, *filters],
             cwd=paths.ROOT, env=environment).returncode
         if _last_run(results) == before:
             # No test was run: not one that can be counted, so not green.
@@ -167,15 +180,16 @@ def _count(stream: bytes) -> Count:
                  skipped, failures)
 
 
-def _cloud() -> Count:
+def _cloud(filters: Sequence[str]) -> Count:
     """The tests against the lab's cloud, which is left as it was found."""
     with cloud.messages(), lifecycle.borrowed():
-        return _stestr('cloud', '--concurrency', '2')()
+        return _stestr('cloud', '--concurrency', '2')(filters)
 
 
-PARTS: dict[str, Callable[[], Count]] = {
+PARTS: dict[str, Part] = {
     'style': _style,
     'unit': _stestr('unit'),
+    'lab': _stestr('lab'),
     'functional': _stestr('functional', '--concurrency', '2'),
     'regression': _stestr('regression', '--concurrency', '2'),
     'device': _stestr('device', '--concurrency', '2'),
@@ -188,17 +202,85 @@ PARTS: dict[str, Callable[[], Count]] = {
 }
 
 
-@click.command(help=f"""Run the tests, or some parts of them.
+#: What is in them, for --list.
+ABOUT = {
+    'style': 'checks that read the project and run nothing of it',
+    'unit': 'the modules of nova_fakedax, each alone',
+    'lab': "the lab's commands, without what they start",
+    'functional': 'Nova in one process, with a libvirt that is not real',
+    'regression': "Nova's own tests, with this driver",
+    'device': 'the device in QEMU, without a guest',
+    'libvirt': 'migrations between two libvirts that fail',
+    'guest': 'a guest in QEMU, without libvirt',
+    'paravirt': "the guest's driver: crashes and faults",
+    'image': 'the elements, and images built by them',
+    'cloud': "servers in the lab's cloud, by OpenStack's API",
+}
 
-The parts are {', '.join(PARTS)}; all of them without an argument. The cloud
-tests bring the lab's cloud up and leave it as they found it. The last line
-counts the tests of all parts; the exit status is 1 if one failed.
+_LAST = paths.STATE / 'test-last.json'
+
+
+def _last() -> dict[str, str]:
+    """How each part ended when all of its tests were run."""
+    try:
+        last: dict[str, str] = json.loads(_LAST.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return last
+
+
+def _keep(part: str, count: Count, seconds: float) -> None:
+    _LAST.parent.mkdir(exist_ok=True)
+    _LAST.write_text(json.dumps(
+        _last() | {part: f'{count} [{seconds:.0f} s]'}, indent=1))
+
+
+def _list(context: click.Context, _parameter: click.Parameter,
+          wanted: bool) -> None:
+    if not wanted:
+        return
+    last = _last()
+    for part, about in ABOUT.items():
+        print(f'{part:<12} {about}')
+        print(f'{"":<12} last time: {last.get(part, "not run here")}')
+    context.exit()
+
+
+class _Command(click.Command):
+    """A command whose arguments after ``--`` are filters."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        ctx.obj = []
+        if '--' in given:
+            at = given.index('--')
+            given, ctx.obj = given[:at], given[at + 1:]
+        return super().parse_args(ctx, given)
+
+
+@click.command(
+    cls=_Command,
+    context_settings={'help_option_names': ['-h', '--help']}, help=f"""\
+Run the tests, or some parts of them.
+
+The parts are {', '.join(PARTS)}; all of them without an argument. What
+follows "--" are regular expressions: only tests whose names match one of them
+are run, as in "lab/test device -- test_lock". The cloud tests bring the lab's
+cloud up and leave it as they found it. The last line counts the tests of all
+parts; the exit status is 1 if one failed.
 """)
+@click.option('--list', is_flag=True, is_eager=True, expose_value=False,
+              callback=_list,
+              help='Say what the parts are and how long they took.')
 @click.option('--storm', is_flag=True,
               help=f'Have the cloud tests migrate a server {STORM} times '
                    'instead of 8.')
-@click.argument('parts', nargs=-1, type=click.Choice(list(PARTS)))
-def main(storm: bool, parts: tuple[str, ...]) -> None:
+@click.argument('parts', nargs=-1, type=click.Choice(list(PARTS)),
+                metavar='[PART]... [-- FILTER...]')
+@click.pass_obj
+def main(filters: list[str], storm: bool, parts: tuple[str, ...]) -> None:
+    if filters and not parts:
+        raise click.UsageError('say which part the filter is for')
     if storm:
         os.environ |= {'FAKEDAX_STORM': str(STORM), 'OS_TEST_TIMEOUT': '0'}
     total = Count()
@@ -208,13 +290,15 @@ def main(storm: bool, parts: tuple[str, ...]) -> None:
         progress.say(f'part {part}')
         started = time.monotonic()
         try:
-            counts[part] = PARTS[part]()
+            counts[part] = PARTS[part](filters)
         except click.ClickException as exc:
             exc.show()
             counts[part] = Count(
                 failed=1, failures=[(part, exc.format_message())])
         total += counts[part]
         seconds[part] = time.monotonic() - started
+        if not filters:
+            _keep(part, counts[part], seconds[part])
         progress.say(f'part {part}: {counts[part]} [{seconds[part]:.0f} s]')
     for name, said in total.failures:
         print(f'\nfailed: {name}')
@@ -228,4 +312,4 @@ def main(storm: bool, parts: tuple[str, ...]) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(prog_name='lab/test')
