@@ -69,6 +69,8 @@ class Fuzzer:
         self._random = random.Random(seed)
         self._directory = directory
         self._packed = packed
+        #: What happens to the guest when a sync fails.
+        self._policy = self._random.choice(['report', 'stop'])
         self._lines: list[str] = []
         self._recent: list[str] = []
         self._backends = 0
@@ -97,7 +99,7 @@ class Fuzzer:
                 f'mem-path={self._backing.path},size={SIZE}',
                 '-device', 'virtio-pmem-pci,memdev=mem0,id=pmem0,'
                 f'addr=0x10,packed={"on" if self._packed else "off"},'
-                f'early-writeback={_PAGE},werror=stop', *extra],
+                f'early-writeback={_PAGE},werror={self._policy}', *extra],
             SANITIZERS)
 
     def run(self, operations: int) -> None:
@@ -347,6 +349,9 @@ class Fuzzer:
             (1 << 32) + self._random.randrange(SIZE), 1, self._number(8))
 
     def _hold(self) -> None:
+        if self._policy == 'stop':
+            # The stop would wait for its sync, and QEMU with it.
+            return
         self._note('hold')
         self._backing.hold()
 
@@ -371,7 +376,7 @@ class Fuzzer:
         self._qmp('device_add', driver='virtio-pmem-pci', id='pmem0',
                   memdev=f'mem{self._backends}', addr='0x10',
                   packed=self._packed,
-                  werror=self._random.choice(['report', 'stop']),
+                  werror=self._policy,
                   **{'early-writeback': _PAGE,
                      'sync-bps': self._random.choice([0, 1 << 20])})
         # No object-del of the old backend: QEMU itself locks up if a migration
