@@ -14,9 +14,11 @@
 
 import errno
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
+import time
 
 from lab import agent
 from lab import host
@@ -72,10 +74,14 @@ class FailedSyncTest(moving.MigrationTestCase):
         self.mounted.fail_always(errno.EIO)
         self.addCleanup(self.mounted.fail_always, 0)
         self.assertEqual(source.name, self.migrate(self.server, 'failed'))
-        self.assertRegex(
-            log.read_text()[before:],
-            "Live Migration failure: .*'memua-fakedax-eph0' could not be "
-            r'synced \(Input/output error\)')
+        # The thread that migrated tells of it when the other has rolled back.
+        deadline = time.monotonic() + 60
+        while not re.search(
+                "Live Migration failure: .*'memua-fakedax-eph0' could not be "
+                r'synced \(Input/output error\)', log.read_text()[before:]):
+            self.assertLess(time.monotonic(), deadline,
+                            log.read_text()[before:])
+            time.sleep(0.5)
         self.run_in_guest('probe fsync /root/after 3')
         self.assertRaisesRegex(
             agent.CommandError, 'Input/output error', self.run_in_guest,
