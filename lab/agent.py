@@ -129,7 +129,13 @@ class SocketTransport:
             # Answers to an earlier connection may still be on their way;
             # so may be an answer to an earlier one of these.
             token = random.getrandbits(31)
-            if connection.cmd('guest-sync', id=token) != token:
+            try:
+                synced = connection.cmd('guest-sync', id=token) == token
+            except qmp_client.ExecuteError:
+                # It took this for the rest of a command whose end was lost,
+                # as a serial port loses it when the guest suspends.
+                synced = False
+            if not synced:
                 raise EOFError('the agent is out of step')
         return self._connection
 
