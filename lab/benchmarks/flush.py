@@ -155,8 +155,8 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
     fsyncs began (dirtied_before_mib_per_s). With our driver, flushes for each
     request to the host (flushes_per_request). In the rows of our device, its
     figures against those of the others in the same round, as ratios:
-    against_pmem_stock, against_pmem, against_blk_writeback. The plot is
-    .lab/bench/flush.png.
+    against_pmem_stock, against_pmem, against_blk_writeback, and with --before
+    against_pmem_before. The plot is .lab/bench/flush.png.
     """
     if quick:
         rounds = 2
