@@ -188,14 +188,21 @@ class Emulator:
         )
 
     def wait_migrated(self, timeout: float = 30) -> dict[str, ty.Any]:
-        """Wait for the end of an outgoing migration, however it ends."""
+        """Wait for the end of an outgoing migration, however it ends.
+
+        QEMU reports the end before it leaves the run state finish-migrate,
+        in which it refuses ``cont`` (qmp_cont() in monitor/qmp-cmds.c).
+        """
         deadline = time.monotonic() + timeout
         while True:
             info = self.qmp.cmd('query-migrate')
-            if info.get('status') in ('completed', 'failed', 'cancelled'):
+            state = self.qmp.cmd('query-status')['status']
+            if (info.get('status') in ('completed', 'failed', 'cancelled')
+                    and state != 'finish-migrate'):
                 return info
             if time.monotonic() > deadline:
-                raise TimeoutError(f'migration after {timeout} s: {info}')
+                raise TimeoutError(
+                    f'migration after {timeout} s: {state}, {info}')
             time.sleep(0.01)
 
     def mapping_flags(self, path: pathlib.Path) -> list[str]:

@@ -128,10 +128,12 @@ class Fuzzer:
                 raise
             time.sleep(1)
             status = self._emulator.process.poll()
+            # The reason last: a summary of failures keeps the last lines.
             raise Finding(
-                f'{type(exc).__name__}: {exc}\nQEMU\'s status: {status}\n'
-                + '\n'.join(self._recent[-100:]) + '\n'
-                + self._emulator.log()[-8000:]) from exc
+                '\n'.join(self._recent[-100:]) + '\n'
+                + self._emulator.log()[-8000:]
+                + f'\nQEMU\'s status: {status}\n'
+                f'{type(exc).__name__}: {exc}') from exc
         self._look()
         if status:
             raise Finding(f'QEMU ended with {status}:\n'
