@@ -12,13 +12,16 @@
 
 """The tests, in parts; each part can be run alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -65,8 +68,9 @@ class Count:
 
 
 #: Runs the tests of a part whose names match one of the regular expressions;
-#: all of them if there is none.
-Part = Callable[[Sequence[str]], Count]
+#: all of them if there is none. The second argument says whether the part has
+#: the machine to itself.
+Part = Callable[[Sequence[str], bool], Count]
 
 
 def _scripts() -> list[str]:
@@ -77,7 +81,7 @@ def _scripts() -> list[str]:
     return found.stdout.split()
 
 
-def _style(filters: Sequence[str]) -> Count:
+def _style(filters: Sequence[str], _alone: bool = True) -> Count:
     """What reads the project and runs nothing of it; one test a tool."""
     python = [sys.executable, '-m']
     sphinx = [*python, 'sphinx', '-q', '-W', '--keep-going', '-b', 'html']
@@ -121,10 +125,49 @@ def _style(filters: Sequence[str]) -> Count:
     return count
 
 
-def _stestr(directory: str, *options: str) -> Part:
-    """A part whose tests stestr finds below ``tests/``."""
+class _Commands:
+    """The commands that run now: one in each lane."""
 
-    def run(filters: Sequence[str]) -> Count:
+    def __init__(self) -> None:
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self.interrupted = False
+
+    def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
+        """Run a command and return its status."""
+        # In a process group, so that an interrupt reaches all processes of
+        # the command, and each of them once.
+        with subprocess.Popen(command, cwd=paths.ROOT, env=environment,
+                              stdin=subprocess.DEVNULL,
+                              process_group=0) as process:
+            self._processes.add(process)
+            if self.interrupted:
+                _interrupt(process)
+            status = process.wait()
+            self._processes.discard(process)
+            return status
+
+    def interrupt(self) -> None:
+        """Interrupt them, and each one that begins later."""
+        self.interrupted = True
+        for process in list(self._processes):
+            _interrupt(process)
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+
+
+_COMMANDS = _Commands()
+
+
+def _stestr(directory: str, workers: int = 1) -> Part:
+    """A part whose tests stestr finds below ``tests/``.
+
+    :param workers: how many tests run at a time, if the part is alone
+    """
+
+    def run(filters: Sequence[str], alone: bool = True) -> Count:
         results = paths.STATE / 'stestr' / directory
         results.mkdir(parents=True, exist_ok=True)
         stestr = [
@@ -138,9 +181,11 @@ def _stestr(directory: str, *options: str) -> Part:
             'PYTHON': sys.executable,
             'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
         before = _last_run(results)
-        status = subprocess.run(
-            [*stestr, 'run', '--suppress-attachments', *options, *filters],
-            cwd=paths.ROOT, env=environment).returncode
+        status = _COMMANDS.run(
+            [*stestr, 'run', '--suppress-attachments',
+             *(['--concurrency', str(workers)] if workers > 1 and alone
+               else ['--serial']), *filters],
+            environment)
         if _last_run(results) == before:
             # No test was run: not one that can be counted, so not green.
             return Count(failed=1, failures=[
@@ -180,26 +225,35 @@ def _count(stream: bytes) -> Count:
                  skipped, failures)
 
 
-def _cloud(filters: Sequence[str]) -> Count:
+def _cloud(filters: Sequence[str], _alone: bool = True) -> Count:
     """The tests against the lab's cloud, which is left as it was found."""
     with cloud.messages(), lifecycle.borrowed():
-        return _stestr('cloud', '--concurrency', '2')(filters)
+        # They wait more than they compute, whatever else runs.
+        return _stestr('cloud', workers=2)(filters, True)
 
 
 PARTS: dict[str, Part] = {
     'style': _style,
-    'unit': _stestr('unit'),
+    'unit': _stestr('unit', workers=2),
     'lab': _stestr('lab'),
-    'functional': _stestr('functional', '--concurrency', '2'),
-    'regression': _stestr('regression', '--concurrency', '2'),
-    'device': _stestr('device', '--concurrency', '2'),
-    # These keep the cores busy: one at a time.
-    'libvirt': _stestr('libvirt', '--serial'),
-    'guest': _stestr('guest', '--serial'),
-    'paravirt': _stestr('paravirt', '--serial'),
-    'image': _stestr('image', '--serial'),
+    'device': _stestr('device', workers=2),
+    'guest': _stestr('guest'),
+    'libvirt': _stestr('libvirt'),
+    'paravirt': _stestr('paravirt'),
+    'image': _stestr('image'),
     'cloud': _cloud,
+    'functional': _stestr('functional', workers=2),
+    'regression': _stestr('regression', workers=2),
 }
+
+#: One stage after the other; the lanes of a stage side by side, and in a lane
+#: one part after the other. A lane keeps about one core busy: that of the
+#: cloud waits as much as it computes.
+STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (('style', 'unit', 'lab', 'device'),),
+    (('guest', 'libvirt'), ('paravirt', 'image')),
+    (('cloud',), ('functional', 'regression')),
+)
 
 
 #: What is in them, for --list.
@@ -207,14 +261,14 @@ ABOUT = {
     'style': 'checks that read the project and run nothing of it',
     'unit': 'the modules of nova_fakedax, each alone',
     'lab': "the lab's commands, without what they start",
-    'functional': 'Nova in one process, with a libvirt that is not real',
-    'regression': "Nova's own tests, with this driver",
     'device': 'the device in QEMU, without a guest',
-    'libvirt': 'migrations between two libvirts that fail',
     'guest': 'a guest in QEMU, without libvirt',
+    'libvirt': 'migrations between two libvirts that fail',
     'paravirt': "the guest's driver: crashes and faults",
     'image': 'the elements, and images built by them',
     'cloud': "servers in the lab's cloud, by OpenStack's API",
+    'functional': 'Nova in one process, with a libvirt that is not real',
+    'regression': "Nova's own tests, with this driver",
 }
 
 _LAST = paths.STATE / 'test-last.json'
@@ -229,10 +283,11 @@ def _last() -> dict[str, str]:
     return last
 
 
-def _keep(part: str, count: Count, seconds: float) -> None:
+def _keep(results: Mapping[str, tuple[Count, float]]) -> None:
     _LAST.parent.mkdir(exist_ok=True)
-    _LAST.write_text(json.dumps(
-        _last() | {part: f'{count} [{seconds:.0f} s]'}, indent=1))
+    _LAST.write_text(json.dumps(_last() | {
+        part: f'{count} [{seconds:.0f} s]'
+        for part, (count, seconds) in results.items()}, indent=1))
 
 
 def _list(context: click.Context, _parameter: click.Parameter,
@@ -256,6 +311,54 @@ class _Command(click.Command):
             at = given.index('--')
             given, ctx.obj = given[:at], given[at + 1:]
         return super().parse_args(ctx, given)
+
+
+def _run(part: str, filters: Sequence[str], alone: bool) -> tuple[
+        Count, float]:
+    """Run a part; the count, and the seconds that it took."""
+    progress.say(f'part {part}')
+    started = time.monotonic()
+    try:
+        count = PARTS[part](filters, alone)
+    except click.ClickException as exc:
+        exc.show()
+        count = Count(failed=1, failures=[(part, exc.format_message())])
+    seconds = time.monotonic() - started
+    progress.say(f'part {part}: {count} [{seconds:.0f} s]')
+    return count, seconds
+
+
+def _run_lane(parts: Sequence[str], filters: Sequence[str],
+              alone: bool) -> dict[str, tuple[Count, float]]:
+    return {part: _run(part, filters, alone) for part in parts
+            if not _COMMANDS.interrupted}
+
+
+def _run_stages(parts: Collection[str], filters: Sequence[str]) -> dict[
+        str, tuple[Count, float]]:
+    """Run parts, as :data:`STAGES` has it.
+
+    :raises KeyboardInterrupt: after what ran has cleaned up
+    """
+    results: dict[str, tuple[Count, float]] = {}
+    for stage in STAGES:
+        lanes = [lane for lane in (
+            [part for part in lane if part in parts] for lane in stage)
+            if lane]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            try:
+                for lane in [pool.submit(_run_lane, lane, filters,
+                                         len(lanes) == 1) for lane in lanes]:
+                    results |= lane.result()
+            except BaseException:
+                # What leaves the block waits for the lanes.
+                _COMMANDS.interrupt()
+                raise
+    return results
+
+
+def _raise_interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @click.command(
@@ -283,30 +386,20 @@ def main(filters: list[str], storm: bool, parts: tuple[str, ...]) -> None:
         raise click.UsageError('say which part the filter is for')
     if storm:
         os.environ |= {'FAKEDAX_STORM': str(STORM), 'OS_TEST_TIMEOUT': '0'}
-    total = Count()
-    counts = {}
-    seconds = {}
-    for part in parts or PARTS:
-        progress.say(f'part {part}')
-        started = time.monotonic()
-        try:
-            counts[part] = PARTS[part](filters)
-        except click.ClickException as exc:
-            exc.show()
-            counts[part] = Count(
-                failed=1, failures=[(part, exc.format_message())])
-        total += counts[part]
-        seconds[part] = time.monotonic() - started
-        if not filters:
-            _keep(part, counts[part], seconds[part])
-        progress.say(f'part {part}: {counts[part]} [{seconds[part]:.0f} s]')
+    # Also where a shell has started this in the background, without SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _raise_interrupt)
+    results = _run_stages(parts or PARTS, filters)
+    total = sum((count for count, _seconds in results.values()), Count())
+    if not filters:
+        _keep(results)
     for name, said in total.failures:
         print(f'\nfailed: {name}')
         print(textwrap.indent(
             '\n'.join(said.splitlines()[-FAILURE_LINES:]), '    '))
     print()
-    for part, count in counts.items():
-        print(f'{part:<12} {count} [{seconds[part]:.0f} s]')
+    for part, (count, seconds) in results.items():
+        print(f'{part:<12} {count} [{seconds:.0f} s]')
     print(total, flush=True)
     sys.exit(1 if total.failed else 0)
 

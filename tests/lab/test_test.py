@@ -12,8 +12,12 @@
 
 """The command lab/test: what it runs, and what it says."""
 
+import concurrent.futures
+import os
 import pathlib
+import signal
 import tempfile
+import threading
 from unittest import mock
 
 from click import testing
@@ -39,6 +43,8 @@ class LabTestTestCase(base.BaseTestCase):
         ):
             patch.start()
             self.addCleanup(patch.stop)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
 
     def run_command(self, *arguments):
         return testing.CliRunner().invoke(lab_test.main, arguments)
@@ -53,7 +59,7 @@ class LabTestTestCase(base.BaseTestCase):
     def test_filters_of_a_part(self):
         done = self.run_command('unit', '--', 'test_a', '-b')
         self.assertEqual(0, done.exit_code, done.output)
-        self.unit.assert_called_once_with(['test_a', '-b'])
+        self.unit.assert_called_once_with(['test_a', '-b'], True)
         self.style.assert_not_called()
 
     def test_filter_without_a_part(self):
@@ -86,6 +92,81 @@ class PartsTestCase(base.BaseTestCase):
 
     def test_each_part_is_told_of(self):
         self.assertEqual(list(lab_test.PARTS), list(lab_test.ABOUT))
+
+    def test_each_part_has_one_lane(self):
+        self.assertEqual(list(lab_test.PARTS), [
+            part for stage in lab_test.STAGES for lane in stage
+            for part in lane])
+
+
+class LanesTestCase(base.BaseTestCase):
+
+    STAGES = ((('a', 'b'), ('c',)), (('d',),))
+
+    def setUp(self):
+        super().setUp()
+        self.begun = []
+        self.both = threading.Barrier(2, timeout=30)
+        for patch in (
+            mock.patch.dict(lab_test.PARTS, {
+                name: self.part(name) for name in 'abcd'}, clear=True),
+            mock.patch.object(lab_test, 'STAGES', self.STAGES),
+            mock.patch.object(lab_test, '_COMMANDS', lab_test._Commands()),
+        ):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def part(self, name):
+        def run(_filters, alone):
+            self.begun.append((name, alone))
+            if not alone and name in 'ac':
+                self.both.wait()
+            return lab_test.Count(passed=1)
+
+        return run
+
+    def test_lanes_run_at_the_same_time_and_stages_do_not(self):
+        results = lab_test._run_stages('abcd', [])
+        self.assertEqual({'a', 'b', 'c', 'd'}, set(results))
+        self.assertEqual({('a', False), ('c', False)}, set(self.begun[:2]))
+        self.assertEqual([('b', False), ('d', True)], self.begun[2:])
+
+    def test_the_only_lane_of_a_stage_is_alone(self):
+        lab_test._run_stages('ab', [])
+        self.assertEqual([('a', True), ('b', True)], self.begun)
+
+    def test_after_an_interrupt_nothing_begins(self):
+        lab_test._COMMANDS.interrupt()
+        self.assertEqual({}, lab_test._run_stages('abcd', []))
+        self.assertEqual([], self.begun)
+
+
+class CommandsTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.commands = lab_test._Commands()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.runs = pathlib.Path(directory.name) / 'runs'
+        os.mkfifo(self.runs)
+        # Each ends when what it waits for has ended: that one hears of the
+        # interrupt, too.
+        self.command = ['sh', '-c', 'trap "exit 3" INT; sh -c \''
+                        'echo runs >"$0"; sleep 60\' "$0"', str(self.runs)]
+
+    def test_an_interrupt_reaches_the_command_and_its_children(self):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            status = pool.submit(
+                self.commands.run, self.command, dict(os.environ))
+            self.assertEqual('runs\n', self.runs.read_text())
+            self.commands.interrupt()
+            self.assertEqual(3, status.result(30))
+
+    def test_it_reaches_a_command_that_begins_later(self):
+        self.commands.interrupt()
+        self.assertEqual(-signal.SIGINT, self.commands.run(
+            ['sleep', '60'], dict(os.environ)))
 
 
 class StyleFilterTestCase(base.BaseTestCase):
