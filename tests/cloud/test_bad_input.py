@@ -50,15 +50,15 @@ class FlavorTest(base.CloudTestCase):
                 KEY, value, "'root', 'ephemeral', 'root,ephemeral'")
 
 
-class BuildTest(base.CloudTestCase):
-
-    # One of them fills the disk.
-    alone = True
+class BuildTestCase(base.CloudTestCase):
 
     def assert_build_fails(self, flavor: Any, image: Any, why: str) -> None:
         server = self.create(flavor, image, status='ERROR')
         self.assertIn(why, server.show().fault['message'])
         self.assert_nothing_left(server.id)
+
+
+class BuildTest(BuildTestCase):
 
     def test_image_of_a_guest_that_does_not_know_fake_dax(self) -> None:
         self.assert_build_fails(
@@ -86,6 +86,12 @@ class BuildTest(base.CloudTestCase):
             f'/flavors/{flavor.id}/os-extra_specs', microversion='2.1',
             json={'extra_specs': {'fakedax:disks': 'rot'}})
         self.assert_build_fails(flavor, self.image(), "'rot'")
+
+
+class FullDiskTest(BuildTestCase):
+
+    # It fills the disk of all hosts.
+    alone = True
 
     def test_disk_that_the_host_has_no_space_for(self) -> None:
         path = host.HOSTS[0].path(host.INSTANCES)
