@@ -1,6 +1,6 @@
 /*
- * What differs, for the virtio-pmem device, between the releases of QEMU it is
- * built in: 7.2, 10.0 and 10.2, and those after as far as they are known
+ * Differences between the releases of QEMU that the virtio-pmem device builds
+ * in: 7.2, 10.0 and 10.2, and later ones as far as they are known
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -22,7 +22,7 @@
 #include "hw/core/qdev-properties-system.h"
 #include "qemu/aio.h"
 #include "qemu/aio-wait.h"
-/* The same release has another name for this, which does not copy the error. */
+/* The same release renamed this, and the new one does not copy the error. */
 #define migrate_set_error(_state, _err) \
     migrate_error_propagate(_state, error_copy(_err))
 #else
@@ -42,17 +42,17 @@
 #endif
 
 /*
- * Tells of each outgoing migration that begins, and of each that failed or was
- * cancelled.
+ * Called for each outgoing migration that begins, and for each that failed or
+ * was cancelled
  */
 typedef struct VirtIOPMEMNotifier VirtIOPMEMNotifier;
 typedef void VirtIOPMEMMigrationChanged(void *opaque);
 
 /*
- * 10.1: what is given to class_init is constant, a handler of the VM's state
- * may fail (this device's does not: it could not say why), and there is a
- * priority below the default one: before, what is saved last is what was
- * registered last. What prints a property returns the text.
+ * 10.1: class_init's data is constant; a VM state handler may fail (this
+ * device's does not: it could not say why); there is a priority below the
+ * default one (before, the section registered last is saved last); the print
+ * function of a property returns the text.
  */
 #if QEMU_VERSION_MAJOR > 10 || \
     (QEMU_VERSION_MAJOR == 10 && QEMU_VERSION_MINOR >= 1)
@@ -98,22 +98,22 @@ virtio_pmem_add_vm_change_state_handler(DeviceState *dev,
 
 #if QEMU_VERSION_MAJOR >= 10
 
-/* 10.0: an array of properties is constant and ends where it ends. */
+/* 10.0: an array of properties is constant and has no end marker. */
 #define VIRTIO_PMEM_PROPERTIES static const Property
 #define VIRTIO_PMEM_PRINTED const Property
 #define VIRTIO_PMEM_PROPERTIES_END
 #define VIRTIO_PMEM_PROPERTY_TYPE .type
 
 /*
- * To be asked in load_cleanup, which is called before the source is told, and
- * after a guest that came in well has left the state of one that comes in.
+ * For load_cleanup, which is called before the source is told of a failure.
+ * After a load that succeeded, the state is another one by then.
  */
 static inline bool virtio_pmem_load_failed(void)
 {
     return runstate_check(RUN_STATE_INMIGRATE);
 }
 
-/* 9.2: the event says by its path which device it is. */
+/* 9.2: the event names the device by its QOM path. */
 static inline void virtio_pmem_send_io_error(const char *path,
                                              BlockErrorAction action,
                                              bool nospace, const char *reason)
@@ -122,7 +122,7 @@ static inline void virtio_pmem_send_io_error(const char *path,
                                    action, true, nospace, reason);
 }
 
-/* 8.2: QEMU frees the reason when the blocker ends, or could not be set. */
+/* 8.2: QEMU frees the reason when the blocker is removed or refused. */
 static inline int virtio_pmem_add_blocker(Error **reason, Error **errp)
 {
     return migrate_add_blocker(reason, errp);
@@ -133,7 +133,7 @@ static inline void virtio_pmem_del_blocker(Error **reason)
     migrate_del_blocker(reason);
 }
 
-/* 9.0: a notifier is for one mode of migration, and is told of events. */
+/* 9.0: a notifier is for one mode of migration, and gets events. */
 struct VirtIOPMEMNotifier {
     VirtIOPMEMMigrationChanged *begins;
     VirtIOPMEMMigrationChanged *failed;
@@ -186,7 +186,7 @@ static inline void virtio_pmem_del_notifier(VirtIOPMEMNotifier *notifier)
     g_free(notifier);
 }
 
-/* 8.0: two handlers say how much is left; 9.1: save_setup has an Error. */
+/* 8.0: two handlers return how much is left; 9.1: save_setup has an Error. */
 static inline int virtio_pmem_save_setup(QEMUFile *f, void *opaque,
                                          Error **errp)
 {
@@ -211,7 +211,7 @@ static inline int virtio_pmem_save_setup(QEMUFile *f, void *opaque,
 #define VIRTIO_PMEM_PROPERTIES_END DEFINE_PROP_END_OF_LIST(),
 #define VIRTIO_PMEM_PROPERTY_TYPE .name
 
-/* load_cleanup comes too early to know; but QEMU ends if it has failed. */
+/* load_cleanup comes too early to know, but a load that fails ends QEMU. */
 static inline bool virtio_pmem_load_failed(void)
 {
     return false;
@@ -284,7 +284,7 @@ static inline void virtio_pmem_del_notifier(VirtIOPMEMNotifier *notifier)
     g_free(notifier);
 }
 
-/* 8.1: it is not said any more whose threads are used. */
+/* 8.1: the caller no longer passes the thread pool. */
 static inline BlockAIOCB *virtio_pmem_submit(ThreadPoolFunc *func, void *arg,
                                              BlockCompletionFunc *cb,
                                              void *opaque)

@@ -1,11 +1,11 @@
 /*
  * Virtio PMEM device
  *
- * A file of the host, mapped into the guest, which the guest makes durable
- * by a flush request (Virtual I/O Device Specification 1.3, section 5.19).
- * Written to replace QEMU's file of the same name; the type names, the wire
- * protocol and the meaning of the existing properties are the same. What is
- * promised, and how it is kept, is in SPEC.rst beside this file.
+ * A host file, mapped into the guest. The guest makes it durable with flush
+ * requests (Virtual I/O Device Specification 1.3, section 5.19). This file
+ * replaces QEMU's file of the same name; the type names, the wire protocol and
+ * the meaning of the existing properties are the same. SPEC.rst in this
+ * directory says what the device promises and how it keeps its promises.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -41,23 +41,23 @@
  */
 #define VIRTIO_PMEM_QUEUE_SIZE 1024
 
-/* How long to try to have an image again that was given up, and how often */
+/* How long and how often to try to reacquire an image that was given up */
 #define VIRTIO_PMEM_RETRY_MS 10000
 #define VIRTIO_PMEM_RETRY_PERIOD_MS 50
 
 /*
- * In a migration: how much may be dirty before it is known how fast the storage
- * is, and how long to wait for it.
+ * In a migration: how much may be dirty while the speed of the storage is not
+ * known, and how long to sleep before looking again.
  */
 #define VIRTIO_PMEM_DIRTY_UNKNOWN_RATE (1 * MiB)
 #define VIRTIO_PMEM_ITERATE_US (20 * 1000)
 
-/* How often to look whether much is dirty. */
+/* How often to count the dirty bytes */
 #define VIRTIO_PMEM_WRITEBACK_PERIOD_MS 100
 
 /*
- * How long after a flush. The journal of a guest's file system that changes
- * commits every 5 seconds (ext4; others more seldom), which is a flush.
+ * How long to keep counting after a flush. A file system in use commits its
+ * journal, which is a flush, every 5 seconds (ext4; others less often).
  */
 #define VIRTIO_PMEM_WRITEBACK_AWAKE_MS 10000
 
@@ -75,14 +75,14 @@ struct VirtIOPMEMSync {
     HostMemoryBackend *memdev;
     /* Whether the vCPUs had stopped when it began */
     bool last;
-    /* Whether to count what it writes, and how much that is */
+    /* Whether to count the bytes that it writes, and their number */
     bool counted;
     uint64_t dirty;
     int error;
     uint64_t usecs;
 };
 
-/* The same of writeback that is started before a sync asks for it. */
+/* Writeback started before a sync asks for it; it outlives the device, too */
 struct VirtIOPMEMWriteback {
     VirtIOPMEM *pmem;
     HostMemoryBackend *memdev;
@@ -94,8 +94,8 @@ struct VirtIOPMEMWriteback {
 };
 
 /*
- * All that are realized. The list changes with QEMU's lock and the mutex held;
- * the migration thread, which has only the latter, may look at it.
+ * All realized devices. Changing the list takes QEMU's lock and the mutex, so
+ * the migration thread may read it with the mutex alone.
  */
 static QLIST_HEAD(, VirtIOPMEM) virtio_pmem_devices =
     QLIST_HEAD_INITIALIZER(virtio_pmem_devices);
@@ -113,8 +113,8 @@ static void virtio_pmem_queue_enable(VirtIODevice *vdev, uint32_t queue_index)
 }
 
 /*
- * Remembered even if it changes back: QEMU maps the ring anew at times of its
- * own, by the layout that holds then.
+ * Remembered even if it changes back: meanwhile QEMU may have mapped the ring
+ * again, by the other layout.
  */
 static void virtio_pmem_set_features(VirtIODevice *vdev, uint64_t features)
 {
@@ -131,7 +131,7 @@ static void virtio_pmem_set_features(VirtIODevice *vdev, uint64_t features)
  * enabled, but it can: QEMU would then look for the ring beyond what it has
  * mapped of it, and fail an assertion.
  *
- * Return whether the ring may be touched. QEMU 7.2 does not ask in all places
+ * Return whether the ring may be touched. QEMU 7.2 does not always check
  * whether the device is broken.
  */
 static bool virtio_pmem_check_ring(VirtIOPMEM *pmem)
@@ -149,11 +149,10 @@ static bool virtio_pmem_check_ring(VirtIOPMEM *pmem)
 }
 
 /*
- * Answer all of @requests by @ret, 0 or -1. Return whether the guest was told.
+ * Answer all @requests with @ret, 0 or -1. Return whether the guest was told.
  *
- * The interrupt comes last: where it is a message, it is a write of the
- * guest's choice to an address of its choice, this device's registers
- * included.
+ * The interrupt comes last. If it is an MSI, it writes a value that the guest
+ * chose to an address that the guest chose, perhaps this device's registers.
  */
 static bool virtio_pmem_answer(VirtIOPMEM *pmem, VirtIOPMEMRequests *requests,
                                int ret)
@@ -166,7 +165,7 @@ static bool virtio_pmem_answer(VirtIOPMEM *pmem, VirtIOPMEMRequests *requests,
     if (QSIMPLEQ_EMPTY(requests)) {
         return false;
     }
-    /* To push to the ring of a broken device is to give the request back. */
+    /* If the device is broken, virtqueue_push() only unmaps the request. */
     valid = virtio_pmem_check_ring(pmem);
     while ((req = QSIMPLEQ_FIRST(requests))) {
         QSIMPLEQ_REMOVE_HEAD(requests, next);
@@ -215,15 +214,15 @@ static int virtio_pmem_sync_run(void *opaque)
 }
 
 /*
- * Whether the guest is stopped before it hears of an error. It is not run to
- * be told if it does not run: then it hears of it when it does.
+ * Whether to stop the guest before it hears of an error. If it is not running,
+ * there is nothing to stop: it hears of the error when it runs again.
  */
 static bool virtio_pmem_error_stops(VirtIOPMEM *pmem)
 {
     return pmem->werror == BLOCKDEV_ON_ERROR_STOP && runstate_is_running();
 }
 
-/* As the block layer tells of a disk's error, with no name of a block node */
+/* Report the error as the block layer does, but without a node name. */
 static void virtio_pmem_report_error(VirtIOPMEM *pmem, int error)
 {
     g_autofree char *path = object_get_canonical_path(OBJECT(pmem));
@@ -252,8 +251,8 @@ static void virtio_pmem_sync_account(VirtIOPMEM *pmem, VirtIOPMEMSync *sync)
 }
 
 /*
- * Put off the next sync by the time that these bytes may take. A sync of
- * nothing counts as one of a page, or a guest could have any number of them.
+ * Delay the next sync by the time that these bytes take at sync-bps. A sync of
+ * nothing counts as one page; otherwise a guest could have any number of them.
  */
 static void virtio_pmem_charge(VirtIOPMEM *pmem, uint64_t bytes)
 {
@@ -266,7 +265,7 @@ static void virtio_pmem_charge(VirtIOPMEM *pmem, uint64_t bytes)
     }
 }
 
-/* Whether a sync may start now; if not, see to it that it starts later. */
+/* Return whether a sync may start now; if not, schedule it. */
 static bool virtio_pmem_within_limit(VirtIOPMEM *pmem)
 {
     if (qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) >= pmem->sync_not_before) {
@@ -323,13 +322,13 @@ static void virtio_pmem_writeback_done(void *opaque, int ret)
         }
         if (writeback->error) {
             /*
-             * The kernel cannot do this, or could not: whether anything is
-             * lost is for the next sync to say, as if the kernel had started
-             * the writeback by itself.
+             * The kernel does not support this, or it failed. The next sync
+             * reports whether anything is lost, as it does for writeback that
+             * the kernel starts by itself.
              */
             pmem->early_writeback = 0;
         } else {
-            /* Counting takes time by the size of the cache: at most 1 %. */
+            /* Counting a large cache is slow: spend at most 1 % on it. */
             virtio_pmem_writeback_schedule(
                 pmem, MAX(VIRTIO_PMEM_WRITEBACK_PERIOD_MS,
                           writeback->count_usecs / 10));
@@ -356,8 +355,8 @@ static void virtio_pmem_writeback_start(void *opaque)
 }
 
 /*
- * Whoever flushes will flush again, and then wait for all that was stored
- * until then, by others too: keep that from growing.
+ * A guest that flushes will flush again, and then wait for all that any of its
+ * processes has stored by then. Keep that small.
  */
 static void virtio_pmem_writeback_wake(VirtIOPMEM *pmem)
 {
@@ -385,7 +384,7 @@ static void virtio_pmem_stop_vm_bh(void *opaque)
 
 /*
  * Stop the VM as soon as the main loop can. A request to the main loop
- * (qemu_system_vmstop_request) would be lost if "cont" came before it.
+ * (qemu_system_vmstop_request) would be lost if "cont" came first.
  */
 static void virtio_pmem_stop_vm(VirtIOPMEM *pmem)
 {
@@ -395,15 +394,15 @@ static void virtio_pmem_stop_vm(VirtIOPMEM *pmem)
 }
 
 /*
- * Stop the guest because of an error. Its requests are answered when no vCPU
- * runs any more, so that whoever looks after it decides when it hears of that.
+ * Stop the guest because of an error. Its requests are answered once no vCPU
+ * runs, so it hears of the error only when somebody resumes it.
  */
 static void virtio_pmem_stop_guest(VirtIOPMEM *pmem, int error)
 {
     pmem->stopping = true;
     QSIMPLEQ_CONCAT(&pmem->syncing, &pmem->waiting);
     QSIMPLEQ_CONCAT(&pmem->waiting, &pmem->syncing);
-    /* First, so that the event is the first that is seen of it. */
+    /* First, so that BLOCK_IO_ERROR is sent before STOP. */
     virtio_pmem_report_error(pmem, error);
     virtio_pmem_stop_vm(pmem);
 }
@@ -442,10 +441,10 @@ static void virtio_pmem_sync_done(void *opaque, int ret)
 }
 
 /*
- * Have one sync answer all the requests that wait, unless one is running:
- * that one began before they came, so it cannot speak for them. Nor can two
- * run at a time: Linux tells of an error once for each open file, and it may
- * be the other one that is told.
+ * Start one sync for all the requests that wait, unless one is running: that
+ * one began before they came, so it cannot answer them. Two must not run at a
+ * time: Linux reports an error once for each open file, perhaps to the sync
+ * that does not answer for the lost page.
  */
 static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
 {
@@ -457,8 +456,8 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
     }
     if (pmem->last_error && !QSIMPLEQ_EMPTY(&pmem->waiting)) {
         /*
-         * Linux marks the pages it could not write clean, so another sync
-         * would succeed without them having been written.
+         * Linux marks as clean the pages that it could not write, so another
+         * sync would succeed without writing them.
          */
         if (virtio_pmem_answer(pmem, &pmem->waiting, -1)) {
             pmem->stop_error = 0;
@@ -494,8 +493,8 @@ static void virtio_pmem_limit_passed(void *opaque)
 /*
  * Read the type of @req and check that there is room for the answer.
  *
- * The answer has to be in RAM. For anything else the element holds a bounce
- * buffer, and to give it back is to write to another device's registers.
+ * The answer must go to RAM. For other memory the element holds a bounce
+ * buffer, and releasing it writes to another device's registers.
  */
 static bool virtio_pmem_parse(VirtIOPMEMRequest *req, uint32_t *type)
 {
@@ -528,8 +527,8 @@ static void virtio_pmem_handle_output(VirtIODevice *vdev, VirtQueue *vq)
         return;
     }
     /*
-     * Nothing is answered in here, so a guest that keeps adding requests
-     * runs out of ring.
+     * Nothing is answered in this loop, so a guest that keeps adding requests
+     * runs out of descriptors.
      */
     do {
         virtio_queue_set_notification(vq, 0);
@@ -558,8 +557,8 @@ static void virtio_pmem_handle_output(VirtIODevice *vdev, VirtQueue *vq)
 }
 
 /*
- * Begin the last sync of every device, once the vCPUs have stopped: of several
- * disks a stop takes as long as the slowest, not as long as all of them.
+ * Begin the last sync of every device, once the vCPUs have stopped: then a stop
+ * takes as long as the slowest disk, not as long as all of them together.
  */
 static void virtio_pmem_begin_last_syncs(void)
 {
@@ -593,10 +592,10 @@ static void virtio_pmem_quiesce(VirtIOPMEM *pmem)
 }
 
 /*
- * Have the image again that was given up. Whoever had it meanwhile must not
- * have changed it: the guest does not know of that.
+ * Reacquire the image that was given up. Nobody may have changed it meanwhile:
+ * the guest would not know.
  */
-static bool virtio_pmem_have_again(VirtIOPMEM *pmem, Error **errp)
+static bool virtio_pmem_reacquire(VirtIOPMEM *pmem, Error **errp)
 {
     struct statx_timestamp mtime;
 
@@ -621,8 +620,8 @@ static bool virtio_pmem_have_again(VirtIOPMEM *pmem, Error **errp)
 }
 
 /*
- * The image is this QEMU's now: make sure that the guest sees what the source
- * has left in it. Return 0 or -errno.
+ * Take over the image, and make sure that the guest sees what the source has
+ * written to it. Return 0 or -errno.
  */
 static int virtio_pmem_take_over(VirtIOPMEM *pmem, Error **errp)
 {
@@ -658,21 +657,21 @@ static int virtio_pmem_take_over(VirtIOPMEM *pmem, Error **errp)
     return 0;
 }
 
-/* Whether the guest may run on what is there of the image */
+/* Whether the guest may run on the image as it is now */
 static bool virtio_pmem_check_run(VirtIOPMEM *pmem, Error **errp)
 {
     if (pmem->given_up) {
-        return virtio_pmem_have_again(pmem, errp);
+        return virtio_pmem_reacquire(pmem, errp);
     }
     if (!pmem->incoming) {
         return true;
     }
     if (!pmem->loaded) {
-        error_setg(errp, "memory backend '%s': the migration had no state of "
-                   "this device", virtio_pmem_id(pmem));
+        error_setg(errp, "memory backend '%s': the migration stream has no "
+                   "state of this device", virtio_pmem_id(pmem));
         return false;
     }
-    /* It came from a version of this device that hands nothing over. */
+    /* The source's version of this device has no hand-over. */
     return virtio_pmem_take_over(pmem, errp) == 0;
 }
 
@@ -682,8 +681,8 @@ static void virtio_pmem_stop_vcpu(CPUState *cpu, run_on_cpu_data data)
 }
 
 /*
- * Keep the vCPUs from running although they are about to be started: the VM
- * stops as it does for an I/O error.
+ * Keep the vCPUs, which are about to start, from running: the VM stops as it
+ * does for an I/O error.
  */
 static void virtio_pmem_hold_back(VirtIOPMEM *pmem)
 {
@@ -698,8 +697,8 @@ static void virtio_pmem_hold_back(VirtIOPMEM *pmem)
 }
 
 /*
- * Another that has the image may be about to end: a destination that failed.
- * Nothing waits for that with QEMU's lock held.
+ * Whoever has the image, such as a destination that failed, may be about to
+ * exit. A timer retries, as nothing may wait for that with QEMU's lock held.
  */
 static void virtio_pmem_retry_later(VirtIOPMEM *pmem)
 {
@@ -719,8 +718,8 @@ static void virtio_pmem_retry(void *opaque)
 
     if (virtio_pmem_check_run(pmem, &err)) {
         if (pmem->held_back && runstate_check(RUN_STATE_IO_ERROR)) {
-            info_report("virtio-pmem: memory backend '%s' is this QEMU's "
-                        "again, the guest runs", virtio_pmem_id(pmem));
+            info_report("virtio-pmem: memory backend '%s' is available again, "
+                        "resuming the guest", virtio_pmem_id(pmem));
             pmem->held_back = false;
             vm_start();
         }
@@ -731,7 +730,7 @@ static void virtio_pmem_retry(void *opaque)
         timer_mod(pmem->retry_timer, now + VIRTIO_PMEM_RETRY_PERIOD_MS);
         return;
     }
-    error_reportf_err(err, "virtio-pmem: given up after %d s: ",
+    error_reportf_err(err, "virtio-pmem: gave up after %d s: ",
                       VIRTIO_PMEM_RETRY_MS / 1000);
 }
 
@@ -746,7 +745,7 @@ static void virtio_pmem_vm_change_state(void *opaque, bool running,
         return;
     }
     pmem->held_back = false;
-    /* One may have begun for a save that another device has ended. */
+    /* One may have begun for a save that failed in another device. */
     pmem->last_sync_begun = false;
     if (!virtio_pmem_check_run(pmem, &err)) {
         error_reportf_err(err, "virtio-pmem: the guest cannot run: ");
@@ -758,8 +757,8 @@ static void virtio_pmem_vm_change_state(void *opaque, bool running,
 }
 
 /*
- * Whether what is being saved is to be loaded later, and perhaps again. savevm
- * saves without a migration.
+ * Whether this save is a snapshot, which is loaded later, perhaps more than
+ * once. savevm saves without a migration.
  */
 static bool virtio_pmem_is_snapshot(VirtIOPMEM *pmem)
 {
@@ -776,23 +775,22 @@ static bool virtio_pmem_is_snapshot(VirtIOPMEM *pmem)
     return background || !pmem->migrating;
 }
 
-/* Whether this state and the image together are the guest */
+/* Whether this state and the image together make up the guest */
 static bool virtio_pmem_can_save(VirtIOPMEM *pmem, Error **errp)
 {
     if (virtio_pmem_is_snapshot(pmem)) {
-        error_setg(errp, "the image of memory backend '%s' is not in a "
-                   "snapshot of the VM, which would be loaded without it",
-                   virtio_pmem_id(pmem));
+        error_setg(errp, "cannot save a snapshot of the VM: it would not "
+                   "contain memory backend '%s'", virtio_pmem_id(pmem));
         return false;
     }
     if (!pmem->memdev->share) {
-        error_setg(errp, "memory backend '%s' is not shared (share=on), what "
-                   "the guest wrote cannot be migrated",
+        error_setg(errp, "memory backend '%s' is not shared (share=on), so "
+                   "what the guest wrote cannot be migrated",
                    virtio_pmem_id(pmem));
         return false;
     }
     if (pmem->incoming || pmem->given_up) {
-        error_setg(errp, "memory backend '%s' is not this QEMU's",
+        error_setg(errp, "this QEMU does not own memory backend '%s'",
                    virtio_pmem_id(pmem));
         return false;
     }
@@ -806,20 +804,20 @@ static bool virtio_pmem_can_save(VirtIOPMEM *pmem, Error **errp)
 }
 
 /*
- * All that can fail is done here, where the image is still this QEMU's.
+ * All that can fail is done here, while this QEMU still owns the image.
  */
 static int virtio_pmem_pre_save(void *opaque)
 {
     VirtIOPMEM *pmem = opaque;
     Error *err = NULL;
 
-    /* A guest that was paused may have nobody's image since a failure. */
-    if (pmem->given_up && !virtio_pmem_have_again(pmem, &err)) {
+    /* After a failed migration, a paused guest may not own its image yet. */
+    if (pmem->given_up && !virtio_pmem_reacquire(pmem, &err)) {
         goto fail;
     }
     /*
-     * Once more: other devices may have written to the image, by DMA, until
-     * the block layer was drained, which is after all of them were stopped.
+     * Sync again: other devices may have written to the image by DMA until the
+     * block layer was drained, which is after all of them were stopped.
      */
     virtio_pmem_quiesce(pmem);
     if (!virtio_pmem_can_save(pmem, &err) ||
@@ -842,8 +840,8 @@ static int virtio_pmem_pre_load(void *opaque)
     VirtIOPMEM *pmem = opaque;
 
     if (!pmem->incoming) {
-        error_report("virtio-pmem: memory backend '%s' is in use by the guest "
-                     "that runs here; a snapshot of the VM does not have it",
+        error_report("virtio-pmem: cannot load a snapshot of the VM: it does "
+                     "not contain memory backend '%s', which the guest uses",
                      virtio_pmem_id(pmem));
         return -EINVAL;
     }
@@ -861,7 +859,7 @@ static int virtio_pmem_post_load(void *opaque, int version_id)
 
 /*
  * The hand-over: a section that comes after those of all devices, so that
- * nothing can fail any more when the image is given up.
+ * nothing can fail after the image is given up.
  */
 static int virtio_pmem_hand_over(void *opaque)
 {
@@ -892,16 +890,17 @@ static int virtio_pmem_handed_over(void *opaque, int version_id)
 
     QLIST_FOREACH(other, &virtio_pmem_devices, next) {
         if (other->incoming && !other->loaded) {
-            error_setg(&err, "memory backend '%s': the migration had no state "
-                       "of this device", virtio_pmem_id(other));
+            error_setg(&err, "memory backend '%s': the migration stream has "
+                       "no state of this device", virtio_pmem_id(other));
             virtio_pmem_fail_migration(err, "virtio-pmem: ");
             return -EINVAL;
         }
     }
     if (pmem->identity.samples > VIRTIO_PMEM_SAMPLES) {
-        error_setg(&err, "%" PRIu32 " samples of memory backend '%s', there "
-                   "are at most %d", pmem->identity.samples,
-                   virtio_pmem_id(pmem), VIRTIO_PMEM_SAMPLES);
+        error_setg(&err, "memory backend '%s': the migration stream has %"
+                   PRIu32 " samples, at most %d are possible",
+                   virtio_pmem_id(pmem), pmem->identity.samples,
+                   VIRTIO_PMEM_SAMPLES);
         virtio_pmem_fail_migration(err, "virtio-pmem: ");
         return -EINVAL;
     }
@@ -914,7 +913,6 @@ static int virtio_pmem_handed_over(void *opaque, int version_id)
     }
     ret = virtio_pmem_take_over(pmem, &err);
     if (ret < 0) {
-        error_prepend(&err, "memory backend '%s': ", virtio_pmem_id(pmem));
         virtio_pmem_fail_migration(err, "virtio-pmem: ");
     }
     return ret;
@@ -951,13 +949,13 @@ static void virtio_pmem_unregister_hand_over(VirtIOPMEM *pmem)
     vmstate_unregister(VMSTATE_IF(pmem), &vmstate_virtio_pmem_hand_over, pmem);
 }
 
-/* A migration begins: whatever was plugged in since comes before this. */
+/* A migration begins: put the section after those plugged in since. */
 static void virtio_pmem_migration_begins(void *opaque)
 {
     VirtIOPMEM *pmem = opaque;
 
     pmem->migrating = true;
-    /* How much was dirty in another one says nothing of the storage's speed. */
+    /* Counts of an earlier one say nothing of the speed of the storage. */
     pmem->dirty_time = 0;
     pmem->last_sync_begun = false;
     pmem->saved = false;
@@ -966,28 +964,29 @@ static void virtio_pmem_migration_begins(void *opaque)
 }
 
 /*
- * A migration has failed or was cancelled: the image is this QEMU's again,
- * whether its guest runs or is paused.
+ * A migration has failed or was cancelled: reacquire the image, whether the
+ * guest runs or is paused.
  */
 static void virtio_pmem_migration_failed(void *opaque)
 {
     VirtIOPMEM *pmem = opaque;
 
     pmem->migrating = false;
-    if (pmem->given_up && !virtio_pmem_have_again(pmem, NULL)) {
+    if (pmem->given_up && !virtio_pmem_reacquire(pmem, NULL)) {
         virtio_pmem_retry_later(pmem);
     }
 }
 
 /*
- * Convergence: what is dirty of the images is written at the switchover, while
- * no guest runs. So a migration waits, as it does for dirty RAM, until there is
- * no more of it than can be written within the downtime limit.
+ * Convergence: the switchover writes the dirty pages of all images while the
+ * guest is stopped. So a migration waits, as it does for dirty RAM, until they
+ * can be written within the downtime limit.
  */
 
 /*
- * Bytes that a switchover now would have to write of @pmem's image, and whether
- * they take longer than @limit milliseconds, by what was written lately.
+ * Return how many bytes of @pmem's image a switchover would write now. Set
+ * @too_long if, at the recent speed of the storage, they take longer than
+ * @limit milliseconds.
  */
 static uint64_t virtio_pmem_count_dirty(VirtIOPMEM *pmem, uint64_t limit,
                                         bool *too_long)
@@ -997,7 +996,7 @@ static uint64_t virtio_pmem_count_dirty(VirtIOPMEM *pmem, uint64_t limit,
     uint64_t dirty, rate;
 
     if (virtio_pmem_cachestat(pmem->memdev, &stat) < 0) {
-        /* There is no telling. */
+        /* Not known */
         return 0;
     }
     dirty = (stat.dirty + stat.writeback) * qemu_real_host_page_size();
@@ -1017,10 +1016,10 @@ static uint64_t virtio_pmem_count_dirty(VirtIOPMEM *pmem, uint64_t limit,
 }
 
 /*
- * Have the kernel write what is dirty of all images; return how much that is,
- * and whether it is too much for a switchover now.
+ * Start writeback of all images. Return how many bytes are dirty, and whether
+ * they are too many for a switchover now.
  */
-static uint64_t virtio_pmem_write_on(bool *too_long)
+static uint64_t virtio_pmem_write_all(bool *too_long)
 {
     g_autoptr(GPtrArray) memdevs = g_ptr_array_new();
     uint64_t limit = migrate_get_current()->parameters.downtime_limit;
@@ -1041,7 +1040,7 @@ static uint64_t virtio_pmem_write_on(bool *too_long)
         }
     }
     for (i = 0; i < memdevs->len; i++) {
-        /* As early writeback does it: it takes no error from the last sync. */
+        /* Like early writeback, this takes no error from the last sync. */
         virtio_pmem_start_writeback(memdevs->pdata[i]);
     }
     if (memdevs->len && !locked) {
@@ -1058,7 +1057,8 @@ static uint64_t virtio_pmem_write_on(bool *too_long)
 
 /*
  * QEMU compares what is left with what the network can send within the limit,
- * which has nothing to do with how fast the storage is. It asks all the time.
+ * which says nothing of the speed of the storage. It asks very often, so count
+ * at intervals.
  */
 static void virtio_pmem_pending(uint64_t *must_precopy)
 {
@@ -1068,7 +1068,7 @@ static void virtio_pmem_pending(uint64_t *must_precopy)
     bool too_long;
 
     if (now - asked >= VIRTIO_PMEM_ITERATE_US) {
-        pending = virtio_pmem_write_on(&too_long);
+        pending = virtio_pmem_write_all(&too_long);
         if (!too_long) {
             pending = 0;
         }
@@ -1085,7 +1085,7 @@ static int virtio_pmem_save_iterate(QEMUFile *f, void *opaque)
 
     virtio_pmem_pending(&pending);
     if (pending) {
-        /* What is to be waited for is not the network. */
+        /* Wait for the storage, not for the network. */
         g_usleep(VIRTIO_PMEM_ITERATE_US);
     }
     return 1;
@@ -1099,8 +1099,8 @@ static int virtio_pmem_load_state(QEMUFile *f, void *opaque, int version_id)
 }
 
 /*
- * One for all devices, and for ever: a guest can eject its device while the
- * migration thread is in here. Its sections in the stream are empty.
+ * One for all devices, and never unregistered: a guest can eject its device
+ * while the migration thread is in here. The sections in the stream are empty.
  */
 static const SaveVMHandlers virtio_pmem_writeback_handlers = {
     .save_setup = virtio_pmem_save_setup,
@@ -1122,8 +1122,8 @@ static void virtio_pmem_register_writeback(void)
 }
 
 /*
- * A load can fail after this device's part. The source goes on then, while
- * this QEMU may stay for as long as it takes somebody to look at it.
+ * A load can fail after this device's part. The guest then goes on at the
+ * source, while this QEMU may stay until somebody ends it.
  */
 static int virtio_pmem_load_cleanup(void *opaque)
 {
@@ -1133,7 +1133,7 @@ static int virtio_pmem_load_cleanup(void *opaque)
     return 0;
 }
 
-/* Without a function that saves, there is nothing of it in the stream. */
+/* Without a save function it has no section in the stream. */
 static const SaveVMHandlers virtio_pmem_savevm_handlers = {
     .load_cleanup = virtio_pmem_load_cleanup,
 };
@@ -1181,7 +1181,7 @@ static MemoryRegion *virtio_pmem_get_memory_region(VirtIOPMEM *pmem,
     return &pmem->memdev->mr;
 }
 
-/* Refuse what cannot keep the promises, and say so of what may not. */
+/* Refuse a backend that cannot keep the promises; warn if it may not. */
 static bool virtio_pmem_check_memdev(VirtIOPMEM *pmem, Error **errp)
 {
     Object *memdev = OBJECT(pmem->memdev);
@@ -1193,15 +1193,14 @@ static bool virtio_pmem_check_memdev(VirtIOPMEM *pmem, Error **errp)
         return false;
     }
     if (memory_region_get_fd(mr) < 0) {
-        error_setg(errp, "memory backend '%s' has no file that could be "
-                   "flushed; use memory-backend-file", virtio_pmem_id(pmem));
+        error_setg(errp, "memory backend '%s' has no file to flush; use "
+                   "memory-backend-file", virtio_pmem_id(pmem));
         return false;
     }
     if (object_property_find(memdev, "discard-data") &&
         object_property_get_bool(memdev, "discard-data", NULL)) {
-        error_setg(errp, "memory backend '%s' has discard-data=on, by which "
-                   "QEMU would destroy the image when it ends",
-                   virtio_pmem_id(pmem));
+        error_setg(errp, "memory backend '%s' has discard-data=on: QEMU would "
+                   "destroy the image when it exits", virtio_pmem_id(pmem));
         return false;
     }
     if (memory_region_size(mr) % (2 * MiB)) {
@@ -1213,8 +1212,8 @@ static bool virtio_pmem_check_memdev(VirtIOPMEM *pmem, Error **errp)
 }
 
 /*
- * What a sync could not write, Linux marks as written: to try again is to be
- * told that all is well. So an error is neither ignored nor waited out.
+ * Linux marks as written what a sync could not write, so another try would
+ * succeed without it. That is why an error is neither ignored nor retried.
  */
 static bool virtio_pmem_check_werror(VirtIOPMEM *pmem, Error **errp)
 {
@@ -1224,20 +1223,20 @@ static bool virtio_pmem_check_werror(VirtIOPMEM *pmem, Error **errp)
     case BLOCKDEV_ON_ERROR_STOP:
         return true;
     default:
-        error_setg(errp, "virtio-pmem does not support werror=%s, but report "
-                   "and stop: what a sync could not write is lost",
+        error_setg(errp, "virtio-pmem does not support werror=%s: use report "
+                   "or stop, as what a sync could not write is lost",
                    BlockdevOnError_str(pmem->werror));
         return false;
     }
 }
 
-/* By what the kernel counts: without, a limit would be none. */
+/* The limit relies on what the kernel counts. */
 static bool virtio_pmem_check_limit(VirtIOPMEM *pmem, Error **errp)
 {
     struct virtio_pmem_cachestat stat;
 
     if (pmem->sync_bps && pmem->sync_bps < VIRTIO_PMEM_MIN_SYNC_BPS) {
-        error_setg(errp, "sync-bps=%" PRIu64 " is less than %d, and not 0",
+        error_setg(errp, "sync-bps=%" PRIu64 ": must be 0 or at least %d",
                    pmem->sync_bps, VIRTIO_PMEM_MIN_SYNC_BPS);
         return false;
     }
@@ -1250,13 +1249,13 @@ static bool virtio_pmem_check_limit(VirtIOPMEM *pmem, Error **errp)
     return true;
 }
 
-/* What is not in a file that the destination can open stays here. */
+/* A guest whose image the destination cannot open stays here. */
 static bool virtio_pmem_block_migration(VirtIOPMEM *pmem, Error **errp)
 {
     if (!pmem->memdev->share) {
         error_setg(&pmem->blocker, "virtio-pmem: memory backend '%s' is not "
-                   "shared (share=on), what the guest writes is nowhere else",
-                   virtio_pmem_id(pmem));
+                   "shared (share=on), so what the guest writes cannot be "
+                   "migrated", virtio_pmem_id(pmem));
     } else if (!virtio_pmem_check_file(pmem, &pmem->blocker)) {
         error_prepend(&pmem->blocker, "virtio-pmem: ");
     } else {
@@ -1288,8 +1287,8 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     virtio_pmem_advise(pmem);
     if (pmem->drop_cache) {
         /*
-         * Of what a sync could not write, Linux keeps pages that look clean.
-         * A guest that starts is to see what is on storage.
+         * Linux keeps the pages that a sync could not write, and they look
+         * clean. A guest that starts must see what is on storage.
          */
         virtio_pmem_drop_clean(pmem);
     }
@@ -1311,8 +1310,8 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     pmem->retry_timer = timer_new_ms(QEMU_CLOCK_REALTIME, virtio_pmem_retry,
                                      pmem);
     /*
-     * Handlers of one depth are called in reverse order when the VM stops:
-     * before virtio_init(), so that the last kicks have been taken by then.
+     * Added before virtio_init() adds its own: when the VM stops, handlers of
+     * one depth are called in reverse order, so the last kicks have been taken.
      */
     pmem->vm_change_state = virtio_pmem_add_vm_change_state_handler(
         dev, virtio_pmem_vm_change_state, pmem);
@@ -1356,11 +1355,11 @@ static void virtio_pmem_unrealize(DeviceState *dev)
         aio_wait_kick();
     }
     qemu_del_vm_change_state_handler(pmem->vm_change_state);
-    /* Not left to the backend's end, which has the file open until then. */
+    /* Closing the file would unlock it, but the backend keeps it open. */
     virtio_pmem_unlock_all(pmem);
     /*
-     * When the guest ejects the device, QEMU 7.2 leaves the memory where it
-     * is: to plug the same backend again would be an assertion's failure.
+     * When the guest ejects the device, QEMU 7.2 leaves the memory mapped:
+     * plugging in the same backend again would fail an assertion.
      */
     host_memory_backend_set_mapped(pmem->memdev,
         memory_region_is_mapped(&pmem->memdev->mr));
@@ -1368,7 +1367,7 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     virtio_cleanup(vdev);
 }
 
-/* The numbers of errors are not the same on all hosts. */
+/* Only whether there was an error: errno values differ between hosts. */
 static int virtio_pmem_device_pre_save(void *opaque)
 {
     VirtIOPMEM *pmem = opaque;
@@ -1511,23 +1510,23 @@ static void virtio_pmem_class_init(ObjectClass *klass,
 
     device_class_set_props(dc, virtio_pmem_properties);
     object_class_property_set_description(klass, "drop-cache",
-        "Drop the host's page cache of memdev before an incoming guest starts,"
-        " and refuse to start it if that fails");
+        "Drop the host's page cache of memdev before a guest starts, and"
+        " refuse to run an incoming one if pages are left");
     object_class_property_set_description(klass, "huge-pages",
-        "Have the host cache memdev in huge pages, all of which a flush writes"
-        " if any byte of it was changed");
+        "Have the host cache memdev in huge pages; a flush then writes a whole"
+        " huge page if any byte of it was changed");
     object_class_property_set_description(klass, "lock",
         "Lock the file of memdev, so that no other QEMU uses it; auto: unless"
         " its file system cannot");
     object_class_property_set_description(klass, "early-writeback",
-        "Start writeback of memdev when so many bytes of it are dirty, so that"
-        " a flush finds little to write; 0: leave that to the flush");
+        "Start writeback of memdev when this many bytes of it are dirty, so"
+        " that a flush finds little to write; 0: never");
     object_class_property_set_description(klass, "sync-bps",
-        "Bytes a second that flushes and early-writeback may write; 0: as many"
-        " as the storage takes");
+        "Bytes per second that flushes and early-writeback may write; 0: no"
+        " limit");
     object_class_property_set_description(klass, "werror",
-        "When a sync of memdev fails: report (auto) lets the guest go on, which"
-        " is told by every flush; stop stops it first");
+        "When a sync of memdev fails: report (auto) only fails every flush of"
+        " the guest; stop also stops the guest, before it hears of that");
     object_class_property_set_description(klass, "requests",
         "Flush requests taken from the guest");
     object_class_property_set_description(klass, "merged",
@@ -1545,12 +1544,12 @@ static void virtio_pmem_class_init(ObjectClass *klass,
     object_class_property_set_description(klass, "writebacks",
         "Times that early-writeback has started writeback");
     object_class_property_set_description(klass, "cache-dropped",
-        "Bytes dropped from the host's page cache before the guest started or"
-        " came in");
+        "Bytes dropped from the host's page cache before the guest started, or"
+        " before it ran after a migration");
     object_class_property_set_description(klass, "cache-left",
         "Bytes that were still in the host's page cache then");
     object_class_property_set_description(klass, "locked",
-        "Whether this QEMU keeps others from memdev");
+        "Whether this QEMU holds the lock of memdev");
 
     dc->vmsd = &vmstate_virtio_pmem;
     set_bit(DEVICE_CATEGORY_STORAGE, dc->categories);

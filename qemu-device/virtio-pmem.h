@@ -63,7 +63,7 @@ struct VirtIOPMEM {
     bool huge_pages;
     OnOffAuto lock;
     BlockdevOnError werror;
-    /* What a signal handler has to know: where the image is, and its name */
+    /* For the signal handler: where the image is, and its name */
     uintptr_t ram;
     char name[64];
     VMChangeStateEntry *vm_change_state;
@@ -74,22 +74,22 @@ struct VirtIOPMEM {
     bool locking;
     bool owner;
     bool claim;
-    /* The guest is to come from another QEMU; its device's state has come */
+    /* The guest comes from another QEMU; this device's state is loaded */
     bool incoming;
     bool loaded;
     /* Sent when the image is handed over, or received */
     VirtIOPMEMIdentity identity;
-    /* A migration has begun; all that can fail of its save has gone well */
+    /* A migration has begun; its save can no longer fail in this device */
     bool migrating;
     bool saved;
-    /* When others last wrote to the file, when it was given up to them */
+    /* The image was given up; when its file was last written to before that */
     bool given_up;
     struct statx_timestamp given_up_mtime;
-    /* To have it again: a timer that tries, until when, and for what */
+    /* To reacquire it: the timer, its end; whether vCPUs are held back */
     QEMUTimer *retry_timer;
     int64_t retry_until;
     bool held_back;
-    /* What the queue had when it was enabled, which may not change */
+    /* The queue as it was enabled; it must not change */
     int ring_size;
     bool ring_packed;
     bool ring_layout_changed;
@@ -104,8 +104,8 @@ struct VirtIOPMEM {
     bool last_sync_begun;
 
     /*
-     * Dirty bytes from which on writeback starts early, 0 if never; the timer
-     * that looks, until when (in ms of the guest's time), and what it started
+     * Dirty bytes at which writeback starts early, 0 for never; the timer that
+     * counts them, its end (in ms of virtual time), and what it started
      */
     uint64_t early_writeback;
     QEMUTimer *writeback_timer;
@@ -113,25 +113,25 @@ struct VirtIOPMEM {
     VirtIOPMEMWriteback *writeback;
 
     /*
-     * Bytes a second that syncs and early writeback may write, 0 if as many as
-     * they can; when the next may start, in ns of the guest's time
+     * Bytes per second that syncs and early writeback may write, 0 for no
+     * limit; when the next sync may start, in ns of virtual time
      */
     uint64_t sync_bps;
     QEMUTimer *limit_timer;
     int64_t sync_not_before;
 
-    /* Of a migration: bytes that were dirty when, and bytes written a second */
+    /* In a migration: bytes dirty at a time, and bytes written per second */
     uint64_t dirty;
     int64_t dirty_time;
     uint64_t write_rate;
 
     /* errno of the last failed sync: no flush succeeds once it is set */
     uint64_t last_error;
-    /* The same, while the guest has had no answer that tells it so */
+    /* The same, until an answer has told the guest */
     uint64_t stop_error;
     /* In a stream: whether there was one */
     uint64_t failed;
-    /* An error stops the guest, whose vCPUs may run still */
+    /* An error is stopping the guest, whose vCPUs may still run */
     bool stopping;
 
     uint64_t requests;

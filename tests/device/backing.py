@@ -13,12 +13,12 @@
 """A backing file whose fsync the test holds, fails and counts.
 
 Run as a program this is a FUSE file system with the one file ``image``,
-passed through to a file of the host; it takes commands on its standard
-input and tells of each fsync on its standard output. Two of them over one
-file are two hosts with page caches of their own, which see each other's locks.
+passed through to a host file; it takes commands on its standard input and
+reports each fsync on its standard output. Two of them over one file act as two
+hosts with page caches of their own, which see each other's locks.
 
-With a second file, that one is what a power cut could not take away: it has
-of what was written only what a later fsync has ended for.
+A second file, if given, is what would survive a power cut: it gets a write
+only when a later fsync has ended.
 """
 
 import collections
@@ -113,8 +113,8 @@ class _FileSystem(mfusepy.Operations):
         return ['.', '..', 'image']
 
     def open(self, path: str, flags: int) -> int:
-        # One for each, as it is what has the lock. Not by its name, where a
-        # test may have put the mount.
+        # A descriptor for each open, as it holds the lock. Not by its name:
+        # a test may have put the mount there.
         return os.open(f'/proc/self/fd/{self._fd}', os.O_RDWR)
 
     def release(self, path: str, fh: int) -> int:
@@ -128,11 +128,11 @@ class _FileSystem(mfusepy.Operations):
         """
         asked = lock.contents
         if asked.l_type == fcntl.F_UNLCK and not asked.l_len:
-            # Of libfuse, at each close of a descriptor, whoever has it.
+            # libfuse sends this at each close, whoever holds the lock.
             return 0
         if self._lock_error:
             raise mfusepy.FuseOSError(self._lock_error)
-        # Those of the machine, by which "the hosts" see each other.
+        # Real locks of the machine: "the hosts" see each other's.
         flock = struct.pack('hhqqi4x', asked.l_type, os.SEEK_SET,
                             asked.l_start, asked.l_len, 0)
         try:
@@ -321,7 +321,7 @@ class BackingFile:
         self._command('fail ' + ' '.join(map(str, errors)))
 
     def fail_locks(self, error: int) -> None:
-        """Have no locks, and say so by ``error``; 0 ends that."""
+        """Let locking fail with ``error``; 0 ends that."""
         self._command(f'fail-locks {error}')
 
     def fail_always(self, error: int) -> None:

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What the device tests share: images, their mounts, emulators, drivers."""
+"""What the device tests share: images, mounts, emulators and drivers."""
 
 from collections.abc import Callable
 from concurrent import futures
@@ -40,11 +40,11 @@ SIZE = 16 * MIB
 Q35 = 'pc-q35-7.2'
 I440FX = 'pc-i440fx-7.2'
 
-#: The QEMUs that the tests run on; 10.2 as well where the environment says so.
+#: The QEMUs that the tests run on, unless the environment names others.
 VERSIONS = os.environ.get('FAKEDAX_TEST_QEMUS', '10.0 7.2').split()
 
-#: testscenarios: every test on each of them.
-OURS = [(version, {'version': version}) for version in VERSIONS]
+#: testscenarios: every test runs on each of them.
+EACH_VERSION = [(version, {'version': version}) for version in VERSIONS]
 
 
 class DeviceTestCase(base.BaseTestCase):
@@ -150,13 +150,13 @@ class DeviceTestCase(base.BaseTestCase):
     def background(
         self, function: Callable[..., ty.Any], *args: ty.Any, **kwargs: ty.Any
     ) -> futures.Future[ty.Any]:
-        """Call what may take until something else is done."""
+        """Call a function that may block until the test goes on."""
         return self._threads.submit(function, *args, **kwargs)
 
     def assertPending(
         self, future: futures.Future[ty.Any], seconds: float = 0.5
     ) -> None:
-        """Expect that a call does not end by itself."""
+        """Assert that a call does not end by itself."""
         done, _ = futures.wait([future], seconds)
         if done:
             self.fail(f'ended at once: {future.exception()} '
@@ -165,14 +165,14 @@ class DeviceTestCase(base.BaseTestCase):
     def assertNoAnswer(
         self, pmem: driver.PmemDriver, seconds: float = 0.3
     ) -> None:
-        """Expect that no request is answered."""
+        """Assert that no request is answered."""
         time.sleep(seconds)
         self.assertEqual([], pmem.completed())
 
     def submit_held(
         self, mounted: backing.BackingFile, pmem: driver.PmemDriver
     ) -> int:
-        """Submit a flush whose sync has begun and does not end."""
+        """Submit a flush, and hold its sync once it has begun."""
         mounted.hold()
         begun = mounted.begun
         head = pmem.submit()
@@ -194,8 +194,8 @@ class DeviceTestCase(base.BaseTestCase):
     ) -> dict[str, ty.Any]:
         """Migrate to the QEMU of that name; return how it ended.
 
-        :param return_path: as libvirt does, so that the source hears of
-            what goes wrong at the destination
+        :param return_path: as libvirt sets it, so that the source hears of
+            a failure at the destination
         """
         source.qmp.cmd('migrate-set-capabilities', capabilities=[
             {'capability': 'return-path', 'state': return_path}])
@@ -223,13 +223,23 @@ class DeviceTestCase(base.BaseTestCase):
         self, started: emulator.Emulator, expression: str,
         timeout: float = 20
     ) -> None:
-        """Wait until an emulator has said something."""
+        """Wait until the log of an emulator matches an expression."""
         deadline = time.monotonic() + timeout
         while not re.search(expression, started.log()):
             self.assertLess(
                 time.monotonic(), deadline,
                 f'{expression!r} is not in {started.log()!r}')
             time.sleep(0.05)
+
+    def assertNamesBackendOnce(
+        self, started: emulator.Emulator, message: str
+    ) -> None:
+        """Assert that a message in the log names the backend exactly once."""
+        lines = [line for line in started.log().splitlines()
+                 if message in line]
+        self.assertNotEqual([], lines, started.log())
+        for line in lines:
+            self.assertEqual(1, line.count("memory backend 'mem0'"), line)
 
     def memaddr(self, started: emulator.Emulator) -> int:
         """Where the image is in the guest's physical memory."""

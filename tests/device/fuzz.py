@@ -10,11 +10,11 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Random operations on the device by a guest that means ill.
+"""Random operations on the device by a hostile guest.
 
 Every choice comes from a seed, which is printed: the same seed makes the same
-operations. When a sync ends among them is up to the host, so a run that
-found something may have to be repeated a few times.
+operations. The host decides when a sync ends among them, so a run that found
+something may have to be repeated a few times.
 """
 
 import argparse
@@ -38,13 +38,13 @@ from tests.device import emulator
 
 SIZE = 2 << 20
 RAM = 128 << 20
-#: One that is dirty is enough for writeback to start early.
+#: One dirty page is enough for writeback to start early.
 _PAGE = 4096
-#: Operations by one QEMU.
+#: Operations on one QEMU.
 ROUND = 10000
 
-# Sanitizers stop at the first finding. QEMU does not free all it has at its
-# end, so there is no looking for leaks.
+# Sanitizers stop at the first finding. They do not look for leaks, as QEMU
+# does not free all of its memory when it exits.
 SANITIZERS = {
     'ASAN_OPTIONS': 'detect_leaks=0:abort_on_error=1',
     'UBSAN_OPTIONS': 'halt_on_error=1:print_stacktrace=1:abort_on_error=1',
@@ -105,7 +105,7 @@ class Fuzzer:
     def run(self, operations: int) -> None:
         """Do random operations and end QEMU.
 
-        :raises Finding: with what QEMU said and what was done last
+        :raises Finding: with QEMU's log and the last operations
         """
         try:
             self._driver = (
@@ -163,7 +163,7 @@ class Fuzzer:
         self._send()
         self._recent.append(text)
 
-    # The random values, each of them with a bias to what matters.
+    # The random values, each biased towards what matters.
 
     def _address(self) -> int:
         pick = self._random.choice
@@ -223,7 +223,7 @@ class Fuzzer:
                 flags, self._index() & 0xFFFF)))
 
     def _request(self) -> None:
-        """A chain that is right."""
+        """A correct request."""
         head = self._random.randrange(0, 16, 2)
         request = driver.BUFFERS + 16 * head
         kind = self._random.choice([0, 0, 0, 1, self._number(32)])
@@ -246,7 +246,7 @@ class Fuzzer:
         self._notify()
 
     def _indirect(self) -> None:
-        """A table of up to 16 descriptors, of whatever they are."""
+        """A table of up to 16 random descriptors."""
         head = self._random.randrange(16)
         self._write_bytes(self._driver.desc + 16 * head, struct.pack(
             '<QIHH', driver.TABLES, 16 * self._random.randrange(17),
@@ -265,7 +265,7 @@ class Fuzzer:
         self._offer_head(self._index())
 
     def _ring(self) -> None:
-        """Any of the rings' words."""
+        """Write to any word of the rings."""
         ring = self._random.choice([self._driver.avail, self._driver.used])
         self._write(ring + self._random.choice([
             0, 2, 4, 6, 4 + 2 * self._driver.size,
@@ -291,7 +291,7 @@ class Fuzzer:
             self._random.choice([0, 1, 3, 11, 15, 15, 15, self._number(8)]))
 
     def _common(self) -> None:
-        """Any register of the common configuration."""
+        """Write to any register of the common configuration."""
         common = self._driver.structures[driver.COMMON]
         offset = self._random.randrange(0x40)
         size = self._random.choice([1, 2, 4])
@@ -334,7 +334,7 @@ class Fuzzer:
             self._random.choice([1, 2, 4]), self._number(32))
 
     def _bring_up(self) -> None:
-        """What a good driver does: after it all is well again."""
+        """Do what a good driver does, after which the device works again."""
         self._note('bring up')
         features = [
             bit for bit in (driver.INDIRECT_DESC, driver.EVENT_IDX,
@@ -346,7 +346,7 @@ class Fuzzer:
         self._available = 0
 
     def _memory(self) -> None:
-        """The guest uses its memory."""
+        """Store to the guest's memory."""
         self._write(
             (1 << 32) + self._random.randrange(SIZE), 1, self._number(8))
 
@@ -364,11 +364,11 @@ class Fuzzer:
     def _eject(self) -> None:
         """Take the device out, perhaps under a sync, and plug it again.
 
-        It is then another device, which knows nothing of earlier errors.
+        The new device knows nothing of earlier errors.
         """
         self._note('eject')
         self._driver.eject()
-        # To open a file on FUSE waits for the syncs of it.
+        # Opening a file on FUSE waits for its syncs.
         self._release()
         self._backends += 1
         self._qmp('object-add', **{
@@ -410,7 +410,7 @@ class Fuzzer:
         self._wait_running()
 
     def _cancel(self) -> None:
-        """Call a migration off, wherever it is."""
+        """Cancel a migration, wherever it is."""
         if self._random.random() < 0.5:
             self._release()
         self._qmp('migrate', uri='exec:cat >/dev/null')
@@ -423,7 +423,7 @@ class Fuzzer:
         self._wait_running()
 
     def _steal(self) -> None:
-        """Another has the image when the guest is to run again."""
+        """Resume the guest while another process holds the image."""
         self._release()
         self._qmp('migrate', uri='exec:cat >/dev/null')
         self._emulator.wait_migrated()
@@ -441,7 +441,7 @@ class Fuzzer:
         self._wait_running()
 
     def _move(self) -> None:
-        """To another QEMU, on the same host; it may have reason to refuse."""
+        """Migrate to another QEMU on the same host, which may refuse."""
         self._release()
         self._moves += 1
         name = f'fuzz{self._moves}'
@@ -508,7 +508,7 @@ _WEIGHTS = {
 
 def fuzz(binary: str, operations: int, seed: int,
          packed: bool = True) -> None:
-    """Do so many operations, by as many QEMUs as that takes.
+    """Do this many operations, on as many QEMUs as that takes.
 
     :param packed: offer packed rings in a third of the rounds
     :raises Finding: with the seed of the round that found something
@@ -550,7 +550,7 @@ def main() -> None:
     started = time.monotonic()
     while left > 0:
         try:
-            # Others fail an assertion of QEMU's own on an empty indirect
+            # Other versions of QEMU fail an assertion on an empty indirect
             # table in a packed ring, whatever the device is.
             fuzz(binary, min(left, ROUND), seed,
                  packed=arguments.version == '10.0')

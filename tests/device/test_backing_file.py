@@ -12,8 +12,9 @@
 
 """What happens to a guest whose backing file is taken away.
 
-Memory that cannot be had ends QEMU by SIGBUS, whatever the device does: so
-whoever makes the image allocates all of it and never shrinks it.
+A page that cannot be read or allocated ends QEMU by SIGBUS, whatever the
+device does. So whoever makes the image allocates all of it and never shrinks
+it.
 """
 
 import os
@@ -31,7 +32,7 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 class BackingFileTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def _touch(self, vm: emulator.Emulator, offset: int) -> None:
         vm.qtest.write_bytes(self.memaddr(vm) + offset, b'B')
@@ -66,7 +67,7 @@ class BackingFileTestCase(base.DeviceTestCase):
         self.assertEqual(0, pmem.flush())
         vm.qmp.cmd('stop')
         self.assertEqual(0, vm.pmem('last-error'))
-        # The file of that name is not the guest's, and would be made anew.
+        # A file of that name is not the guest's image, but a new one.
         self.assertFalse(self.image.exists())
         self.start_vm(self.image, name='other')
         self.assertEqual(base.SIZE, self.image.stat().st_size)
@@ -100,7 +101,7 @@ class BackingFileTestCase(base.DeviceTestCase):
         vm = self.start_vm(here.path)
         pmem = self.bring_up(vm)
         there.mkdir()
-        # QEMU makes the file that is missing, with nothing in it.
+        # QEMU creates the missing file, with nothing in it.
         empty = self.incoming(there / 'image', 'destination',
                               binary=emulators.ours(self.version))
         self.assertEqual('failed', self.migrate(vm, 'destination')['status'])

@@ -10,10 +10,10 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What is wrong with QEMU's own device, seen there and not on ours.
+"""Defects of QEMU's own device that the project's device does not have.
 
-Each test runs on QEMU's device, as Debian has it in 7.2 and 10.0 and as it
-is installed on this machine, and on ours; it says what it expects of each.
+Each test runs on QEMU's device (Debian's 7.2 and 10.0, and the one installed
+on this machine) and on the project's, and says what it expects of each.
 """
 
 import errno
@@ -52,9 +52,9 @@ class DefectTestCase(base.DeviceTestCase):
         return emulators.stock(self.version)
 
     def assertDefect(
-        self, seen: ty.Any, *, stock: ty.Any, ours: ty.Any
+        self, seen: ty.Any, *, stock: ty.Any, project: ty.Any
     ) -> None:
-        self.assertEqual(ours if self.own else stock, seen)
+        self.assertEqual(project if self.own else stock, seen)
 
 
 class AnyVersionTestCase(DefectTestCase):
@@ -68,13 +68,14 @@ class AnyVersionTestCase(DefectTestCase):
             [self.binary(), '-machine', 'q35', '-nodefaults', '-display',
              'none', '-dump-vmstate', path], check=True)
         described = json.loads(path.read_text())
-        self.assertDefect('virtio-pmem' in described, stock=False, ours=True)
+        self.assertDefect('virtio-pmem' in described,
+                          stock=False, project=True)
 
     def test_stores_dirty_huge_pages(self) -> None:
-        """By the kernel's choice; QEMU asks for it."""
+        """The kernel does that because QEMU asks for huge pages."""
         vm = self.start_vm(self.make_image())
         self.assertDefect('hg' in vm.mapping_flags(self.image),
-                          stock=True, ours=False)
+                          stock=True, project=False)
 
     def _flush_after(self, vm: emulator.Emulator,
                      pmem: driver.PmemDriver) -> int | None:
@@ -93,12 +94,12 @@ class AnyVersionTestCase(DefectTestCase):
         pmem = self.bring_up(source)
         self.assertEqual(0, pmem.flush())
         destination = self.incoming(mounted.path, 'destination')
-        # Nothing refuses it.
+        # Nothing refuses the migration.
         info = self.migrate(source, 'destination')
         self.assertEqual('completed', info['status'])
         self.wait_status(destination, 'running')
         self.assertDefect(self._flush_after(destination, pmem),
-                          stock=None, ours=0)
+                          stock=None, project=0)
 
     def test_flush_after_managed_save_hangs(self) -> None:
         mounted = self.mount()
@@ -116,7 +117,7 @@ class AnyVersionTestCase(DefectTestCase):
         self.wait_status(restored, 'paused')
         restored.qmp.cmd('cont')
         self.assertDefect(self._flush_after(restored, pmem),
-                          stock=None, ours=0)
+                          stock=None, project=0)
 
     def test_stop_does_not_wait_for_a_flush(self) -> None:
         mounted = self.mount()
@@ -125,7 +126,7 @@ class AnyVersionTestCase(DefectTestCase):
         self.submit_held(mounted, pmem)
         stop = self.background(vm.qmp.cmd, 'stop')
         time.sleep(0.5)
-        self.assertDefect(stop.done(), stock=True, ours=False)
+        self.assertDefect(stop.done(), stock=True, project=False)
         mounted.release()
         stop.result(20)
         if self.own:
@@ -139,7 +140,7 @@ class AnyVersionTestCase(DefectTestCase):
         self.migrate(source, 'destination')
         self.wait_status(destination, 'running')
         seen = destination.qtest.read_bytes(self.memaddr(destination), 1)
-        self.assertDefect(seen, stock=b'A', ours=b'B')
+        self.assertDefect(seen, stock=b'A', project=b'B')
 
     def test_destination_reads_its_stale_page_cache(self) -> None:
         here, there = self.mount('here'), self.mount('there')
@@ -154,7 +155,7 @@ class AnyVersionTestCase(DefectTestCase):
         self.migrate(source, 'destination')
         self.wait_status(destination, 'running')
         seen = destination.qtest.read_bytes(self.memaddr(destination), 1)
-        self.assertDefect(seen, stock=b'A', ours=b'B')
+        self.assertDefect(seen, stock=b'A', project=b'B')
 
     def test_late_completion_lands_in_the_ring_after_a_driver_reset(
         self
@@ -167,9 +168,9 @@ class AnyVersionTestCase(DefectTestCase):
         mounted.release()
         mounted.wait(lambda: len(mounted.ended) == 1)
         time.sleep(0.3)
-        # Of a request that this driver has not made.
+        # The answer to a request that this driver has not made.
         used = vm.qtest.read(pmem.used + 2, 2)
-        self.assertDefect(used, stock=1, ours=0)
+        self.assertDefect(used, stock=1, project=0)
         if self.own:
             self.assertEqual(0, pmem.flush())
 
@@ -184,7 +185,7 @@ class AnyVersionTestCase(DefectTestCase):
         mounted.wait(lambda: len(mounted.ended) == 1)
         time.sleep(0.3)
         used = vm.qtest.read(pmem.used + 2, 2)
-        self.assertDefect(used, stock=1, ours=0)
+        self.assertDefect(used, stock=1, project=0)
         if self.own:
             self.assertEqual(0, pmem.flush())
 
@@ -194,14 +195,14 @@ class AnyVersionTestCase(DefectTestCase):
         mounted.fail(errno.EIO)
         # The specification knows 0 and -1 only.
         self.assertDefect([pmem.flush(), pmem.flush()],
-                          stock=[1, 0], ours=[-1, -1])
+                          stock=[1, 0], project=[-1, -1])
 
     def test_sync_writes_metadata_that_nobody_needs(self) -> None:
         mounted = self.mount()
         pmem = self.bring_up(self.start_vm(mounted.path))
         pmem.flush()
         # Whether it was fdatasync(2).
-        self.assertDefect(mounted.datasync, stock=[False], ours=[True])
+        self.assertDefect(mounted.datasync, stock=[False], project=[True])
 
     def test_each_request_has_a_sync_of_its_own(self) -> None:
         mounted = self.mount()
@@ -211,7 +212,7 @@ class AnyVersionTestCase(DefectTestCase):
             pmem.submit()
         mounted.release()
         pmem.wait(9)
-        self.assertDefect(mounted.begun, stock=9, ours=2)
+        self.assertDefect(mounted.begun, stock=9, project=2)
 
     def test_one_kick_serves_one_request(self) -> None:
         mounted = self.mount()
@@ -221,7 +222,7 @@ class AnyVersionTestCase(DefectTestCase):
         pmem.kick()
         time.sleep(0.5)
         # Linux kicks for each request, so its guests do not hang.
-        self.assertDefect(len(pmem.completed()), stock=1, ours=3)
+        self.assertDefect(len(pmem.completed()), stock=1, project=3)
 
     def test_two_guests_write_to_one_image(self) -> None:
         mounted = self.mount()
@@ -234,9 +235,9 @@ class AnyVersionTestCase(DefectTestCase):
         except RuntimeError as exc:
             refused = str(exc)
         self.assertDefect('is in use by another process or host' in refused,
-                          stock=False, ours=True)
+                          stock=False, project=True)
         self.assertDefect(vm.qtest.read_bytes(self.memaddr(vm), 1),
-                          stock=b'C', ours=b'B')
+                          stock=b'C', project=b'B')
 
     def test_nothing_is_counted(self) -> None:
         vm = self.start_vm(self.mount().path)
@@ -245,7 +246,8 @@ class AnyVersionTestCase(DefectTestCase):
         except qmp_client.ExecuteError as exc:
             seen = str(exc)
         self.assertDefect(
-            seen, stock="Property 'virtio-pmem-pci.syncs' not found", ours=0)
+            seen, stock="Property 'virtio-pmem-pci.syncs' not found",
+            project=0)
 
 
 class OldVersionTestCase(DefectTestCase):
@@ -260,7 +262,7 @@ class OldVersionTestCase(DefectTestCase):
         self.assertDefect(
             pmem.max_size,
             stock={'7.2': 128, '10.0': 1024, '10.2': 128}[self.version],
-            ours=1024)
+            project=1024)
 
     def test_device_is_freed_under_a_flush_when_the_guest_ejects_it(
         self
@@ -284,7 +286,7 @@ class OldVersionTestCase(DefectTestCase):
                 '10.0': (False, None),
                 '10.2': (True, -signal.SIGSEGV),
             }[self.version],
-            ours=(True, None))
+            project=(True, None))
 
     def _status(self, vm: emulator.Emulator, pmem: driver.PmemDriver) -> int:
         """Whether the device is broken, or how QEMU ended."""
@@ -309,7 +311,7 @@ class OldVersionTestCase(DefectTestCase):
             self._status(vm, pmem),
             stock={'7.2': -signal.SIGABRT, '10.0': 0,
                    '10.2': 0}[self.version],
-            ours=driver.NEEDS_RESET)
+            project=driver.NEEDS_RESET)
 
     def test_packed_ring_that_shrinks_ends_qemu(self) -> None:
         vm = self.start_vm(self.mount().path, device='packed=on')
@@ -317,7 +319,7 @@ class OldVersionTestCase(DefectTestCase):
         pmem.map()
         pmem.start(size=16)
         self.assertEqual([0] * 3, [pmem.flush() for _ in range(3)])
-        # 10.0 maps the ring anew, and goes on at its sixth entry.
+        # 10.0 maps the ring again, and goes on at its sixth entry.
         pmem.write(driver.QUEUE_SIZE, 2, 2)
         pmem.submit(kick=False)
         try:
@@ -328,7 +330,7 @@ class OldVersionTestCase(DefectTestCase):
             self._status(vm, pmem),
             stock={'7.2': 0, '10.0': -signal.SIGABRT,
                    '10.2': -signal.SIGABRT}[self.version],
-            ours=driver.NEEDS_RESET)
+            project=driver.NEEDS_RESET)
 
     def test_ring_whose_layout_changes_ends_qemu(self) -> None:
         vm = self.start_vm(self.mount().path, device='packed=on')
@@ -349,4 +351,4 @@ class OldVersionTestCase(DefectTestCase):
         except emulator.QTestError:
             pass
         self.assertDefect(self._status(vm, pmem), stock=-signal.SIGABRT,
-                          ours=driver.NEEDS_RESET)
+                          project=driver.NEEDS_RESET)

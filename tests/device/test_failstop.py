@@ -25,7 +25,7 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 class FailStopTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -89,9 +89,9 @@ class FailStopTestCase(base.DeviceTestCase):
 
 
 class PolicyTestCase(base.DeviceTestCase):
-    """What befalls the guest, and who is told."""
+    """What happens to the guest, and who is told."""
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -102,7 +102,7 @@ class PolicyTestCase(base.DeviceTestCase):
         self.pmem = self.bring_up(self.vm)
 
     def events(self) -> list[str]:
-        """What QEMU has told of since the last call, in order."""
+        """The events of QEMU since the last call, in order."""
         self.vm.qmp.cmd('query-status')
         told = [(event['event'], event.get('data', {}).get('action'))
                 for event in self.vm.qmp.get_events()]
@@ -120,7 +120,7 @@ class PolicyTestCase(base.DeviceTestCase):
         self.assertEqual(('write', 'report', True, 'No space left on device'),
                          tuple(data[name] for name in (
                              'operation', 'action', 'nospace', 'reason')))
-        # QEMU 7.2 has one name for it only.
+        # QEMU 7.2 has one field only for the name.
         self.assertIn('/pmem0/', data.get('qom-path', data['device']))
         self.vm.qmp.clear_events()
         # Once, not for each flush that fails because of it.
@@ -209,7 +209,7 @@ class PolicyTestCase(base.DeviceTestCase):
         self.wait_status(destination, 'io-error')
         self.pmem.qtest = destination.qtest
         self.assertEqual([(head, -1)], self.pmem.wait(1))
-        # Numbers of errors are not the same everywhere: that there was one.
+        # Only that there was an error: errno values differ between hosts.
         self.assertEqual(errno.EIO, destination.pmem('last-error'))
         destination.qmp.cmd('cont')
         self.wait_status(destination, 'running')
@@ -219,8 +219,8 @@ class PolicyTestCase(base.DeviceTestCase):
         for policy in ('ignore', 'enospc'):
             error = self.assertRaises(RuntimeError, self.start,
                                       f'werror={policy}')
-            self.assertIn(f'virtio-pmem does not support werror={policy}, '
-                          'but report and stop', str(error))
+            self.assertIn(f'virtio-pmem does not support werror={policy}: '
+                          'use report or stop', str(error))
 
     def test_durations_are_listed_for_people(self) -> None:
         self.start('')

@@ -30,7 +30,7 @@ COUNTERS = ('requests', 'merged', 'syncs', 'errors', 'last-error',
 
 class FlushTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -56,7 +56,7 @@ class FlushTestCase(base.DeviceTestCase):
         first = self.submit_held(self.mounted, pmem)
         later = [pmem.submit() for _ in range(8)]
         self.assertNoAnswer(pmem)
-        # One runs, none other has begun.
+        # One sync runs, and no other has begun.
         self.assertEqual(1, self.mounted.begun)
         self.mounted.release()
         self.assertEqual([(head, 0) for head in [first, *later]],
@@ -159,10 +159,10 @@ class FlushTestCase(base.DeviceTestCase):
 
 class PropertiesTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def test_counters_are_in_the_help(self) -> None:
-        # This is how others find out what this device can do.
+        # By this, others find out what the device supports.
         text = subprocess.run(
             [self.binary(), '-device', 'virtio-pmem-pci,help'], check=True,
             capture_output=True, text=True).stdout
@@ -232,7 +232,7 @@ class PropertiesTestCase(base.DeviceTestCase):
 class MalformedTestCase(base.DeviceTestCase):
     """Requests that break the rules break the device, nothing else."""
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -337,13 +337,13 @@ class MalformedTestCase(base.DeviceTestCase):
         self.assertEqual(0, pmem.flush())
 
     def test_packed_ring(self) -> None:
-        # Beside the one that every test here has, which writes nothing.
+        # Next to the one that every test here has, which writes nothing.
         vm = self.start_vm(self.mounted.path, name='packed',
                            device='packed=on,lock=off')
         pmem = driver.PackedDriver(vm.qtest)
         pmem.map()
         pmem.start(size=16)
-        # A request that is right is in the ring behind the one that is not.
+        # A correct request is in the ring behind the malformed one.
         slot, flags = pmem._put(driver.BUFFERS, 4, 0, 0)
         pmem.submit(kick=False)
         pmem._expose(slot, flags)

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""A real guest on our device: the unmodified Linux driver, ext4 and DAX."""
+"""A real guest on the device: the unmodified Linux driver, ext4 and DAX."""
 
 import contextlib
 import errno
@@ -55,7 +55,7 @@ class GuestTestCase(base.DeviceTestCase):
 
     def fsync(self, machine: qemu.Machine, count: int,
               timeout: float = 60) -> dict[str, int]:
-        """Write and fsync a file so many times; what probe tells of it."""
+        """Write and fsync a file that often; return what probe reports."""
         done = machine.agent.run(f'probe fsync /root/f {count}',
                                  timeout=timeout)
         return {key: int(value) for key, value in
@@ -111,7 +111,7 @@ class GuestTestCase(base.DeviceTestCase):
             time.sleep(0.02)
 
     def test_guest_that_is_held_back_runs_no_instruction(self) -> None:
-        """Another has the image: a single store would be one too many."""
+        """Another process has the image: one store would be one too many."""
         machine = self.boot()
         machine.agent.run('while :; do :; done >/dev/null 2>&1 &', check=True)
         machine.qmp('migrate', uri='exec:cat >/dev/null')
@@ -126,13 +126,13 @@ class GuestTestCase(base.DeviceTestCase):
         self.wait_status(machine, 'running')
         time.sleep(0.1)
         machine.qmp('stop')
-        # That it would have been seen.
+        # The check above would have seen instructions run.
         self.assertNotEqual(before, self.registers(machine))
         machine.qmp('cont')
         self.assertEqual(0, self.fsync(machine, 3)['errors'])
 
     def test_guest_whose_migration_fails_runs_no_instruction(self) -> None:
-        """QEMU starts it in another thread than the monitor's."""
+        """QEMU resumes it in another thread than the monitor's."""
         machine = self.boot()
         machine.agent.run('while :; do :; done >/dev/null 2>&1 &', check=True)
         for again in range(5):
@@ -168,7 +168,7 @@ class GuestTestCase(base.DeviceTestCase):
         self.mounted.wait(lambda: self.mounted.begun > begun)
         machine.qmp('system_reset')
         requests = self.pmem(machine, 'requests')
-        # The new guest's driver flushes, and is in its ring.
+        # The new guest's driver flushes, so its ring is in use.
         deadline = time.monotonic() + 60
         while self.pmem(machine, 'requests') == requests:
             self.assertLess(time.monotonic(), deadline, machine.console())

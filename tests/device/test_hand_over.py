@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What a guest leaves behind and finds again when it moves, or cannot."""
+"""What is handed over when a guest moves, and what stays if it cannot."""
 
 import errno
 import mmap
@@ -81,13 +81,13 @@ class TwoDisksTestCase(base.DeviceTestCase):
         self.assertEqual(0, self.pmem.flush())
 
     def assertGoesOn(self, reason: str) -> None:
-        """At the source, at once, with both disks its own."""
+        """The guest runs at the source at once, and owns both disks."""
         began = time.monotonic()
         info = self.migrate(self.source, 'destination')
         self.assertEqual('failed', info['status'])
         self.assertIn(reason, info.get('error-desc', ''))
         self.wait_status(self.source, 'running')
-        # It never had to be taken back.
+        # The source never gave up its images.
         self.assertNotIn('cannot run', self.source.log())
         self.assertLess(time.monotonic() - began, 10)
         for path in (self.image, self.second):
@@ -107,7 +107,7 @@ class TwoDisksTestCase(base.DeviceTestCase):
         self.assertGoesOn('could not be synced (Input/output error)')
 
     def test_disk_that_is_well_is_synced_at_the_next_stop(self) -> None:
-        """The save that has ended had begun a sync of it."""
+        """The save that failed had begun a sync of it."""
         disks = (self.here, self.second_here)
         for number, failing in enumerate(disks):
             destination = self.expect_guest(name=f'destination{number}')
@@ -139,7 +139,7 @@ class TwoDisksTestCase(base.DeviceTestCase):
         self.wait_status(source, 'running')
 
     def test_second_disk_that_the_destination_cannot_take(self) -> None:
-        """The first has been handed over by then, and comes back."""
+        """The first has been handed over by then; the source retakes it."""
         with (self.second_there.path.open('rb') as file,
               mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped):
             self.assertEqual(ord('A'), mapped[0])
@@ -158,19 +158,19 @@ class TwoDisksTestCase(base.DeviceTestCase):
         info = self.migrate(alone, 'destination')
         self.assertEqual('failed', info['status'])
         self.assertNotEqual(0, destination.wait_exit())
-        self.assertIn("'mem1': the migration had no state of this device",
-                      destination.log())
+        self.assertIn("'mem1': the migration stream has no state of this "
+                      'device', destination.log())
         self.wait_status(alone, 'running')
 
 
 class ClaimTestCase(test_lock.MovingTestCase):
-    """Nobody comes in between."""
+    """Nobody takes the image between source and destination."""
 
     def test_third_cannot_start_while_a_destination_waits(self) -> None:
         self.source.close()
         self.wait_free()
         self.expect_guest()
-        # Not even if the source has gone: it may have saved its state.
+        # Not even if the source has exited: it may have saved its state.
         self.assertRaisesRegex(
             RuntimeError, test_lock.IN_USE, self.start_vm, self.here.path,
             name='third')
@@ -194,9 +194,9 @@ class ClaimTestCase(test_lock.MovingTestCase):
 
 
 class OtherContentTestCase(base.DeviceTestCase):
-    """A move onto something else than the guest's image."""
+    """A migration onto something other than the guest's image."""
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def assertRefused(self, source: emulator.Emulator, path: pathlib.Path,
                       reason: str) -> None:
@@ -230,7 +230,7 @@ class OtherContentTestCase(base.DeviceTestCase):
         self.assertRefused(source, other, 'was truncated to 8388608 bytes')
 
     def test_file_of_the_same_size(self) -> None:
-        """Its first page is the same, as of two images of one system."""
+        """Its first page is equal, as in two images of one system."""
         self.make_image()
         source = self.start_vm(self.image)
         other = self.directory / 'other'
@@ -252,7 +252,7 @@ class OtherContentTestCase(base.DeviceTestCase):
 
 
 class ConvergeTestCase(base.DeviceTestCase):
-    """What is dirty is written before the guest is stopped, not after."""
+    """Dirty pages are written before the guest is stopped, not after."""
 
     scenarios = test_migration.BOTH_WAYS
 
@@ -269,7 +269,7 @@ class ConvergeTestCase(base.DeviceTestCase):
             binary=emulators.ours(self.destination_version))
         for offset in range(0, base.SIZE, base.MIB):
             source.qtest.write_bytes(address + offset, b'B' * base.MIB)
-        # Of 128 KiB each: 6.4 s for all of it.
+        # Each write is 128 KiB, so all of them take 6.4 s.
         here.delay_writes(0.05)
         source.qmp.cmd('migrate-set-parameters', **{'downtime-limit': 300})
         info = self.migrate(source, 'destination')
@@ -300,7 +300,7 @@ class ConvergeTestCase(base.DeviceTestCase):
             mounted.hold()
         stop = self.background(vm.qmp.cmd, 'stop')
         for mounted in mounts:
-            # None waits for another.
+            # No sync waits for another.
             mounted.wait(lambda mounted=mounted: mounted.begun == 1)
         self.assertPending(stop)
         for mounted in mounts:
@@ -311,7 +311,7 @@ class ConvergeTestCase(base.DeviceTestCase):
 
 class SameHostTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def test_page_cache_is_the_same_and_stays(self) -> None:
         self.make_image()
@@ -330,9 +330,9 @@ class SameHostTestCase(base.DeviceTestCase):
 
 
 class ReadersTestCase(base.DeviceTestCase):
-    """A read-only image, which many guests have at a time."""
+    """A read-only image, which many guests use at a time."""
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def test_it_moves_to_where_another_reads_it(self) -> None:
         here, there = self.mount('here'), self.mount('there')
@@ -350,9 +350,9 @@ class ReadersTestCase(base.DeviceTestCase):
 
 
 class SnapshotTestCase(base.DeviceTestCase):
-    """A snapshot of the VM would have its RAM and not its image."""
+    """A snapshot of the VM would contain its RAM but not its image."""
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -373,8 +373,8 @@ class SnapshotTestCase(base.DeviceTestCase):
         said = self.vm.qmp.cmd(
             'human-monitor-command', **{'command-line': 'savevm one'})
         self.assertIn('Error', said)
-        self.assertIn("the image of memory backend 'mem0' is not in a "
-                      'snapshot of the VM', said + self.vm.log())
+        self.assertIn('cannot save a snapshot of the VM: it would not '
+                      "contain memory backend 'mem0'", said + self.vm.log())
         self.assertGoesOn()
 
     def test_savevm_of_a_paused_guest(self) -> None:
@@ -387,12 +387,12 @@ class SnapshotTestCase(base.DeviceTestCase):
 
 class StartTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def test_memory_without_a_file_is_refused(self) -> None:
         self.make_image()
         self.assertRaisesRegex(
-            RuntimeError, "'mem1' has no file that could be flushed",
+            RuntimeError, "'mem1' has no file to flush",
             self.start_vm, self.image,
             '-object', 'memory-backend-ram,id=mem1,size=16M',
             '-device', 'virtio-pmem-pci,memdev=mem1,addr=0x11')
@@ -412,7 +412,7 @@ class StartTestCase(base.DeviceTestCase):
                       'which is not a multiple of 2 MiB', vm.log())
 
     def test_pages_that_were_not_written_are_not_seen_again(self) -> None:
-        """A sync that fails leaves them in the page cache, and clean."""
+        """A sync that fails leaves them in the page cache, marked clean."""
         mounted = self.mount()
         vm = self.start_vm(mounted.path)
         address = self.memaddr(vm)

@@ -61,13 +61,13 @@ class LockMixin:
     image: pathlib.Path
 
     def held(self) -> bool:
-        """Whether anybody has the image."""
+        """Whether anybody holds the lock of the image."""
         with self.image.open('r+b') as file:
             return _flock(
                 file, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
 
     def wait_free(self) -> None:
-        """Wait until nobody has it: FUSE hears of a process's end late."""
+        """Wait until nobody holds it: FUSE hears late that a process ended."""
         deadline = time.monotonic() + 5
         while self.held():
             if time.monotonic() > deadline:
@@ -83,13 +83,13 @@ class LockMixin:
 
 class LockTestCase(LockMixin, base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
     _refused = 0
 
     def assertRefused(self, path: str | os.PathLike[str],
                       message: str = IN_USE, **kwargs: ty.Any) -> None:
         self._refused += 1
-        # Each with a name of its own: QEMU leaves its sockets behind.
+        # Each has a name of its own: QEMU leaves its sockets behind.
         self.assertRaisesRegex(
             RuntimeError, message, self.start_vm, path,
             name=f'refused{self._refused}', **kwargs)
@@ -103,7 +103,7 @@ class LockTestCase(LockMixin, base.DeviceTestCase):
             vm.qmp.cmd('device_add', driver='virtio-pmem-pci', id='pmem1',
                        memdev='mem1', addr='0x11')
         except qmp_client.ExecuteError:
-            # What the device has left behind would keep it.
+            # A lock that the device has left behind would refuse this.
             vm.qmp.cmd('object-del', id='mem1')
             raise
 
@@ -141,7 +141,7 @@ class StartTestCase(LockTestCase):
         here, there = self.mount('here'), self.mount('there')
         first = self.start_vm(here.path)
         self.assertRefused(there.path)
-        # FUSE hears of its end a little later: the next one waits for that.
+        # FUSE hears of its end a little later: the next QEMU waits for that.
         first.close()
         self.start_vm(there.path, name='second')
 
@@ -219,7 +219,7 @@ class EjectTestCase(LockTestCase):
         pmem = self.bring_up(vm)
         self.submit_held(mounted, pmem)
         pmem.eject()
-        # At once, while the sync that has lost its device runs on.
+        # At once, while the sync of the ejected device runs on.
         self.assertFalse(self.held())
         with self.take():
             mounted.release()
@@ -230,7 +230,7 @@ class EjectTestCase(LockTestCase):
 
 
 class NoLocksTestCase(LockTestCase):
-    """The backing file's file system has none, or fails."""
+    """The file system has no locks, or locking fails."""
 
     LACKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -239,7 +239,7 @@ class NoLocksTestCase(LockTestCase):
         for error in self.LACKS:
             mounted.fail_locks(error)
             vm = self.start_vm(mounted.path, name=errno.errorcode[error])
-            # Once, although it is asked for again.
+            # The warning comes once, although the lock is taken again.
             vm.qmp.cmd('migrate', uri='exec:cat >/dev/null')
             self.assertEqual('completed', vm.wait_migrated()['status'])
             vm.qmp.cmd('cont')
@@ -279,7 +279,7 @@ class NoLocksTestCase(LockTestCase):
                       destination.log())
         self.wait_status(source, 'running')
         self.assertEqual(0, pmem.flush())
-        # Unless somebody says that it is to be so.
+        # With lock=off, the operator has accepted that.
         self.incoming(there.path, 'unlocked', device='lock=off')
         self.assertEqual(
             'completed', self.migrate(source, 'unlocked')['status'])
@@ -295,7 +295,7 @@ class NoLocksTestCase(LockTestCase):
         self.wait_status(vm, 'io-error')
         self.assertRegex(vm.log(), "cannot run: cannot lock memory backend "
                                    "'mem0': No locks available")
-        # Whatever the error is, it is tried again.
+        # Whatever the error is, the device tries again.
         mounted.fail_locks(0)
         self.wait_status(vm, 'running')
         self.assertTrue(vm.pmem('locked'))
@@ -313,7 +313,7 @@ class MovingTestCase(LockMixin, test_migration.MigrationTestCase):
 
     def assertHasIt(self, vm: emulator.Emulator,
                     other: emulator.Emulator) -> None:
-        """It is one emulator that has it, and not the other."""
+        """One emulator holds it, and the other does not."""
         self.assertIsNone(other.process.poll())
         self.assertTrue(self.held())
         vm.close()
@@ -402,7 +402,8 @@ class HandOverTestCase(MovingTestCase):
             self.migrate(self.source, 'destination')
             self.assertStays(destination,
                              'is in use by another process or host')
-        # It is not for ever.
+        self.assertNamesBackendOnce(destination, 'is in use by another')
+        # The next destination is not refused.
         following = self.expect_guest('following')
         self.assertEqual(
             'completed', self.migrate(self.source, 'following')['status'])
@@ -410,7 +411,7 @@ class HandOverTestCase(MovingTestCase):
 
 
 class StayingTestCase(MovingTestCase):
-    """A destination that does not end by itself when it has failed."""
+    """A destination that failed and does not exit by itself."""
 
     # QEMU 7.2 has no such option.
     scenarios = [way for way in test_migration.BOTH_WAYS
@@ -450,11 +451,10 @@ class RunAgainTestCase(LockTestCase):
         self.assertFalse(self.held())
 
     def assertHeldBack(self, message: str = IN_USE) -> None:
-        """Not one instruction runs, and QEMU says why."""
+        """The VM stops, QEMU says why, and the image keeps its content."""
         self.wait_status(self.vm, 'io-error')
         self.assertRegex(self.vm.log(),
                          f'virtio-pmem: the guest cannot run: {message}')
-        # And nothing of what it had written is lost.
         self.assertEqual(b'B' * base.PAGE,
                          self.image.read_bytes()[:base.PAGE])
 
@@ -486,9 +486,9 @@ class RunAgainTestCase(LockTestCase):
         self.vm.qmp.cmd('cont')
         self.assertHeldBack()
         self.assertEqual(0, self.bring_up(second).flush())
-        # It does not wait for ever.
-        self.wait_log(self.vm, f'given up after 10 s: {IN_USE}')
-        # Not even when the other has ended: but for whoever asks again.
+        # It gives up after a while.
+        self.wait_log(self.vm, f'gave up after 10 s: {IN_USE}')
+        # It stays stopped when the other exits, until somebody resumes it.
         second.close()
         self.vm.qmp.cmd('cont')
         self.wait_status(self.vm, 'running')
@@ -505,11 +505,11 @@ class RunAgainTestCase(LockTestCase):
         second.close()
         self.vm.qmp.cmd('cont')
         self.assertHeldBack('.*was written to by another')
-        # Nor does it keep others from it.
+        # Nor does it hold the lock.
         self.assertFalse(self.held())
 
     def test_paused_guest_has_it_again_after_a_failure(self) -> None:
-        """Nobody starts a guest on it before this one is continued."""
+        """Nobody can start a guest on the image before this one is resumed."""
         self.vm.qmp.cmd('stop')
         with self._taken_from():
             self.assertFalse(self.vm.pmem('locked'))
@@ -537,7 +537,7 @@ class RunAgainTestCase(LockTestCase):
 
     @contextlib.contextmanager
     def _taken_from(self) -> ty.Iterator[None]:
-        """A migration fails, and another has the image when it does."""
+        """A migration fails, and another process has the image by then."""
         path = f'{self.directory}/taker.mig'
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
@@ -552,7 +552,7 @@ class RunAgainTestCase(LockTestCase):
                 deadline = time.monotonic() + 20
                 while not third.done():
                     self.assertLess(time.monotonic(), deadline)
-                    # All of it may have come before the lock has.
+                    # All of the stream may come before the lock is free.
                     with contextlib.suppress(TimeoutError):
                         connection.recv(1 << 20)
         with third.result():

@@ -63,7 +63,7 @@ class MigrationTestCase(base.DeviceTestCase):
 
     def assertStays(self, destination: emulator.Emulator,
                     message: str) -> None:
-        """The destination refused, and the guest runs on at the source."""
+        """The destination refuses, and the guest runs on at the source."""
         self.assertNotEqual(0, destination.wait_exit())
         self.assertIn(message, destination.log())
         self.wait_status(self.source, 'running')
@@ -73,7 +73,7 @@ class MigrationTestCase(base.DeviceTestCase):
 class StateTestCase(MigrationTestCase):
 
     def test_guest_goes_on_where_it_was(self) -> None:
-        # Not at the start of its ring.
+        # So that it is not at the start of its ring.
         for _ in range(3):
             self.assertEqual(0, self.pmem.flush())
         destination = self.move()
@@ -170,9 +170,9 @@ class LastSyncTestCase(MigrationTestCase):
         self.assertIn('the guest must not leave this host',
                       self.source.log())
         self.assertEqual(errno.EIO, self.source.pmem('last-error'))
-        # QEMU 7.2 leaves it waiting.
+        # QEMU 7.2 leaves the destination waiting.
         destination.close()
-        # Nor at a second try, whose sync would succeed.
+        # Nor does a second try succeed, although its sync would.
         again = self.expect_guest('again')
         self.assertEqual(
             'failed', self.migrate(self.source, 'again')['status'])
@@ -208,7 +208,7 @@ class LastSyncTestCase(MigrationTestCase):
 
 
 class PageCacheTestCase(MigrationTestCase):
-    """The destination forgets what it has cached, or does not start."""
+    """The destination drops its cached pages, or refuses the guest."""
 
     def test_stale_pages_are_dropped_and_counted(self) -> None:
         self.there.path.read_bytes()
@@ -231,7 +231,7 @@ class PageCacheTestCase(MigrationTestCase):
              self.there.path], check=True, capture_output=True).stdout)
 
     def test_page_that_cannot_be_dropped_is_refused(self) -> None:
-        # Another process has it mapped, and has looked at it.
+        # Another process has it mapped, and has read it.
         with (self.there.path.open('rb') as file,
               mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped):
             self.assertEqual(ord('A'), mapped[0])
@@ -239,10 +239,11 @@ class PageCacheTestCase(MigrationTestCase):
             self.migrate(self.source, 'destination')
             self.assertStays(destination,
                              "remain in this host's page cache")
+        self.assertNamesBackendOnce(destination, "in this host's page cache")
         self.assertRegex(
             destination.log(),
             "memory backend 'mem0': [1-9][0-9]* bytes remain")
-        # It is not for ever.
+        # The next destination is not refused.
         following = self.expect_guest('following')
         self.assertEqual(
             'completed', self.migrate(self.source, 'following')['status'])
@@ -255,6 +256,14 @@ class PageCacheTestCase(MigrationTestCase):
             mapped[base.PAGE] = ord('Z')
             self.migrate(self.source, 'destination')
             self.assertStays(destination, 'were changed here and are not on')
+        self.assertNamesBackendOnce(destination, 'were changed here')
+
+    def test_image_that_cannot_be_read_is_refused(self) -> None:
+        destination = self.expect_guest()
+        self.there.fail_reads(errno.EIO)
+        self.migrate(self.source, 'destination')
+        self.assertStays(destination, 'at offset 0x0: Input/output error')
+        self.assertNamesBackendOnce(destination, 'cannot read memory backend')
 
     def test_coherent_storage_needs_no_drop(self) -> None:
         with (self.there.path.open('rb') as file,
@@ -267,8 +276,8 @@ class PageCacheTestCase(MigrationTestCase):
     def test_without_a_return_path_the_source_may_believe_it_went_well(
         self
     ) -> None:
-        # Of QEMU, not of the device: who starts the destination has to look
-        # whether it lives before the source's guest is destroyed.
+        # QEMU's limitation, not the device's: whoever manages both must check
+        # that the destination runs before ending the source.
         with (self.there.path.open('rb') as file,
               mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped):
             self.assertEqual(ord('A'), mapped[0])
@@ -276,7 +285,7 @@ class PageCacheTestCase(MigrationTestCase):
             info = self.migrate(
                 self.source, 'destination', return_path=False)
             self.assertNotEqual(0, destination.wait_exit())
-        # Unless the destination was gone before all was sent.
+        # It fails if the destination exited before all was sent.
         self.assertIn(info['status'], ('completed', 'failed'))
         if info['status'] == 'completed':
             self.wait_status(self.source, 'postmigrate')
@@ -287,7 +296,7 @@ class PageCacheTestCase(MigrationTestCase):
 
 class SaveTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def save(self, vm: emulator.Emulator) -> pathlib.Path:
         saved = self.directory / 'saved'
@@ -325,11 +334,11 @@ class SaveTestCase(base.DeviceTestCase):
                                  name='restored')
         restored.qmp.cmd('migrate-incoming', uri=f'exec:cat {saved}')
         self.assertNotEqual(0, restored.wait_exit())
-        self.assertIn("the file is not the guest's image: at offset 0x0",
-                      restored.log())
+        self.assertNamesBackendOnce(
+            restored, "the file is not the guest's image: at offset 0x0")
 
     def test_incoming_guest_that_is_never_started_can_quit(self) -> None:
         vm = self.incoming(self.mount().path, 'waiting')
         vm.qmp.cmd('quit')
-        # It waits for nothing; for a lock, it would for twice as long.
+        # It waits for nothing; it would wait twice as long for a lock.
         self.assertEqual(0, vm.wait_exit(5))

@@ -32,7 +32,7 @@ MOVES = int(os.environ.get('FAKEDAX_MOVES', '10'))
 
 SIZE_MIB = 512
 CHURN_MIB = 16
-#: Syncs until the writer has looked at all of its file, 512 blocks for each.
+#: Syncs until the writer has checked its whole file, 512 blocks per sync.
 ROUND = CHURN_MIB * 256 // 512
 
 _LOG_PORT = ('/dev/$(basename $(dirname '
@@ -66,7 +66,7 @@ class MovesTestCase(base.DeviceTestCase):
         return machine
 
     def begin(self, flushers: int) -> qemu.Machine:
-        """Boot, and have a writer and more flushers run for ever."""
+        """Boot, and start a writer and more flushers, which run forever."""
         machine = self.start(self.places[0])
         machine.agent.wait_ready()
         machine.agent.run(f'probe write /root/churn {CHURN_MIB} 1 && sync',
@@ -80,13 +80,13 @@ class MovesTestCase(base.DeviceTestCase):
         return machine
 
     def lines(self, kind: str) -> list[list[int]]:
-        """The numbers of the whole lines of a kind in the writer's log."""
+        """The numbers in the complete lines of a kind in the writer's log."""
         return [[int(word) for word in words] for name, *words in
                 (line.split() for line in
                  self.log.read_text().split('\n')[:-1]) if name == kind]
 
     def wait_acknowledged(self, before: int) -> None:
-        """Wait until the writer had more syncs than so many."""
+        """Wait until the writer has made more than ``before`` syncs."""
         deadline = time.monotonic() + 60
         while len(self.lines('ack')) <= before:
             self.assertLess(time.monotonic(), deadline,
@@ -107,7 +107,7 @@ class MovesTestCase(base.DeviceTestCase):
         source.qmp('migrate', uri=uri)
         info = self._wait_migrated(source, here)
         self.assertEqual('completed', info['status'], destination.errors())
-        # It waited for the sync that was in flight.
+        # The switchover waited for the sync that was in flight.
         self.assertGreater(info['downtime'], 400)
         self.downtimes.append(info['downtime'])
         source.__exit__()
@@ -146,15 +146,15 @@ class MovesTestCase(base.DeviceTestCase):
             acknowledged = len(self.lines('ack'))
             machine = self.move(machine, turn)
             self.wait_acknowledged(acknowledged + ROUND)
-        # None of the 65 hangs: one that does cannot be killed.
+        # None of the 65 hangs: a process that hangs cannot be killed.
         machine.agent.wait_ready()
         self.assertEqual('', machine.agent.run(
             'cat /root/churn.error /root/many.error').stdout)
         acknowledged = len(self.lines('ack'))
         machine.agent.run('killall -9 probe; while pidof probe >/dev/null;'
                           ' do sleep 0.1; done', check=True, timeout=60)
-        # All is lost that is not on storage: a mount's page cache is not
-        # written by the end of QEMU.
+        # What is not on storage is lost: the end of QEMU does not write a
+        # mount's page cache.
         machine.__exit__()
         self.assertEqual([], self.lines('bad'))
         latest: dict[int, int] = {}

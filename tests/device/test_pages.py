@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""In what pieces the host caches the image, and so a sync writes it."""
+"""The size of the pages in which the host caches and writes the image."""
 
 import pathlib
 import shutil
@@ -28,7 +28,7 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 class PageSizeTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -50,6 +50,6 @@ class PageSizeTestCase(base.DeviceTestCase):
         vm.qtest.write_bytes(self.memaddr(vm) + base.SIZE // 2, b'B')
         self.assertEqual(base.PAGE, self.dirtied(vm) - before)
 
-    def test_huge_pages_can_be_had(self) -> None:
+    def test_huge_pages_can_be_turned_on(self) -> None:
         vm = self.start_vm(self.make_image(), device='huge-pages=on')
         self.assertIn('hg', vm.mapping_flags(self.image))

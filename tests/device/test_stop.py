@@ -23,13 +23,13 @@ from tests.device import driver
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-#: Seconds of the slow sync that the issue asks about.
+#: How long the slow sync takes, in seconds.
 SLOW = 30
 
 
 class StopTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -49,7 +49,7 @@ class StopTestCase(base.DeviceTestCase):
         # first, and one for the three and for what nobody has flushed.
         self.assertEqual([(head, 0) for head in heads],
                          self.pmem.completed())
-        # The test hears of it a little later than QEMU.
+        # The test hears of it a little later than QEMU does.
         self.mounted.wait(lambda: len(self.mounted.ended) == 2)
         self.assertEqual([0, 0], self.mounted.ended)
         self.assertEqual([True] * 2, self.mounted.datasync)
@@ -88,9 +88,9 @@ class StopTestCase(base.DeviceTestCase):
 
 
 class ResetTestCase(base.DeviceTestCase):
-    """Whatever ends a flush early, its answer goes nowhere."""
+    """Whatever ends a flush early, it is not answered."""
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def setUp(self) -> None:
         super().setUp()
@@ -106,7 +106,7 @@ class ResetTestCase(base.DeviceTestCase):
         self.assertNoAnswer(pmem)
         self.mounted.release()
         self.assertEqual([(head, 0)], pmem.wait(1))
-        # The sync that ran already could not answer it.
+        # The sync that was running could not answer it.
         self.assertEqual(2, self.mounted.begun)
         self.assertNoAnswer(pmem)
         self.assertEqual(0, pmem.flush())
@@ -146,7 +146,7 @@ class ResetTestCase(base.DeviceTestCase):
         self.pmem.eject()
         self.assertEqual([], self.vm.qmp.cmd('query-memory-devices'))
         if self.version == '7.2':
-            # Which leaves the memory mapped, so the backend stays as well.
+            # 7.2 leaves the memory mapped, so the backend stays as well.
             self.assertRaisesRegex(
                 qmp_client.ExecuteError, "is in use",
                 self.vm.qmp.cmd, 'object-del', id='mem0')
@@ -174,7 +174,7 @@ class ResetTestCase(base.DeviceTestCase):
             'mem-path': str(self.mounted.path), 'size': base.SIZE})
         self.vm.qmp.cmd('device_add', driver='virtio-pmem-pci', id='pmem0',
                         memdev='mem1', addr='0x10')
-        # Another device: the error is not its own.
+        # It is another device: the error is not its own.
         self.assertEqual(0, self.bring_up(self.vm).flush())
         self.assertEqual(0, self.vm.pmem('last-error'))
 

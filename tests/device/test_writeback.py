@@ -30,7 +30,7 @@ SECONDS = 1
 
 class EarlyWritebackTestCase(base.DeviceTestCase):
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def bring_up_with(
         self, threshold: str
@@ -59,7 +59,7 @@ class EarlyWritebackTestCase(base.DeviceTestCase):
         self.assertEqual(0, pmem.flush())
         self.dirty(vm, 16)
         self.wait_written(16 * base.PAGE)
-        # It was no sync: nothing is durable, nobody was answered.
+        # It was not a sync: nothing is durable, and nobody was answered.
         self.assertEqual(1, self.mounted.begun)
         self.assertEqual((1, 1), (vm.pmem('syncs'), vm.pmem('writebacks')))
         # And it goes on.
@@ -128,9 +128,9 @@ class EarlyWritebackTestCase(base.DeviceTestCase):
 
 
 class LimitTestCase(base.DeviceTestCase):
-    """A guest that flushes without end has what it was given."""
+    """A guest that flushes all the time gets no more than its limit."""
 
-    scenarios = base.OURS
+    scenarios = base.EACH_VERSION
 
     def start(self, device: str) -> None:
         self.mounted = self.mount()
@@ -150,7 +150,7 @@ class LimitTestCase(base.DeviceTestCase):
         heads = [self.pmem.submit(), self.pmem.submit()]
         self.assertNoAnswer(self.pmem, 0.5)
         self.assertEqual(1, self.mounted.begun)
-        # They share the sync that is late.
+        # They share the delayed sync.
         self.assertEqual([(head, 0) for head in heads], self.pmem.wait(2))
         self.assertGreater(time.monotonic() - started, 0.9)
         self.assertEqual(2, self.mounted.begun)
@@ -170,7 +170,7 @@ class LimitTestCase(base.DeviceTestCase):
 
     def test_limit_that_must_be_a_mistake_is_refused(self) -> None:
         error = self.assertRaises(RuntimeError, self.start, 'sync-bps=100')
-        self.assertIn('sync-bps=100 is less than 1024, and not 0', str(error))
+        self.assertIn('sync-bps=100: must be 0 or at least 1024', str(error))
 
     def test_flush_of_nothing_is_one_of_a_page(self) -> None:
         self.start('sync-bps=16k')

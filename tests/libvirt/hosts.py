@@ -10,11 +10,10 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Two compute hosts with a libvirt each, and nothing of OpenStack.
+"""Two compute hosts with a libvirt each, without OpenStack.
 
-They are those of the lab, in directories of the test's own: namespaces, so
-that all of them ends with the test, however that ends. They listen on UNIX
-sockets only.
+They are the lab's hosts in directories of the test: namespaces, so that all of
+a host ends with the test, however that ends. They listen on UNIX sockets only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,8 +34,8 @@ from lab import host
 
 _READY_SECONDS = 60
 
-#: The first process of the namespaces: it has to wait for the emulators,
-#: whose parent is gone as soon as they run.
+#: The first process of the namespaces: it must reap the emulators, whose
+#: parent exits as soon as they run.
 _FIRST = """
 for mount in "$@"; do
     mount --bind "${mount#*=}" "${mount%=*}"
@@ -119,7 +118,7 @@ class Host(host.Host):
         self._render(number_of_hosts)
         log = self.state / 'libvirtd.log'
         with log.open('w') as output:
-            # Killed with this process, and all that is within with it.
+            # Killed with this process, and with it all that runs inside.
             process = subprocess.Popen(
                 ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--mount',
                  '--uts', '--net', '--pid', '--fork', '--kill-child',

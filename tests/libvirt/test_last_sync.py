@@ -12,8 +12,8 @@
 
 """Migrations through libvirt that fail at the last moment.
 
-A guest with a root disk and two ephemeral ones, as the driver makes it, is to
-move between two hosts, and one of its disks fails: its last sync at the
+A guest with a root disk and two ephemeral ones, as the driver makes it,
+migrates between two hosts, and one of its disks fails: its last sync at the
 source, or what the destination reads of it. ``FAKEDAX_FAULTS`` in the
 environment says how many migrations fail at each end, 3 by default: one for
 each disk.
@@ -59,10 +59,10 @@ FAULTS = int(os.environ.get('FAKEDAX_FAULTS', '3'))
 NAME = 'instance-00000001'
 #: File to size in MiB.
 DISKS = {'disk': 256, 'disk.eph0': 32, 'disk.eph1': 32}
-#: Where the guest has a file on each, that it can sync.
+#: A file on each disk that the guest can sync.
 PLACES = {'disk': '/root', 'disk.eph0': '/run/eph0', 'disk.eph1': '/run/eph1'}
 
-#: When the guest has to run again, in seconds.
+#: Within how many seconds the guest must run again.
 AT_ONCE = 1.0
 _PATIENCE_SECONDS = 60
 
@@ -72,7 +72,7 @@ SYNC_FAILED = ("virtio-pmem: memory backend 'mem{alias}' could not be synced "
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What QEMU has told by QMP: its name, its time by QEMU's clock."""
+    """A QMP event: its name, and its time by QEMU's clock."""
 
     name: str
     time: float
@@ -84,8 +84,8 @@ class Outcome:
     """How a migration failed.
 
     :ivar said: what ``virsh migrate`` said
-    :ivar stopped_at: when QEMU told STOP, at the source, by its clock
-    :ivar resumed_at: when it told RESUME
+    :ivar stopped_at: when the source sent STOP, by its clock
+    :ivar resumed_at: when it sent RESUME
     """
 
     said: str
@@ -94,7 +94,7 @@ class Outcome:
 
 
 class Seconds:
-    """How long it took each time."""
+    """Durations, in seconds."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -273,7 +273,7 @@ class LastSyncTestCase(base.BaseTestCase):
         self.assert_syncs(())
 
     def sync_in_guest(self, name: str) -> int:
-        """Write to a disk and sync that; how many errors that gave."""
+        """Write to a disk and sync it; return the number of errors."""
         done = self.agent.run(f'probe fsync {PLACES[name]}/f 1')
         if 'Read-only file system' in done.stderr:
             return 1
@@ -283,7 +283,7 @@ class LastSyncTestCase(base.BaseTestCase):
         return int(match[1])
 
     def migrate(self) -> str:
-        """Have it fail; what virsh says then.
+        """Try to migrate, and return what virsh says when that fails.
 
         With the flags that Nova gives.
         """
@@ -296,7 +296,7 @@ class LastSyncTestCase(base.BaseTestCase):
 
     def fail_to_migrate(self, release: ty.Callable[[], None] | None = None
                         ) -> Outcome:
-        """Migrate, and look at what all failures have in common.
+        """Try to migrate, and check what all failures have in common.
 
         :param release: called when QEMU waits, at the switchover, for a sync
             that is held
@@ -320,7 +320,7 @@ class LastSyncTestCase(base.BaseTestCase):
         return outcome
 
     def _wait_switchover(self, migration: futures.Future[str]) -> None:
-        """Wait until QEMU's main loop answers nobody."""
+        """Wait until QEMU's main loop does not answer."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not migration.done():
             asked = self._threads.submit(self.domain.jobStats)
@@ -389,13 +389,13 @@ class FaultsTestCase(LastSyncTestCase):
                 self.keep_flushing(name)
             fault = (self.other_content, self.unreadable)[turn // 2 % 2]
             self.fail_at_the_destination(fault(name))
-            # Last, as only a new QEMU flushes again.
+            # Last, as no flush succeeds again without a new QEMU.
             self.fail_at_the_source(name, busy)
         print('\n'.join([str(self.held_up), str(self.after_failure),
                          *sorted(self.said)]))
 
     def keep_flushing(self, name: str) -> None:
-        """Have the guest write to a disk, and flush that, all the time."""
+        """Have the guest write to a disk and flush it all the time."""
         failing = self.here[name]
         begun = failing.begun
         self.agent.run(
@@ -417,7 +417,7 @@ class FaultsTestCase(LastSyncTestCase):
 
     @contextlib.contextmanager
     def other_content(self, name: str) -> ty.Iterator[str]:
-        """The destination has another file at the disk's place."""
+        """The destination has another file in place of the disk."""
         other = self.directory / 'other'
         subprocess.run(['cp', '--sparse=always', self.images / name, other],
                        check=True)
@@ -430,7 +430,7 @@ class FaultsTestCase(LastSyncTestCase):
 
     @contextlib.contextmanager
     def unreadable(self, name: str) -> ty.Iterator[str]:
-        """The destination's storage fails when it looks at the content."""
+        """The destination's storage fails when it reads the content."""
         self.there[name].fail_reads(errno.EIO)
         yield 'cannot read memory backend'
         self.there[name].fail_reads(0)
@@ -452,7 +452,7 @@ class FaultsTestCase(LastSyncTestCase):
         outcome = self.fail_to_migrate(release)
         self.said.add(outcome.said)
         self.assertEqual([0, errno.EIO], failing.ended[ended:ended + 2])
-        # If it was tried again, that made nothing good.
+        # If the sync was tried again, its success did not hide the error.
         self.assertEqual(1, failing.ended[ended:].count(errno.EIO))
         self.after_failure.add(
             outcome.resumed_at - failing.ended_at[ended + 1])

@@ -12,8 +12,8 @@
 
 """The patches for QEMU say the same as the device.
 
-A patch that git has made names each file, before and after, by the hash of
-its content. So what the series ends in is known without QEMU's source.
+A patch made by git contains the hash of each file before and after it. So the
+final files of the series are known without QEMU's source.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ derive = runpy.run_path(str(PATCHES / 'derive'))
 
 
 def blob(text):
-    """The hash by which git knows a file of that content."""
+    """The hash of a file with that content in git."""
     data = text.encode()
     return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
 
 
 def changes():
-    """Of each patch: the file, its hash before and after, the patch's lines"""
+    """Yield each diff: the file, its hash before and after, the lines."""
     for patch in sorted(PATCHES.glob('*.patch')):
         for part in patch.read_text().split('\ndiff --git ')[1:]:
             lines = part.splitlines()
