@@ -297,27 +297,27 @@ class BackingFile:
         self._done.get(timeout=10)
 
     def hold(self) -> None:
-        """Let no fsync that begins from now on end."""
+        """Hold every fsync that begins from now on."""
         self._command('hold')
 
     def release(self) -> None:
-        """Let them end."""
+        """Let the held fsyncs end."""
         self._command('release')
 
     def release_one(self) -> None:
-        """Let one of them end."""
+        """Let one held fsync end."""
         self._command('pass')
 
     def delay(self, seconds: float) -> None:
-        """Let each fsync that begins from now on take so long."""
+        """Delay each fsync that begins from now on."""
         self._command(f'delay {seconds}')
 
     def delay_writes(self, seconds: float) -> None:
-        """Let each write to the file take so long, one at a time."""
+        """Delay each write to the file; writes go one at a time."""
         self._command(f'delay-writes {seconds}')
 
     def fail(self, *errors: int) -> None:
-        """Let the next ones end with these errnos, 0 for success."""
+        """Let the next fsyncs end with these errnos, 0 for success."""
         self._command('fail ' + ' '.join(map(str, errors)))
 
     def fail_locks(self, error: int) -> None:
@@ -325,11 +325,11 @@ class BackingFile:
         self._command(f'fail-locks {error}')
 
     def fail_always(self, error: int) -> None:
-        """Let all of them end with ``error``; 0 ends that."""
+        """Let every fsync end with ``error``; 0 ends that."""
         self._command(f'fail-always {error}')
 
     def fail_reads(self, error: int) -> None:
-        """Let reads of what is not cached fail with ``error``; 0 ends that."""
+        """Let reads of uncached pages fail with ``error``; 0 ends that."""
         self._command(f'fail-reads {error}')
 
     def fail_writes(self, error: int) -> None:

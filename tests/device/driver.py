@@ -117,7 +117,7 @@ class PmemDriver:
         self.write(DEVICE_STATUS, 1, 0)
 
     def eject(self) -> None:
-        """Have ACPI's hotplug controller of an i440fx take the slot out.
+        """Eject the slot by the ACPI hotplug controller of an i440fx.
 
         As in docs/specs/acpi_pci_hotplug.rst of QEMU.
         """
@@ -134,14 +134,14 @@ class PmemDriver:
         assert self.status & FEATURES_OK, 'the device refuses the features'
 
     def accept(self, *features: int) -> None:
-        """Write VERSION_1 and these feature bits, which is not the end."""
+        """Write VERSION_1 and these feature bits, without FEATURES_OK."""
         accepted = sum(1 << bit for bit in {VERSION_1, *features})
         for half in range(2):
             self.write(DRIVER_FEATURE_SELECT, 4, half)
             self.write(DRIVER_FEATURE, 4, accepted >> 32 * half & 0xFFFFFFFF)
 
     def start(self, *features: int, size: int | None = None) -> None:
-        """Negotiate, set up the queue, as large as it can be, and run."""
+        """Negotiate, set up the queue (at its largest by default), and run."""
         self.negotiate(*features)
         self.enable_queue(size)
         self.write(
@@ -292,7 +292,7 @@ class PackedDriver(PmemDriver):
         request = self.prepare(head, kind)
         first = self._put(request, 4, head, NEXT)
         last = self._put(self.response(head), 4, head, WRITE)
-        # The first one's flags come last: they offer the chain.
+        # The first descriptor's flags come last: they offer the chain.
         self._expose(*last)
         self._expose(*first)
         self._chains[head] = [head]

@@ -172,7 +172,7 @@ class Emulator:
             self.qmp.connect()
             self.qtest = QTest(qtest)
         except (OSError, EOFError, protocol.ConnectError) as exc:
-            # The sockets are made before the devices are.
+            # QEMU makes the sockets before the devices.
             self.process.wait(30)
             raise RuntimeError(f'{self.name} ended: {self.log()}') from exc
         self.qmp.settimeout(60)
@@ -234,7 +234,7 @@ class Emulator:
         try:
             self.qmp.close()
         except Exception:
-            # The process is gone, so what the connection says is no matter.
+            # The process is gone, so errors of the connection do not matter.
             pass
         if hasattr(self, 'qtest'):
             self.qtest.close()

@@ -241,7 +241,7 @@ class MalformedTestCase(base.DeviceTestCase):
         self.pmem = self.bring_up(self.vm, driver.INDIRECT_DESC)
 
     def assertBreaks(self, name: str, head: int = 0) -> None:
-        """Offer a chain, see the device break and a reset mend it."""
+        """Assert that a chain breaks the device and a reset repairs it."""
         pmem = self.pmem
         # A good one before it keeps its sync and loses its answer.
         pmem.offer(head)
@@ -381,7 +381,7 @@ class MalformedTestCase(base.DeviceTestCase):
                          pmem.status & driver.NEEDS_RESET)
         self.mounted.release()
         self.mounted.wait(lambda: len(self.mounted.ended) >= 1)
-        # A broken device writes nothing any more.
+        # A broken device writes nothing.
         self.assertNoAnswer(pmem)
         pmem.start(driver.INDIRECT_DESC)
         for _ in range(1024):

@@ -101,9 +101,9 @@ class Seconds:
         self._took: list[float] = []
 
     def add(self, seconds: float) -> None:
-        """Add one, which must not be longer than it may.
+        """Add a duration, which must not exceed the limit.
 
-        :raises AssertionError: it is
+        :raises AssertionError: it does
         """
         self._took.append(seconds)
         if seconds > AT_ONCE:
@@ -342,7 +342,7 @@ class LastSyncTestCase(base.BaseTestCase):
                         property=asked)
 
     def assert_syncs(self, failing: ty.Collection[str]) -> None:
-        """A sync in the guest succeeds on all disks but some."""
+        """Assert that a sync in the guest fails on these disks only."""
         for name in DISKS:
             self.assertEqual(
                 int(name in failing), self.sync_in_guest(name), name)
@@ -359,7 +359,7 @@ class LastSyncTestCase(base.BaseTestCase):
 
 
 def alias(name: str) -> str:
-    """What libvirt calls the device of a disk."""
+    """libvirt's alias of the device of a disk."""
     disk_id = disk.DiskId.from_path(name)
     assert disk_id is not None
     return disk_id.alias
