@@ -203,7 +203,11 @@ class OtherContentTestCase(base.DeviceTestCase):
         destination = self.incoming(path, 'destination', binary=self.binary())
         self.assertEqual(
             'failed', self.migrate(source, 'destination')['status'])
-        self.assertIn(reason, source.log() + destination.log())
+        # The destination may tell the source before it writes to its log.
+        deadline = time.monotonic() + 20
+        while reason not in (said := source.log() + destination.log()):
+            self.assertLess(time.monotonic(), deadline, said)
+            time.sleep(0.05)
         self.wait_status(source, 'running')
         self.assertEqual(0, self.bring_up(source).flush())
 

@@ -275,8 +275,9 @@ class NoLocksTestCase(LockTestCase):
         destination = self.incoming(there.path, 'destination')
         self.assertEqual(
             'failed', self.migrate(source, 'destination')['status'])
-        self.assertIn('is locked at the source, and cannot be locked here',
-                      destination.log())
+        # The destination may tell the source before it writes to its log.
+        self.wait_log(destination,
+                      'is locked at the source, and cannot be locked here')
         self.wait_status(source, 'running')
         self.assertEqual(0, pmem.flush())
         # With lock=off, the operator has accepted that.
