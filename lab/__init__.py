@@ -10,4 +10,9 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""One-machine OpenStack with two computes: demo, tests, benchmarks."""
+"""One-machine OpenStack with two computes: demo, tests, benchmarks.
+
+Imports only point down: ``commands``, ``benchmarks``, ``deploy`` (the cloud),
+``machine`` (one QEMU) and ``guest`` (the test guest), then the modules of
+this package, which know none of these.
+"""

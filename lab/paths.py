@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Where the lab keeps things: the clone, its state, the user's cache."""
+"""The directories of the lab: the clone, its state, the user's cache."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ import pathlib
 #: The clone.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-#: All state of a running lab; ignored by git, safe to delete after ``down``.
+#: All state of the lab; git ignores it; safe to delete after ``down``.
 STATE = ROOT / '.lab'
 
 #: Downloads and builds, shared by every clone of this user.
@@ -29,7 +29,7 @@ CACHE = pathlib.Path(
 
 
 def cache_key(*inputs: str | bytes) -> str:
-    """A short name for the result of building from ``inputs``."""
+    """A short name for what is built from ``inputs``; 16 hex digits."""
     digest = hashlib.sha256()
     for data in inputs:
         raw = data.encode() if isinstance(data, str) else data

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Progress a person can follow: one line a step, with its time."""
+"""Progress that a person can follow: one line for each step."""
 
 from collections.abc import Iterator
 import contextlib
@@ -24,8 +24,8 @@ _START = time.monotonic()
 def step(what: str) -> Iterator[None]:
     """Print ``what``, then how many seconds it took or that it failed.
 
-    On a terminal the line is completed in place; otherwise the step is
-    printed once it has ended, so that a log has one line a step.
+    A terminal shows the line when the step begins, and completes it at the
+    end. Elsewhere the line is printed at the end, in one piece.
     """
     tty = sys.stdout.isatty()
     if tty:
@@ -44,7 +44,7 @@ def step(what: str) -> Iterator[None]:
 
 
 def say(what: str) -> None:
-    """Print a line beside the steps."""
+    """Print a line between the steps."""
     print(f'{_elapsed()} {what}', flush=True)
 
 

@@ -10,28 +10,23 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""How long a whole distribution takes to boot, and the RAM it then uses."""
+"""How long a whole distribution takes to boot, and its RAM after that."""
 
 from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
 import re
-import statistics
 import subprocess
 import tempfile
 import time
-from typing import Any
 
 import click
-import rich.box
-import rich.console
-import rich.table
 
 from lab.benchmarks import results
+from lab.machine import qemu
 from lab import paths
 from lab import progress
-from lab import qemu
 
 _DISK_MIB = 4096
 _MEMORY_MIB = 1024
@@ -73,29 +68,30 @@ _HEADINGS = ('disk', *_FIGURES.values())
 def boot(rounds: int, docs: bool) -> None:
     """Time boots of the image of guest-image-elements.
 
-    The same image, by SeaBIOS, with 1 GiB of RAM, from an ordinary disk and
-    from fake DAX in turn, in an order that changes; a copy that was booted
-    once before, so that it has grown and has its keys. RAM is read once
-    multi-user.target is reached.
+    Boots the same image with SeaBIOS and 1 GiB of RAM from an ordinary disk
+    and from fake DAX in turn; another kind is first in each round. The image
+    was booted once before, so its root has grown and it has its keys. RAM is
+    read when multi-user.target is reached.
 
-    Rows in .lab/bench/boot.json, medians of the rounds with their spread:
-    mode and the figures of the table.
+    Rows in .lab/bench/boot.json: mode, and the figures of the table as
+    medians of the rounds with their spread.
     """
     with tempfile.TemporaryDirectory(prefix='boot-') as directory:
         with progress.step('the image'):
             image = _image(pathlib.Path(directory))
             _boot(image, MODES['blk'])
-        samples: dict[str, list[dict[str, float]]] = {}
+        samples: dict[str, list[results.Sample]] = {}
         for number in range(rounds):
-            order = list(MODES)[::-1 if number % 2 else 1]
-            for name in order:
+            for name in results.in_turn(MODES, number):
                 with progress.step(f'round {number + 1} of {rounds}: '
                                    f'{MODES[name].title}'):
                     samples.setdefault(name, []).append(
                         _boot(image, MODES[name]))
-    rows = [_row(name, samples[name]) for name in MODES]
+    rows = [{'mode': name, 'rounds': rounds}
+            | results.summary(samples[name], _FIGURES, 1) for name in MODES]
     results.save('boot', rows)
-    _show(rows)
+    results.show('a boot of the guest image', _HEADINGS, _cells(rows),
+                 width=160)
     if docs:
         results.write_table(_DOCS / 'boot-table.inc', _HEADINGS, _cells(rows))
 
@@ -110,7 +106,7 @@ def _image(directory: pathlib.Path) -> pathlib.Path:
     return image
 
 
-def _boot(image: pathlib.Path, mode: Mode) -> dict[str, float]:
+def _boot(image: pathlib.Path, mode: Mode) -> results.Sample:
     started = time.monotonic()
     with qemu.Machine(*mode.disk(image), memory_mib=_MEMORY_MIB) as machine:
         machine.agent.wait_ready(_PATIENCE)
@@ -120,7 +116,7 @@ def _boot(image: pathlib.Path, mode: Mode) -> dict[str, float]:
             return machine.agent.run(
                 command, check=True, timeout=_PATIENCE).stdout
 
-        # "start" waits for a unit that is starting.
+        # If it is starting, "start" waits for it.
         run('systemctl start multi-user.target')
         reached = int(run('systemctl show --property '
                           'ActiveEnterTimestampMonotonic --value '
@@ -133,35 +129,14 @@ def _boot(image: pathlib.Path, mode: Mode) -> dict[str, float]:
         machine.wait_exit(_PATIENCE)
     return {
         'answers_s': answers, 'multi_user_s': reached / 1e6,
-        # What the machine was given: MemTotal is less descriptors already.
+        # Of the whole RAM: MemTotal does not count the descriptors.
         'used_mib': _MEMORY_MIB - memory['MemFree'],
         'cached_mib': memory['Cached'] + memory['Buffers'],
         'descriptors_mib': pmem * 512 / 64 / (1 << 20),
         'needed_mib': _MEMORY_MIB - memory['MemAvailable']}
 
 
-def _row(mode: str, samples: list[dict[str, float]]) -> dict[str, Any]:
-    row: dict[str, Any] = {'mode': mode, 'rounds': len(samples)}
-    for figure in _FIGURES:
-        values = [sample[figure] for sample in samples]
-        row[figure] = round(statistics.median(values), 1)
-        row[f'{figure}_spread'] = [round(min(values), 1),
-                                   round(max(values), 1)]
-    return row
-
-
-def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    return [[MODES[row['mode']].title, *(
-        f'{row[figure]:.1f} ({row[f"{figure}_spread"][0]:.1f}-'
-        f'{row[f"{figure}_spread"][1]:.1f})' for figure in _FIGURES)]
-        for row in rows]
-
-
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = rich.table.Table(title='a boot of the guest image',
-                             box=rich.box.SIMPLE)
-    for heading in _HEADINGS:
-        table.add_column(heading)
-    for cells in _cells(rows):
-        table.add_row(*cells)
-    rich.console.Console(width=160).print(table)
+def _cells(rows: list[results.Row]) -> list[list[str]]:
+    return [[MODES[row['mode']].title,
+             *(results.cell(row, figure, 1) for figure in _FIGURES)]
+            for row in rows]

@@ -10,29 +10,26 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""How long a guest is down when it moves with much that is not synced."""
+"""How long a guest that has much unsynced data is paused when it moves."""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import pathlib
 import shutil
-import statistics
 import tempfile
-import time
 from typing import Any
 
 import click
-import rich.box
-import rich.console
-import rich.table
 
 from lab.benchmarks import results
-from lab import emulators
+from lab import errors
 from lab import guest
-from lab import pagecache
+from lab.machine import emulators
+from lab.machine import pagecache
+from lab.machine import qemu
 from lab import progress
-from lab import qemu
+from lab import wait
 
 #: MiB; the guest needs little.
 _MEMORY_MIB = 384
@@ -46,8 +43,8 @@ _FIGURES = ('downtime_ms', 'total_s')
 class Case:
     """What a guest has stored when it moves.
 
-    :ivar disks: beside the root disk
-    :ivar dirty_mib: stored to each of them and not flushed
+    :ivar disks: how many, without the root disk
+    :ivar dirty_mib: MiB stored to each of them and not flushed
     """
 
     title: str
@@ -60,10 +57,10 @@ CASES = {
     '1-gib': Case('one disk, 1 GiB dirty', 1, 1024),
 }
 
-#: The mode that is our device in another QEMU.
+#: The mode with our device in the QEMU of --before.
 _BEFORE = 'pmem-before'
 
-#: How a disk is given to QEMU, and what the guest calls disk number n.
+#: QEMU's options for a disk, and the guest's name for disk number n.
 MODES: dict[str, tuple[Callable[[pathlib.Path, str], list[str]],
                        Callable[[int], str]]] = {
     'blk': (lambda image, name: qemu.virtio_blk(
@@ -75,7 +72,7 @@ MODES: dict[str, tuple[Callable[[pathlib.Path, str], list[str]],
 
 @click.command()
 @click.option('--rounds', default=5, show_default=True,
-              type=click.IntRange(min=1), help='Moves of each kind.')
+              type=click.IntRange(min=1), help='Migrations of each kind.')
 @click.option('--limit', default=300, show_default=True, metavar='MS',
               type=click.IntRange(min=1), help='The downtime limit.')
 @click.option('--case', 'wanted', multiple=True, type=click.Choice([*CASES]),
@@ -85,36 +82,37 @@ MODES: dict[str, tuple[Callable[[pathlib.Path, str], list[str]],
               help="Also our device in this QEMU, to compare with.")
 def downtime(rounds: int, limit: int, wanted: tuple[str, ...],
              before: str) -> None:
-    """Move a guest that has stored much and synced nothing.
+    """Migrate a guest that has stored much data and synced none of it.
 
     Without OpenStack, from one QEMU to another on this host, with the images
-    on the same storage: on virtio-blk with the host's page cache, and on our
-    device, in turn. What is dirty is so in the host's page cache: the guest
-    has stored it past its own.
+    on the same storage: in turn on virtio-blk with the host's page cache and
+    on our device. The data is dirty in the host's page cache; the guest
+    bypasses its own.
 
-    Rows in .lab/bench/downtime.json, medians of the rounds, each with its
-    spread: case, mode; downtime_ms, from the stop of the guest at the source
-    until it runs at the destination; total_s, of the whole move. In the rows
-    of the others, against_blk: the ratios to virtio-blk in each round.
+    Rows in .lab/bench/downtime.json, medians of the rounds with their
+    spread: case; mode; downtime_ms, from the stop of the guest on the source
+    until it runs on the destination; total_s, of the whole migration. In the
+    rows of other modes than blk, against_blk: the ratios to virtio-blk in
+    the same round.
     """
-    used = {mode: before if mode == _BEFORE else emulators.ours()
+    used = {mode: before if mode == _BEFORE else emulators.project()
             for mode in MODES if before or mode != _BEFORE}
     built = guest.build()
     cases = {name: case for name, case in CASES.items()
              if name in (wanted or CASES)}
-    samples: dict[tuple[str, str], list[dict[str, float]]] = {}
+    samples: dict[tuple[str, str], list[results.Sample]] = {}
     for name, case in cases.items():
         with _images(built, case) as images:
             for number in range(rounds):
-                modes = list(used)
-                for mode in modes if number % 2 else modes[::-1]:
+                for mode in results.in_turn(used, number):
                     with progress.step(f'{case.title}: {mode}, round '
                                        f'{number + 1} of {rounds}'):
                         samples.setdefault((name, mode), []).append(_move(
                             used[mode], built, images, mode, case, limit))
     rows = [_row(name, mode, samples) for name in cases for mode in used]
     results.save('downtime', rows)
-    _show(rows)
+    results.show('A move with unsynced data', _HEADINGS, _cells(rows),
+                 width=110)
 
 
 @contextlib.contextmanager
@@ -135,7 +133,7 @@ def _images(built: guest.Guest, case: Case) -> Iterator[list[pathlib.Path]]:
 
 
 def _move(emulator: str, built: guest.Guest, images: list[pathlib.Path],
-          mode: str, case: Case, limit: int) -> dict[str, float]:
+          mode: str, case: Case, limit: int) -> results.Sample:
     disk, name = MODES[mode]
     for image in images:
         pagecache.evict(image)
@@ -154,7 +152,7 @@ def _move(emulator: str, built: guest.Guest, images: list[pathlib.Path],
             source.agent.wait_ready()
             source.qmp('migrate-set-capabilities', capabilities=[
                 {'capability': 'return-path', 'state': True}])
-            # As libvirt does: what limits is the storage.
+            # As libvirt does: only the storage limits.
             source.qmp('migrate-set-parameters', max_bandwidth=1 << 40,
                        downtime_limit=limit)
             source.agent.run('sync', check=True, timeout=_TIMEOUT)
@@ -164,76 +162,59 @@ def _move(emulator: str, built: guest.Guest, images: list[pathlib.Path],
                     f'count={case.dirty_mib} oflag=direct', check=True,
                     timeout=_TIMEOUT)
             source.qmp('migrate', uri=uri)
-            info = _wait(source)
+            total_ms = _total_ms(source)
             stopped = _when(source, 'STOP')
             return {
                 'downtime_ms': (_when(destination, 'RESUME') - stopped) * 1e3,
-                'total_s': info['total-time'] / 1000,
+                'total_s': total_ms / 1000,
             }
 
 
-def _wait(source: qemu.Machine) -> dict[str, Any]:
-    deadline = time.monotonic() + _TIMEOUT
-    while True:
-        info: dict[str, Any] = source.qmp('query-migrate')
-        if info['status'] == 'completed':
-            return info
-        if info['status'] == 'failed' or time.monotonic() > deadline:
-            raise click.ClickException(f'the migration: {info}')
-        time.sleep(0.02)
+def _total_ms(source: qemu.Machine) -> float:
+    """Wait until the migration completes; how long QEMU says it took."""
+    info: dict[str, Any] = {}
+
+    def completed() -> bool:
+        info.update(source.qmp('query-migrate'))
+        if info['status'] == 'failed':
+            raise errors.LabError(f'the migration failed: {info}')
+        return bool(info['status'] == 'completed')
+
+    wait.until('the migration to complete', completed, _TIMEOUT,
+               interval=0.02, state=lambda: info)
+    return float(info['total-time'])
 
 
 def _when(machine: qemu.Machine, event: str) -> float:
-    """The time of the last event of that name, which may have to come yet."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        times = [seen['timestamp'] for seen in machine.events()
-                 if seen['event'] == event]
-        if times:
-            return float(times[-1]['seconds']
-                         + times[-1]['microseconds'] / 1e6)
-        time.sleep(0.02)
-    raise click.ClickException(f'QEMU has not told of {event}')
+    """Wait for an event; when the last one of this name was, in seconds."""
+    times = wait.until(
+        f"QEMU's event {event}",
+        lambda: [seen['timestamp'] for seen in machine.events()
+                 if seen['event'] == event], 30, interval=0.02)
+    return float(times[-1]['seconds'] + times[-1]['microseconds'] / 1e6)
 
 
-def _row(name: str, mode: str, samples: dict[tuple[str, str], list[
-        dict[str, float]]]) -> dict[str, Any]:
-    row: dict[str, Any] = {'case': name, 'mode': mode}
-    ours = samples[name, mode]
-    for figure in _FIGURES:
-        row |= _spread(figure, [sample[figure] for sample in ours])
-    row['rounds'] = len(ours)
+def _row(name: str, mode: str, samples: dict[
+        tuple[str, str], list[results.Sample]]) -> results.Row:
+    measured = samples[name, mode]
+    row = {'case': name, 'mode': mode,
+           **results.summary(measured, _FIGURES, 3),
+           'rounds': len(measured)}
     if mode != 'blk':
         row['against_blk'] = {
-            figure: _spread('ratio', [
-                one[figure] / other[figure]
-                for one, other in zip(ours, samples[name, 'blk'],
-                                      strict=True)])
+            figure: results.spread('ratio', results.ratios(
+                measured, samples[name, 'blk'], figure), 3)
             for figure in _FIGURES}
     return row
 
 
-def _spread(name: str, values: list[float]) -> dict[str, Any]:
-    return {name: round(statistics.median(values), 3),
-            f'{name}_spread': [round(min(values), 3), round(max(values), 3)]}
+_HEADINGS = ('case', 'disks', 'down, ms', 'total, s', 'down against blk')
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = rich.table.Table(title='A move with unsynced data',
-                             box=rich.box.SIMPLE)
-    for heading in ('case', 'disks', 'down, ms', 'total, s',
-                    'down against blk'):
-        table.add_column(heading)
-    for row in rows:
-        ratio = row.get('against_blk', {}).get('downtime_ms')
-        table.add_row(
-            CASES[row['case']].title, row['mode'],
-            _text(row, 'downtime_ms', 0), _text(row, 'total_s', 2),
-            _text(ratio, 'ratio', 2) if ratio else '-')
-    rich.console.Console(width=110).print(table)
-
-
-def _text(row: dict[str, Any], figure: str, digits: int) -> str:
-    least, most = row[f'{figure}_spread']
-    return (f'{row[figure]:.{digits}f} '
-            f'({least:.{digits}f}-{most:.{digits}f})')
+def _cells(rows: list[results.Row]) -> list[list[str]]:
+    return [[CASES[row['case']].title, row['mode'],
+             results.cell(row, 'downtime_ms', 0),
+             results.cell(row, 'total_s', 2),
+             results.cell(row.get('against_blk', {}).get('downtime_ms', {}),
+                          'ratio', 2)]
+            for row in rows]

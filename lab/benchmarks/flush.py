@@ -12,7 +12,7 @@
 
 """What an fsync costs a guest, by the kind of its disk."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -22,41 +22,35 @@ import re
 import shutil
 import statistics
 import time
-from typing import Any
 
 import click
-import matplotlib
-import rich.box
-import rich.console
-import rich.table
 
+from lab.benchmarks import plots
 from lab.benchmarks import results
-from lab import emulators
 from lab import guest
-from lab import pagecache
+from lab.machine import emulators
+from lab.machine import pagecache
+from lab.machine import qemu
+from lab.machine import syncs
 from lab import paths
 from lab import progress
-from lab import qemu
-from lab import syncs
-
-matplotlib.use('agg')
-
-from matplotlib import pyplot  # noqa: E402
 
 _SIZE_MIB = 1024
 _DIRTY_MIB = 400
 _MEMORY_MIB = 1024
-#: Until a dirtier has dirtied its file once, also under TCG.
+#: In which a dirtier has dirtied its file once, also under TCG.
 _DIRTIER_SECONDS = 4
 
 #: In the guest's RAM.
 _COUNTER = '/run/dirtied'
 
 _DOCS = paths.ROOT / 'doc/source/admin'
-_FIGURES = ('p50_us', 'p99_us', 'max_us', 'ops_per_s')
-#: Of the process that dirties a file: while nobody fsyncs, and beside it.
+#: Of the process that dirties a file: without fsyncs, and next to them.
 _DIRTIED = ('dirtied_before_mib_per_s', 'dirtied_mib_per_s')
-#: What ours are held against, and by which figures.
+#: All figures of a sample, not all of which every workload and mode has.
+_MEASURED = ('p50_us', 'p99_us', 'max_us', 'ops_per_s', *_DIRTIED,
+             'flushes_per_request')
+#: What our device and driver are compared with, and by which figures.
 _RIVALS = {'pmem': ('pmem-before', 'pmem-stock', 'blk-writeback'),
            'pmem-driver': ('pmem', 'blk-writeback')}
 _COMPARED = ('p50_us', 'p99_us', 'ops_per_s', 'dirtied_mib_per_s')
@@ -69,7 +63,7 @@ class Mode:
     title: str
     disk: Callable[[pathlib.Path], list[str]]
     stock: bool = False
-    #: Whether the guest's driver is that of guest-image-elements.
+    #: Whether the guest has the driver of guest-image-elements.
     driver: bool = False
     #: A QEMU that was built before.
     built: str = ''
@@ -77,7 +71,7 @@ class Mode:
     def emulator(self) -> str:
         if self.built:
             return self.built
-        return emulators.stock('10.0') if self.stock else emulators.ours()
+        return emulators.stock('10.0') if self.stock else emulators.project()
 
     def guest(self, kernel: str) -> guest.Guest:
         return guest.build(kernel_package=kernel, with_driver=self.driver)
@@ -85,7 +79,7 @@ class Mode:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Who fsyncs, how often each, and beside whom."""
+    """How many processes fsync, how often each, and next to which."""
 
     title: str
     fsyncs: int
@@ -107,10 +101,10 @@ MODES = {
 WORKLOADS = {
     'alone': Workload('alone', 400),
     'write-dirtier': Workload(
-        f'beside {_DIRTY_MIB} MiB written in a loop', 600,
+        f'next to {_DIRTY_MIB} MiB written in a loop', 600,
         dirtier='write'),
     'mmap-dirtier': Workload(
-        f'beside {_DIRTY_MIB} MiB stored by mmap in a loop', 600,
+        f'next to {_DIRTY_MIB} MiB stored by mmap in a loop', 600,
         dirtier='mmap'),
     'processes-64': Workload('64 processes', 10, processes=64),
     'fdatasync-64': Workload('64 processes, fdatasync', 20, processes=64,
@@ -139,23 +133,23 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
           wanted: tuple[str, ...], before: str, docs: bool) -> None:
     """Time a guest's fsync on virtio-blk and on virtio-pmem.
 
-    The test guest on the same image file and file system, from a disk of
-    each kind in turn, all kinds in every round, in an order that changes;
-    in each boot, 4 KiB are written and fsynced alone, beside a process that
-    dirties a large file, and by 64 processes; and by 64 processes with
-    fdatasync, which has the disk flush without a commit of the file system's
-    journal. On virtio-pmem with the kernel's driver and with ours. The host
-    has none of the image in its page cache when a guest starts. A first round
-    is not timed but counts QEMU's sync calls by strace.
+    Every round boots the test guest from a disk of each kind, with the same
+    image file and file system; another kind is first in each round. In each
+    boot, 4 KiB are written and fsynced: by one process alone, by one next to
+    a process that dirties a large file, by 64 processes, and by 64 processes
+    with fdatasync, which flushes the disk without a commit of the file
+    system's journal. virtio-pmem runs with the kernel's driver and with our
+    driver. The host has none of the image in its page cache when a guest
+    starts. A first round is not timed; strace counts QEMU's sync calls in it.
 
     Rows in .lab/bench/flush.json, medians of the rounds: mode, workload,
     p50_us, p99_us, max_us, ops_per_s, each of these with its spread from
-    least to most; host_syncs_per_fsync. Beside a process that dirties, how
-    fast it does so (dirtied_mib_per_s), and how fast it did before the
-    fsyncs began (dirtied_before_mib_per_s). With our driver, flushes for each
-    request to the host (flushes_per_request). In the rows of our device, its
-    figures against those of the others in the same round, as ratios:
-    against_pmem_stock, against_pmem, against_blk_writeback, and with --before
+    least to most; host_syncs_per_fsync. Next to a process that dirties a
+    file, its speed (dirtied_mib_per_s), and its speed before the fsyncs began
+    (dirtied_before_mib_per_s). With our driver, flushes for each request to
+    the host (flushes_per_request). In the rows of our device, the ratios of
+    its figures to those of other kinds in the same round: against_pmem_stock,
+    against_pmem, against_blk_writeback, and with --before
     against_pmem_before. The plot is .lab/bench/flush.png.
     """
     if quick:
@@ -167,7 +161,7 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
                  if key in (wanted or WORKLOADS)}
     if before:
         modes['pmem-before'] = dataclasses.replace(
-            MODES['pmem'], title='virtio-pmem, the device before',
+            MODES['pmem'], title='virtio-pmem, our device in --before',
             built=before)
     if docs and (modes != MODES or workloads != WORKLOADS
                  or kernel != guest.KERNEL_PACKAGE):
@@ -186,19 +180,19 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
                 for key, workload in workloads.items():
                     counted[name, key] = _count(
                         machine, image, workload, share)
-        samples: dict[tuple[str, str], list[dict[str, float]]] = {}
+        samples: dict[tuple[str, str], list[results.Sample]] = {}
         for number in range(rounds):
-            order = list(modes)
-            first = number % len(order)
-            order = order[first:] + order[:first]
-            for name in order:
+            for name in results.in_turn(modes, number):
                 with (progress.step(f'round {number + 1} of {rounds}: '
                                     f'{modes[name].title}'),
                       _boot(image, modes[name], kernel) as machine):
                     for key, workload in workloads.items():
                         samples.setdefault((name, key), []).append(
                             _time(machine, workload, share))
-    rows = [_row(name, key, samples[name, key], counted[name, key])
+    rows = [{'mode': name, 'workload': key,
+             **results.summary(samples[name, key], _MEASURED, 1),
+             'host_syncs_per_fsync': round(counted[name, key], 2),
+             'rounds': rounds}
             for key in workloads for name in modes]
     for row in rows:
         if row['mode'] in _RIVALS:
@@ -206,9 +200,11 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
     results.save('flush', rows)
     plot = results.DIRECTORY / 'flush.png'
     _plot(rows, plot)
-    _show('fsync in the guest', _HEADINGS, _cells(rows))
-    _show('ours against others: ratio in each round', _VERDICT_HEADINGS,
-          _verdicts(rows))
+    results.show('fsync in the guest', _HEADINGS, _cells(rows), width=140,
+                 whole=2, groups=1)
+    results.show('our device against others: ratio in each round',
+                 _VERDICT_HEADINGS, _verdicts(rows), width=140, whole=2,
+                 groups=1)
     progress.say(f'the plot is {plot}')
     if docs:
         shutil.copy(plot, _DOCS / 'flush.png')
@@ -220,7 +216,7 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
 
 @contextlib.contextmanager
 def _image(kernel: str) -> Iterator[pathlib.Path]:
-    """The guest's image, allocated in full, on our file system."""
+    """The guest's image, fully allocated, on the file system of .lab/."""
     built = guest.build(kernel_package=kernel)
     results.DIRECTORY.mkdir(parents=True, exist_ok=True)
     image = results.DIRECTORY / 'flush.raw'
@@ -237,8 +233,7 @@ def _image(kernel: str) -> Iterator[pathlib.Path]:
 def _boot(image: pathlib.Path, mode: Mode,
           kernel: str) -> Iterator[qemu.Machine]:
     built = mode.guest(kernel)
-    # Or it stays in the page cache in such pieces as the boot before this one
-    # has read it in.
+    # Otherwise the page cache has the pieces that the last boot has read.
     pagecache.evict(image)
     with qemu.Machine(
             *qemu.direct_kernel(built.kernel, built.initrd,
@@ -251,7 +246,7 @@ def _boot(image: pathlib.Path, mode: Mode,
 
 
 def _prepare(image: pathlib.Path, kernel: str) -> None:
-    """Make the large file: all that follows overwrites what there is."""
+    """Make the large file, which everything after this overwrites."""
     with (progress.step('making the file to dirty'),
           _boot(image, MODES['blk-writeback'], kernel) as machine):
         machine.agent.run(
@@ -288,8 +283,8 @@ def _fsync(machine: qemu.Machine, workload: Workload,
 
 
 def _time(machine: qemu.Machine, workload: Workload,
-          share: int) -> dict[str, float]:
-    rates = {}
+          share: int) -> results.Sample:
+    rates: results.Sample = {}
     with _dirtier(machine, workload):
         if workload.dirtier:
             begun = _probe(machine, f'dirtied {_COUNTER}')
@@ -312,7 +307,7 @@ def _time(machine: qemu.Machine, workload: Workload,
 
 
 def _sent(machine: qemu.Machine) -> list[int]:
-    """Flushes and requests of our driver so far; empty with another one."""
+    """Flushes and requests of our driver so far; empty with another."""
     directory = '/sys/bus/virtio/drivers/virtio_pmem/virtio*/flush'
     return [int(word) for word in machine.agent.run(
         f'cat {directory}/flushes {directory}/requests').stdout.split()]
@@ -335,35 +330,17 @@ def _count(machine: qemu.Machine, image: pathlib.Path, workload: Workload,
     return watched.succeeded / fsyncs
 
 
-def _row(mode: str, workload: str, samples: list[dict[str, float]],
-         host_syncs: float) -> dict[str, Any]:
-    row: dict[str, Any] = {'mode': mode, 'workload': workload}
-    for figure in (*_FIGURES, *_DIRTIED, 'flushes_per_request'):
-        if figure not in samples[0]:
-            continue
-        values = [sample[figure] for sample in samples]
-        row[figure] = round(statistics.median(values), 1)
-        row[f'{figure}_spread'] = [round(min(values), 1),
-                                   round(max(values), 1)]
-    row['host_syncs_per_fsync'] = round(host_syncs, 2)
-    row['rounds'] = len(samples)
-    return row
-
-
-def _compare(row: dict[str, Any],
-             samples: dict[tuple[str, str], list[dict[str, float]]]) -> None:
-    """Add a row's figures as ratios to the rivals' in the same round."""
-    ours = samples[row['mode'], row['workload']]
+def _compare(row: results.Row,
+             samples: dict[tuple[str, str], list[results.Sample]]) -> None:
+    """Add the ratios of a row's figures to those of its rivals."""
+    measured = samples[row['mode'], row['workload']]
     for rival in _RIVALS[row['mode']]:
         theirs = samples.get((rival, row['workload']))
         if theirs is None:
             continue
         row[f'against_{rival.replace("-", "_")}'] = {
-            # A dirtier that is starved altogether has 0 MiB/s.
-            figure: _median([one[figure] / max(other[figure], 1e-6)
-                             for one, other
-                             in zip(ours, theirs, strict=True)])
-            for figure in _COMPARED if figure in ours[0]}
+            figure: _median(results.ratios(measured, theirs, figure))
+            for figure in _COMPARED if figure in measured[0]}
 
 
 def _median(ratios: list[float]) -> dict[str, float]:
@@ -375,33 +352,23 @@ _HEADINGS = ('workload', 'disk', 'p50 ms', 'p99 ms', 'max ms', 'fsyncs/s',
              'host syncs per fsync', 'flushes per request', 'dirtied MiB/s')
 
 
-def _cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """The rows of a table: the median, and the spread in brackets."""
+def _cells(rows: list[results.Row]) -> Iterator[list[str]]:
     for row in rows:
-        cells = [row['workload'], row['mode']]
-        for figure in _FIGURES:
-            digits, unit = (0, 1) if figure == 'ops_per_s' else (2, 1000)
-            cells.append(_spread(row, figure, digits, unit))
-        cells.append(f'{row["host_syncs_per_fsync"]:.2f}')
-        for figure, digits in (('flushes_per_request', 1),
-                               ('dirtied_mib_per_s', 0)):
-            cells.append(_spread(row, figure, digits, 1)
-                         if figure in row else '-')
-        yield cells
+        yield [row['workload'], row['mode'],
+               *(results.cell(row, figure, 2, 1000)
+                 for figure in ('p50_us', 'p99_us', 'max_us')),
+               results.cell(row, 'ops_per_s', 0),
+               f'{row["host_syncs_per_fsync"]:.2f}',
+               results.cell(row, 'flushes_per_request', 1),
+               results.cell(row, 'dirtied_mib_per_s', 0)]
 
 
-def _spread(row: dict[str, Any], figure: str, digits: int, unit: int) -> str:
-    least, most = row[f'{figure}_spread']
-    return (f'{row[figure] / unit:.{digits}f} '
-            f'({least / unit:.{digits}f}-{most / unit:.{digits}f})')
-
-
-_VERDICT_HEADINGS = ('workload', 'ours', 'against', 'p50', 'p99', 'fsyncs/s',
+_VERDICT_HEADINGS = ('workload', 'disk', 'against', 'p50', 'p99', 'fsyncs/s',
                      'dirtied')
 
 
-def _verdicts(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Ratios: of a time, less than 1 is better; of all else, more."""
+def _verdicts(rows: list[results.Row]) -> Iterator[list[str]]:
+    """Ratios: less than 1 is better for times, more than 1 for rates."""
     for row in rows:
         for rival in _RIVALS.get(row['mode'], ()):
             ratios = row.get(f'against_{rival.replace("-", "_")}')
@@ -417,40 +384,22 @@ def _verdicts(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
             yield cells
 
 
-def _show(title: str, headings: Sequence[str],
-          lines: Iterable[list[str]]) -> None:
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE)
-    for heading in headings:
-        table.add_column(heading, no_wrap=heading in headings[:2])
-    workload = None
-    for cells in lines:
-        if workload not in (None, cells[0]):
-            table.add_section()
-        workload = cells[0]
-        table.add_row(*cells)
-    rich.console.Console(width=140).print(table)
-
-
-def _plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
-    """p50 as bars with its spread, p99 as points, a panel a workload."""
+def _plot(rows: list[results.Row], file: pathlib.Path) -> None:
+    """p50 as bars with its spread, p99 as dashes, a panel for a workload."""
     workloads = list(dict.fromkeys(row['workload'] for row in rows))
-    figure, panels = pyplot.subplots(
-        1, len(workloads), figsize=(3 * len(workloads), 4), sharey=True,
-        squeeze=False, layout='constrained')
-    for panel, key in zip(panels[0], workloads, strict=True):
-        shown = [row for row in rows if row['workload'] == key]
-        p50 = [row['p50_us'] / 1000 for row in shown]
-        spread = [[abs(row['p50_us_spread'][end] - row['p50_us']) / 1000
-                   for row in shown] for end in (0, 1)]
-        names = [row['mode'] for row in shown]
-        panel.bar(names, p50, yerr=spread, capsize=3,
-                  color=[f'C{number}' for number in range(len(names))])
-        panel.plot(names, [row['p99_us'] / 1000 for row in shown], 'k_',
-                   markersize=12)
-        panel.set_title(WORKLOADS[key].title, fontsize=9)
-        panel.set_yscale('log')
-        panel.tick_params(axis='x', rotation=40, labelsize=8)
-        panel.grid(axis='y', alpha=0.3)
-    panels[0][0].set_ylabel('fsync, ms: median (bar), 99th percentile (dash)')
-    figure.savefig(file, dpi=90)
-    pyplot.close(figure)
+    with plots.panels(file, len(workloads), width=3 * len(workloads),
+                      height=4, sharey=True) as panels:
+        for panel, key in zip(panels, workloads, strict=True):
+            shown = [row for row in rows if row['workload'] == key]
+            names = [row['mode'] for row in shown]
+            p50, spread = plots.bars(shown, 'p50_us', 1000)
+            panel.bar(names, p50, yerr=spread, capsize=3,
+                      color=[f'C{number}' for number in range(len(names))])
+            panel.plot(names, [row['p99_us'] / 1000 for row in shown], 'k_',
+                       markersize=12)
+            panel.set_title(WORKLOADS[key].title, fontsize=9)
+            panel.set_yscale('log')
+            panel.tick_params(axis='x', rotation=40, labelsize=8)
+            panel.grid(axis='y', alpha=0.3)
+        panels[0].set_ylabel(
+            'fsync, ms: median (bar), 99th percentile (dash)')

@@ -14,41 +14,34 @@
 
 from collections.abc import Iterator
 import contextlib
+import pathlib
 import shutil
-import statistics
 import threading
 import time
 from typing import Any
 
 import click
 import libvirt
-import matplotlib
-import rich.box
-import rich.console
-import rich.table
 
+from lab.benchmarks import plots
 from lab.benchmarks import results
-from lab import clients
-from lab import cloud as lab_cloud
+from lab.deploy import clients
+from lab.deploy import host
+from lab.deploy import lifecycle
+from lab.deploy import servers
+from lab import errors
 from lab import guest
-from lab import host
-from lab import lifecycle
 from lab import paths
 from lab import progress
-from lab import servers
 
-matplotlib.use('agg')
-
-from matplotlib import pyplot  # noqa: E402
-
-MODES = {
+MODES: dict[str, dict[str, str]] = {
     'blk': {},
     'pmem': {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'},
 }
 DISKS_GIB = (1, 8, 32)
 
-#: MiB. The pages of a disk on fake DAX are described in the guest's RAM, 16
-#: MiB for each GiB; a server of the other kind gets as much, to be like it.
+#: MiB. A guest describes the pages of fake DAX in its RAM, 16 MiB for each
+#: GiB of disk. Servers of the other kind get the same RAM, to be comparable.
 _RAM_MIB = 1024
 _CHURN_MIB = 16
 _TICKS = '/dev/ticks'
@@ -61,28 +54,28 @@ _DOCS = paths.ROOT / 'doc/source/admin'
 @click.command()
 @click.option('--rounds', default=3, show_default=True,
               type=click.IntRange(min=1),
-              help='Moves of each server, without and with the writer.')
+              help='Migrations of each server, without and with the writer.')
 @click.option('--disk', 'disks', multiple=True, type=click.IntRange(min=1),
               default=DISKS_GIB, show_default=True,
-              help='GiB of the root disk; may be given several times.')
+              help='GiB of the root disk; can be repeated.')
 @click.option('--docs', is_flag=True,
               help='Put the table and the plot into doc/ as well.')
 def migrate(rounds: int, disks: tuple[int, ...], docs: bool) -> None:
     """Live-migrate a server on virtio-blk and one on fake DAX.
 
-    The same image and shared storage; for each size of disk a server of
-    each kind, which move in turn, first idle and then with a process that
-    writes, fsyncs and reads back.
+    The same image and shared storage. For each size of disk there is a
+    server of each kind; they migrate in turn, first idle and then with a
+    process that writes, fsyncs and reads back.
 
-    Rows in .lab/bench/migrate.json, medians of the rounds, each with its
-    spread: mode, disk_gib, writer; total_s and bytes as QEMU counts them;
-    downtime_guest_ms, from the stop of the guest at the source until it runs
-    at the destination; downtime_qemu_ms, QEMU's own figure; longest_tick_ms,
-    the longest that a sleep of 1 ms took by the guest's clock; request_s,
-    from the user's request until the server is ACTIVE there.
+    Rows in .lab/bench/migrate.json, medians of the rounds with their spread:
+    mode, disk_gib, writer; total_s and bytes as QEMU counts them;
+    downtime_guest_ms, from the stop of the guest on the source until it runs
+    on the destination; downtime_qemu_ms, QEMU's own figure; longest_tick_ms,
+    how long a sleep of 1 ms took at most by the guest's clock; request_s,
+    from the user's request until the migration has completed.
     """
-    samples: dict[tuple[str, int, bool], list[dict[str, float]]] = {}
-    with lab_cloud.messages(), lifecycle.borrowed(), _Switchovers() as seen:
+    samples: dict[tuple[str, int, bool], list[results.Sample]] = {}
+    with errors.messages(), lifecycle.borrowed(), _Switchovers() as seen:
         cloud = clients.connect()
         image = servers.image(cloud, 'fakedax-bench', guest.build())
         for disk in disks:
@@ -94,8 +87,7 @@ def migrate(rounds: int, disks: tuple[int, ...], docs: bool) -> None:
                         for server in made.values():
                             _begin_writer(server)
                     for number in range(rounds):
-                        modes = list(MODES)
-                        for mode in modes if number % 2 else modes[::-1]:
+                        for mode in results.in_turn(MODES, number):
                             sample = _move(made[mode], seen)
                             samples.setdefault(
                                 (mode, disk, writer), []).append(sample)
@@ -104,12 +96,15 @@ def migrate(rounds: int, disks: tuple[int, ...], docs: bool) -> None:
                                 f'{", writer" if writer else ""}: '
                                 f'{sample["total_s"]:.2f} s, down '
                                 f'{sample["downtime_guest_ms"]:.0f} ms')
-    rows = [_row(mode, disk, writer, samples[mode, disk, writer])
+    rows = [{'mode': mode, 'disk_gib': disk, 'writer': writer,
+             **results.summary(samples[mode, disk, writer], _FIGURES, 2),
+             'rounds': rounds}
             for disk in disks for writer in (False, True) for mode in MODES]
     results.save('migrate', rows)
     plot = results.DIRECTORY / 'migrate.png'
     _plot(rows, plot)
-    _show(rows)
+    results.show('Live migration', _HEADINGS, _cells(rows), width=130,
+                 whole=len(_HEADINGS), groups=2)
     progress.say(f'the plot is {plot}')
     if docs:
         shutil.copy(plot, _DOCS / 'migrate.png')
@@ -118,9 +113,9 @@ def migrate(rounds: int, disks: tuple[int, ...], docs: bool) -> None:
 
 
 class _Switchovers:
-    """When guests stop and run, as libvirt says on both hosts.
+    """When guests stop and run, by the events of libvirt on both hosts.
 
-    The guest's own clock stands still in between.
+    Not by the guest's clock, which does not run in between.
     """
 
     def __enter__(self) -> '_Switchovers':
@@ -141,15 +136,15 @@ class _Switchovers:
             connection.close()
 
     def _run(self) -> None:
-        # The loop would wait for ever where nothing happens any more.
+        # Without a timeout the loop would wait forever for a next event.
         libvirt.virEventAddTimeout(100, lambda *_: None, None)
         while not self._ended.is_set():
             libvirt.virEventRunDefaultImpl()
 
     def _note(self, _connection: Any, domain: Any, event: int, detail: int,
               _opaque: object) -> None:
-        # The first stop and the last start: a guest may also be stopped at
-        # the destination before it runs there.
+        # The first stop and the last start: the guest may also stop on the
+        # destination before it runs there.
         key = (domain.UUIDString(), event)
         now = time.monotonic()
         if event == libvirt.VIR_DOMAIN_EVENT_RESUMED:
@@ -158,12 +153,13 @@ class _Switchovers:
             self._times.setdefault(key, now)
 
     def forget(self, server: servers.Server) -> None:
+        """Forget earlier migrations of a server."""
         for event in (libvirt.VIR_DOMAIN_EVENT_SUSPENDED,
                       libvirt.VIR_DOMAIN_EVENT_RESUMED):
             self._times.pop((server.id, event), None)
 
     def downtime(self, server: servers.Server) -> float:
-        """Seconds of the last move."""
+        """Seconds of the migration since forget()."""
         return (self._times[server.id, libvirt.VIR_DOMAIN_EVENT_RESUMED]
                 - self._times[server.id, libvirt.VIR_DOMAIN_EVENT_SUSPENDED])
 
@@ -171,7 +167,7 @@ class _Switchovers:
 @contextlib.contextmanager
 def _server(cloud: Any, image: Any, mode: str,
             disk: int) -> Iterator[servers.Server]:
-    """A server with a ticker in it, for the length of a block."""
+    """A server that runs a ticker, for the length of a block."""
     flavor = servers.flavor(
         cloud, f'fakedax.bench.migrate.{mode}.{disk}', ram=_RAM_MIB,
         disk=disk, extra_specs=MODES[mode])
@@ -198,14 +194,14 @@ def _begin_writer(server: servers.Server) -> None:
                   '>/dev/null 2>&1 &', check=True)
 
 
-def _move(server: servers.Server, seen: _Switchovers) -> dict[str, float]:
+def _move(server: servers.Server, seen: _Switchovers) -> results.Sample:
     with server.agent() as agent:
         agent.run(f'echo >{_TICKS}', check=True)
     seen.forget(server)
     started = time.monotonic()
     status = server.live_migrate()
     if status != 'completed':
-        raise click.ClickException(f'a migration ended as {status}')
+        raise errors.LabError(f'a migration ended with status {status}')
     took = time.monotonic() - started
     statistic = server.migration_statistics()
     with server.agent() as agent:
@@ -220,74 +216,43 @@ def _move(server: servers.Server, seen: _Switchovers) -> dict[str, float]:
     }
 
 
-def _row(mode: str, disk: int, writer: bool,
-         samples: list[dict[str, float]]) -> dict[str, Any]:
-    row: dict[str, Any] = {'mode': mode, 'disk_gib': disk, 'writer': writer}
-    for figure in _FIGURES:
-        values = [sample[figure] for sample in samples]
-        row[figure] = round(statistics.median(values), 2)
-        row[f'{figure}_spread'] = [round(min(values), 2),
-                                   round(max(values), 2)]
-    row['rounds'] = len(samples)
-    return row
-
-
 _HEADINGS = ('disk', 'writer', 'kind', 'total s', 'MiB sent', 'guest down ms',
              'QEMU downtime ms', 'down against blk')
 
 
-def _cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """The rows of a table: the median, and the spread in brackets."""
+def _cells(rows: list[results.Row]) -> Iterator[list[str]]:
     down = {(row['disk_gib'], row['writer']): row['downtime_guest_ms']
             for row in rows if row['mode'] == 'blk'}
     for row in rows:
-        cells = [f'{row["disk_gib"]} GiB', 'yes' if row['writer'] else 'no',
-                 row['mode']]
-        for figure, unit, digits in (
-                ('total_s', 1, 2), ('bytes', 1 << 20, 1),
-                ('downtime_guest_ms', 1, 0), ('downtime_qemu_ms', 1, 0)):
-            least, most = row[f'{figure}_spread']
-            cells.append(f'{row[figure] / unit:.{digits}f} '
-                         f'({least / unit:.{digits}f}-'
-                         f'{most / unit:.{digits}f})')
         ratio = (row['downtime_guest_ms']
                  / down[row['disk_gib'], row['writer']])
-        cells.append(f'{ratio:.2f}')
-        yield cells
+        yield [f'{row["disk_gib"]} GiB', 'yes' if row['writer'] else 'no',
+               row['mode'],
+               results.cell(row, 'total_s', 2),
+               results.cell(row, 'bytes', 1, 1 << 20),
+               results.cell(row, 'downtime_guest_ms', 0),
+               results.cell(row, 'downtime_qemu_ms', 0),
+               f'{ratio:.2f}']
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = rich.table.Table(title='Live migration', box=rich.box.SIMPLE)
-    for heading in _HEADINGS:
-        table.add_column(heading, no_wrap=True)
-    for cells in _cells(rows):
-        table.add_row(*cells, end_section=cells[2] == list(MODES)[-1])
-    rich.console.Console(width=130).print(table)
-
-
-def _plot(rows: list[dict[str, Any]], file: Any) -> None:
-    """Bytes and downtime by the size of the disk, a line a kind."""
-    figure, panels = pyplot.subplots(
-        1, 3, figsize=(12, 3.6), layout='constrained')
-    for panel, (name, unit, label) in zip(panels, (
-            ('bytes', 1 << 20, 'MiB sent'), ('total_s', 1, 'total, s'),
-            ('downtime_guest_ms', 1, 'guest down, ms')), strict=True):
-        for number, mode in enumerate(MODES):
-            for writer, style in ((False, '-'), (True, '--')):
-                shown = [row for row in rows if row['mode'] == mode
-                         and row['writer'] == writer]
-                values = [row[name] / unit for row in shown]
-                spread = [[abs(row[f'{name}_spread'][end] - row[name]) / unit
-                           for row in shown] for end in (0, 1)]
-                panel.errorbar(
-                    [str(row['disk_gib']) for row in shown], values,
-                    yerr=spread, fmt=f'o{style}', color=f'C{number}',
-                    capsize=3,
-                    label=f'{mode}{", writer" if writer else ""}')
-        panel.set_xlabel('disk, GiB')
-        panel.set_ylabel(label)
-        panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    figure.savefig(file, dpi=90)
-    pyplot.close(figure)
+def _plot(rows: list[results.Row], file: pathlib.Path) -> None:
+    """Bytes and downtime by the size of the disk, one line for each kind."""
+    with plots.panels(file, 3, width=12, height=3.6) as panels:
+        for panel, (name, unit, label) in zip(panels, (
+                ('bytes', 1 << 20, 'MiB sent'), ('total_s', 1, 'total, s'),
+                ('downtime_guest_ms', 1, 'guest down, ms')), strict=True):
+            for number, mode in enumerate(MODES):
+                for writer, style in ((False, '-'), (True, '--')):
+                    shown = [row for row in rows if row['mode'] == mode
+                             and row['writer'] == writer]
+                    values, spread = plots.bars(shown, name, unit)
+                    panel.errorbar(
+                        [str(row['disk_gib']) for row in shown], values,
+                        yerr=spread, fmt=f'o{style}', color=f'C{number}',
+                        capsize=3,
+                        label=f'{mode}{", writer" if writer else ""}')
+            panel.set_xlabel('disk, GiB')
+            panel.set_ylabel(label)
+            panel.set_ylim(bottom=0)
+            panel.grid(alpha=0.3)
+        panels[0].legend(fontsize=8)

@@ -10,26 +10,26 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""How long a server takes to be created."""
+"""How long it takes to create a server."""
 
 import statistics
 import time
 from typing import Any
 
 import click
-import rich.box
-import rich.console
-import rich.table
 
 from lab.benchmarks import results
-from lab import clients
-from lab import cloud as lab_cloud
+from lab.deploy import clients
+from lab.deploy import lifecycle
+from lab.deploy import servers
+from lab import errors
 from lab import guest
-from lab import lifecycle
 from lab import progress
-from lab import servers
+from lab import wait
 
 _POLL_SECONDS = 0.05
+#: That a server may take.
+_PATIENCE = 600
 
 
 @click.command()
@@ -39,10 +39,11 @@ def spawn(rounds: int) -> None:
     """Time server create: fake DAX against an ordinary raw flavor.
 
     The same image, from the request until the server is ACTIVE; the two
-    kinds in turn, each first in every other round, after one of each that
-    is not counted. Rows in .lab/bench/spawn.json: mode, round, seconds.
+    kinds in turn, each of them first in every other round. The first server
+    of each kind does not count. Rows in .lab/bench/spawn.json: mode, round,
+    seconds.
     """
-    with lab_cloud.messages(), lifecycle.borrowed():
+    with errors.messages(), lifecycle.borrowed():
         cloud = clients.connect()
         image = servers.image(cloud, 'fakedax-bench', guest.build())
         flavors = {
@@ -53,8 +54,7 @@ def spawn(rounds: int) -> None:
                     'trait:CUSTOM_FAKEDAX': 'required'})}
         rows = []
         for number in range(rounds + 1):
-            modes = list(flavors)
-            for mode in modes if number % 2 else reversed(modes):
+            for mode in results.in_turn(flavors, number):
                 seconds = _spawn(cloud, flavors[mode], image)
                 if number:
                     rows.append({'mode': mode, 'round': number,
@@ -62,7 +62,7 @@ def spawn(rounds: int) -> None:
                     progress.say(f'round {number} of {rounds}, {mode}: '
                                  f'{seconds:.2f} s')
     results.save('spawn', rows)
-    _show_spawn(rows)
+    _show(rows)
 
 
 def _spawn(cloud: Any, flavor: Any, image: Any) -> float:
@@ -75,31 +75,30 @@ def _spawn(cloud: Any, flavor: Any, image: Any) -> float:
         name='fakedax-bench', flavor_id=flavor.id, image_id=image.id,
         networks='none')
     try:
-        while server.status != 'ACTIVE':
-            if server.status == 'ERROR':
-                raise click.ClickException(f'a server failed: {server.fault}')
-            time.sleep(_POLL_SECONDS)
-            server = cloud.compute.get_server(server.id)
+        wait.until('a server to be ACTIVE', lambda: _active(cloud, server),
+                   _PATIENCE, interval=_POLL_SECONDS)
         return time.monotonic() - started
     finally:
         cloud.compute.delete_server(server.id)
         cloud.compute.wait_for_delete(server, interval=0.2)
 
 
-def _show_spawn(rows: list[dict[str, Any]]) -> None:
+def _active(cloud: Any, server: Any) -> bool:
+    shown = cloud.compute.get_server(server.id)
+    if shown.status == 'ERROR':
+        raise errors.LabError(f'a server failed: {shown.fault}')
+    return bool(shown.status == 'ACTIVE')
+
+
+def _show(rows: list[results.Row]) -> None:
     times = {mode: {row['round']: row['seconds'] for row in rows
                     if row['mode'] == mode} for mode in ('blk', 'pmem')}
-    table = rich.table.Table(
-        title='openstack server create', box=rich.box.SIMPLE)
-    for heading in ('', 'min', 'median', 'max'):
-        table.add_column(heading, justify='right' if heading else 'left')
     ratios = [times['pmem'][number] / times['blk'][number]
               for number in times['blk']]
-    for name, values, unit in (
+    results.show('openstack server create', ('', 'min', 'median', 'max'), [
+        [name, *(f'{each(values):.2f}{unit}'
+                 for each in (min, statistics.median, max))]
+        for name, values, unit in (
             ('ordinary raw flavor', list(times['blk'].values()), ' s'),
             ('fake DAX', list(times['pmem'].values()), ' s'),
-            ('ratio, round by round', ratios, '')):
-        table.add_row(name, *(
-            f'{each(values):.2f}{unit}'
-            for each in (min, statistics.median, max)))
-    rich.console.Console(width=100).print(table)
+            ('ratio, round by round', ratios, ''))])

@@ -12,10 +12,12 @@
 
 """The test guest: one small disk image that boots on every kind of flavor.
 
-A Debian cloud kernel with a busybox root, a real guest agent and a program,
-``probe``, that tests and the demo call in it. It boots from kernel and
-initrd images as well as by BIOS and GRUB from the disk, and takes its root
-from pmem where there is pmem, from an ordinary disk otherwise.
+A Debian cloud kernel with a busybox root, QEMU's guest agent and the program
+``probe``, which tests and the demo run in it. It boots from kernel and initrd
+images, or with BIOS and GRUB from the disk. Its root is on pmem if it has
+pmem, on an ordinary disk otherwise.
+
+Knows how to build and cache the guest; does not know what runs it.
 """
 
 from lab.guest.image import build

@@ -34,7 +34,7 @@ class Package:
 
 
 def find(*names: str) -> list[Package]:
-    """The versions of the packages that apt would install.
+    """The packages, in the versions that apt would install.
 
     :raises GuestBuildError: apt does not know one of them
     """
@@ -51,7 +51,7 @@ def find(*names: str) -> list[Package]:
 
 
 def depends(name: str, prefixes: tuple[str, ...]) -> list[str]:
-    """What a package depends on, of the packages that are called so."""
+    """The dependencies of a package whose names start with a prefix."""
     listing = tools.run('apt-cache', 'depends', '--important', name)
     lines = (line.strip(' |').partition(': ')
              for line in listing.splitlines())
@@ -60,10 +60,9 @@ def depends(name: str, prefixes: tuple[str, ...]) -> list[str]:
 
 
 def kernel(name: str) -> str:
-    """The package that holds the kernel: ``name`` or what it depends on.
+    """The package that has the kernel: ``name`` or what it depends on.
 
-    ``linux-image-cloud-amd64`` is empty and depends on the kernel of the
-    day.
+    ``linux-image-cloud-amd64`` is empty and depends on the newest kernel.
     """
     return next(iter(depends(name, ('linux-image-',))), name)
 
@@ -74,7 +73,7 @@ def unpack(package: Package, into: pathlib.Path) -> None:
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent) as tmp:
-            # apt's own user may not enter root's cache.
+            # apt's own user has no access to root's cache.
             tools.run('apt-get', '-o', 'APT::Sandbox::User=root',
                       'download', package.name, cwd=tmp)
             (pathlib.Path(tmp) / package.archive).rename(cached)
@@ -83,10 +82,10 @@ def unpack(package: Package, into: pathlib.Path) -> None:
 
 
 def libraries(program: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
-    """The shared libraries ``program`` loads here, by the name it asks for.
+    """The shared libraries that ``program`` loads here, by their names.
 
-    They are the host's: the guest's programs come from packages of the same
-    Debian release.
+    They are the host's, which fit: the guest's programs come from packages
+    of the same Debian release.
 
     :raises GuestBuildError: one is not installed
     """

@@ -10,17 +10,16 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""A kernel that watches its drivers: ``python -m lab.guest.debugkernel``.
+"""A kernel that checks its drivers: ``python -m lab.guest.debugkernel``.
 
-Debian's source with KASAN, kmemleak and lockdep, and little else than what
-the test guest needs of QEMU's q35, so that it is built in minutes.
+Debian's source with KASAN, kmemleak and lockdep, and otherwise only with what
+the test guest needs on QEMU's q35, so that it builds in minutes.
 """
 
 import os
 import pathlib
 import shlex
 import shutil
-import sys
 import tempfile
 
 import click
@@ -31,7 +30,7 @@ from lab import paths
 
 SOURCE_PACKAGE = 'linux-source-6.12'
 
-#: What is wanted beyond ``make allnoconfig``, each checked after the merge.
+#: Options on top of ``make allnoconfig``; each is checked after the merge.
 CONFIG = """\
 CONFIG_LOCALVERSION="-fakedax-debug"
 # It would let allnoconfig take away what no program does without.
@@ -188,27 +187,27 @@ CONFIG_FAIL_PAGE_ALLOC=y
 CONFIG_FAIL_MAKE_REQUEST=y
 """
 
-#: The kernel says who built it and when, which must not differ.
+#: The kernel has in it who built it and when; that must not differ.
 _SAME_EVERYWHERE = ('KBUILD_BUILD_USER=lab',
                     'KBUILD_BUILD_HOST=nova-fakedax',
                     'KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970')
 
-#: Of Debian packages that are not essential.
+#: Programs of packages that Debian does not always install.
 _PROGRAMS = ('bc', 'bison', 'depmod', 'flex', 'gcc', 'make', 'xz')
 
 
 def build() -> pathlib.Path:
-    """The debug kernel, from the cache if it was built before.
+    """The debug kernel, built unless the cache has it.
 
-    Laid out as a kernel package of Debian's that is unpacked: ``boot`` and
-    ``lib/modules``; and ``build``, the headers, for ``make -C DIR/build
-    M=...``. Takes some ten minutes on two processors, and 3 GiB meanwhile.
+    The directory is like an unpacked kernel package of Debian, with ``boot``
+    and ``lib/modules``, and has the headers in ``build``, for ``make -C
+    DIR/build M=...``. A build takes ten minutes on two processors, and 3 GiB.
 
     :raises GuestBuildError: something is missing, or an option of the
-        kernel is not to be had
+        kernel is not available
     """
     package, = debian.find(SOURCE_PACKAGE)
-    # Modules must be built by the compiler that the kernel was built by.
+    # Modules must be built by the kernel's compiler.
     compiler = tools.run('gcc', '--version').splitlines()[0]
     key = paths.cache_key(package.checksum, CONFIG, compiler,
                           *_SAME_EVERYWHERE)
@@ -223,7 +222,7 @@ def build() -> pathlib.Path:
             try:
                 (work / 'out').rename(target)
             except OSError:
-                # Another process was first; its result is as good.
+                # Another process was first, with the same result.
                 if not target.is_dir():
                     raise
     return target
@@ -267,8 +266,8 @@ def _build(package: debian.Package, work: pathlib.Path) -> None:
 def _configure(source: pathlib.Path) -> None:
     fragment = source / 'fragment.config'
     fragment.write_text(CONFIG)
-    # Kconfig says nothing of an option that it does not know or whose
-    # conditions are not met, and the script only warns.
+    # Kconfig ignores options that it does not know or whose conditions are
+    # not met, and the script only warns.
     tools.run('scripts/kconfig/merge_config.sh', '-n', fragment.name,
               cwd=source)
     got = dict(line.split('=', 1)
@@ -286,25 +285,22 @@ def _configure(source: pathlib.Path) -> None:
 
 
 def _install_headers(source: pathlib.Path, target: pathlib.Path) -> None:
-    """What Debian's headers packages hold: no sources, no object files."""
+    """Like Debian's headers packages: no sources, no object files."""
     script = 'scripts/package/install-extmod-build'
     _make(source, 'run-command',
           f'KBUILD_RUN_COMMAND={script} {shlex.quote(str(target))}')
 
 
 def _make(source: pathlib.Path, *arguments: str) -> str:
-    # Others work on this machine while it takes its minutes.
+    # The machine has other work in these minutes.
     return tools.run('nice', '-n', '15', 'make', *_SAME_EVERYWHERE,
                      *arguments, cwd=source)
 
 
 @click.command()
 def main() -> None:
-    """Build the debug kernel, or find it in the cache; print where it is."""
-    try:
-        print(build())
-    except tools.GuestBuildError as e:
-        sys.exit(f'lab.guest.debugkernel: {e}')
+    """Build the debug kernel unless the cache has it; print its directory."""
+    print(build())
 
 
 if __name__ == '__main__':

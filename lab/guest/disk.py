@@ -20,7 +20,7 @@ from lab.guest import tools
 
 MIB = 1024 * 1024
 
-#: How the guest's initrd knows root; see initrd/init.
+#: How the guest's initrd finds root; see initrd/init.
 ROOT_NAME = 'fakedax-root'
 
 #: GPT partition types: BIOS boot (GRUB manual, "BIOS installation"), and
@@ -29,8 +29,8 @@ ROOT_NAME = 'fakedax-root'
 BIOS_BOOT = '21686148-6449-6E6F-744E-656564454649'
 LINUX_ROOT = '4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709'
 
-#: An image that is a multiple of this can become a pmem device
-#: (drivers/nvdimm/pmem.c: memremap wants whole sections of 2 MiB).
+#: The size of a pmem device must be a multiple of this
+#: (drivers/nvdimm/pmem.c: memremap needs whole sections of 2 MiB).
 GRANULE_MIB = 2
 
 
@@ -51,9 +51,9 @@ def create(disk: pathlib.Path, size_mib: int, root: pathlib.Path) -> None:
         f'start=1MiB, size=1MiB, type={BIOS_BOOT}\n'
         f'start=2MiB, size={root_mib}MiB, type={LINUX_ROOT}, '
         f'name={ROOT_NAME}\n'))
-    # 4 KiB blocks for DAX, where mkfs would pick 1 KiB for a small disk;
-    # few inodes, so that a grown file system has no large tables to zero in
-    # the background; no feature that GRUB 2.06 cannot read.
+    # 4 KiB blocks for DAX: mkfs would choose 1 KiB for a small disk. Few
+    # inodes, so that a grown file system has no large tables to zero in the
+    # background. No feature that GRUB 2.06 cannot read.
     tools.run('mkfs.ext4', '-q', '-F', '-b', '4096', '-i', '65536',
               '-O', '^metadata_csum_seed', '-E', f'offset={2 * MIB}',
               '-L', ROOT_NAME, '-d', root, disk, f'{root_mib * 256}')
@@ -64,7 +64,10 @@ def create(disk: pathlib.Path, size_mib: int, root: pathlib.Path) -> None:
 
 
 def check_size(size_mib: int) -> None:
-    """Refuse a size that no pmem device can have or no guest fits in."""
+    """Check that a pmem device can have this size and the guest fits.
+
+    :raises GuestBuildError: one of these is not so
+    """
     if size_mib % GRANULE_MIB or size_mib < 32:
         raise tools.GuestBuildError(
             f'size {size_mib} MiB: must be a multiple of {GRANULE_MIB} MiB '

@@ -32,18 +32,18 @@ MODULES = ('nd_virtio', 'virtio_pmem')
 
 
 def source_files() -> list[pathlib.Path]:
-    """What decides how the modules will be."""
+    """The inputs of the modules."""
     return sorted(path for path in SOURCE.iterdir() if path.is_file())
 
 
 def build(headers: pathlib.Path, work: pathlib.Path,
           into: pathlib.Path) -> None:
-    """Build the modules, without information for debuggers.
+    """Build the modules, without debug information.
 
     :param headers: a kernel's build directory
     :param work: a directory that does not exist
     :param into: the directory that gets the two files
-    :raises GuestBuildError: with what the compiler said
+    :raises GuestBuildError: they do not compile; has the compiler's message
     """
     shutil.copytree(SOURCE, work)
     tools.run('make', '-C', work, f'BUILD={headers}', 'modules')
@@ -54,7 +54,7 @@ def build(headers: pathlib.Path, work: pathlib.Path,
 
 
 def unpack_headers(version: str, into: pathlib.Path) -> pathlib.Path:
-    """A Debian kernel's headers, without installing them.
+    """Unpack a Debian kernel's headers, without installing them.
 
     :param version: kernel release, as ``uname -r`` gives it
     :returns: the build directory for :func:`build`

@@ -12,9 +12,9 @@
 
 """GRUB for BIOS in a disk image, without a loop device.
 
-grub-install and grub-bios-setup want a block device. All they would do to
-an image with a BIOS boot partition is to place two files and to tell each
-where the next piece is; this does the same.
+grub-install and grub-bios-setup need a block device. All they do to an image
+with a BIOS boot partition is to write two files and the position of the next
+piece into each; so does this module.
 """
 
 import pathlib
@@ -36,14 +36,14 @@ KERNEL_SECTOR = 0x5c
 #: (GRUB_BOOT_MACHINE_WINDOWS_NT_MAGIC, include/grub/i386/pc/boot.h).
 BOOT_CODE_END = 0x1b8
 
-#: diskboot.img, the core image's first sector, ends with the list of where
-#: its rest is: start sector (64 bits), count (16), segment (16). grub-mkimage
+#: diskboot.img, the core image's first sector, ends with the position of the
+#: rest: start sector (64 bits), count (16), segment (16). grub-mkimage
 #: fills in the last two (struct grub_pc_bios_boot_blocklist,
 #: include/grub/offsets.h; GRUB_BOOT_MACHINE_LIST_SIZE is 12,
 #: include/grub/i386/pc/boot.h).
 BLOCK_LIST = SECTOR - 12
 
-#: What it takes to read grub.cfg, a kernel and an initrd from ext4 on GPT.
+#: Needed to read grub.cfg, a kernel and an initrd from ext4 on GPT.
 MODULES = ('biosdisk', 'part_gpt', 'ext2', 'normal', 'linux', 'serial',
            'terminal')
 
@@ -77,7 +77,7 @@ def install(disk: pathlib.Path, first: int, sectors: int,
 
 
 def _core_image(scratch: pathlib.Path, root_partition: int) -> bytearray:
-    # A prefix without a disk means the disk that firmware booted from.
+    # Without a disk in the prefix, GRUB uses the disk that it booted from.
     tools.run('grub-mkimage', '--format=i386-pc', f'--output={scratch}',
               f'--prefix=(,gpt{root_partition})/boot/grub', *MODULES)
     core = bytearray(scratch.read_bytes())

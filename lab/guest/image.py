@@ -27,28 +27,28 @@ from lab.guest import modules
 from lab.guest import tools
 from lab import paths
 
-#: Kernel command line of both ways to boot. Root is found, not given.
+#: Kernel command line of both ways to boot. The initrd finds root.
 COMMAND_LINE = 'console=ttyS0 quiet'
 
 KERNEL_PACKAGE = 'linux-image-cloud-amd64'
 
-#: In place of a package: the kernel of :mod:`lab.guest.debugkernel`.
+#: Instead of a package: the kernel of :mod:`lab.guest.debugkernel`.
 DEBUG_KERNEL = 'debug'
 
-#: Room for the guest and some MiB of files. The guest grows its root to the
-#: disk it finds itself on, so a larger image would only take longer to
-#: upload, fetch and allocate.
+#: Enough for the guest and some MiB of files. The guest grows its root to the
+#: disk, so a larger image would only take longer to upload, fetch and
+#: allocate.
 SIZE_MIB = 64
 
 _SOURCES = pathlib.Path(__file__).parent
 
-#: The host's programs that grow the root, for which busybox has none.
+#: Programs that grow the root and that busybox lacks; from the host.
 _HOST_PROGRAMS = ('sfdisk', 'partx', 'resize2fs')
 
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """A built guest. The files are shared: copy the disk before use."""
+    """A built guest. Its files are shared: copy the disk to write to it."""
 
     directory: pathlib.Path
 
@@ -62,29 +62,29 @@ class Guest:
 
     @property
     def disk(self) -> pathlib.Path:
-        """Raw image, bootable by BIOS; its /boot has kernel and initrd."""
+        """Raw image that BIOS can boot; its /boot has kernel and initrd."""
         return self.directory / 'disk.raw'
 
     @property
     def probe(self) -> pathlib.Path:
-        """The guest's program of that name; it runs on the host as well."""
+        """The guest's program of that name; it also runs on the host."""
         return self.directory / 'probe'
 
 
 def build(size_mib: int = SIZE_MIB, kernel_package: str = KERNEL_PACKAGE,
           with_driver: bool = False, extra_modules: Sequence[str] = ()
           ) -> Guest:
-    """The test guest, from the cache if it was built before.
+    """The test guest, built unless the cache has it.
 
-    What apt would install today and the files of this package decide
-    whether it was; so a new kernel is taken up.
+    It is built again when a file of this package has changed, or when apt
+    has a newer kernel or agent.
 
     :param size_mib: size of the disk image, a multiple of 2 MiB
     :param kernel_package: a cloud kernel, or a package that depends on one;
         or :data:`DEBUG_KERNEL`
-    :param with_driver: the guest's virtio-pmem driver is the one of
-        guest-image-elements instead of the kernel's own
-    :param extra_modules: of the kernel; loaded after the usual ones
+    :param with_driver: use the virtio-pmem driver of guest-image-elements
+        instead of the kernel's own
+    :param extra_modules: modules of the kernel to load after the usual ones
     :raises GuestBuildError: something is missing, or does not fit
     """
     disk.check_size(size_mib)
@@ -106,7 +106,7 @@ def build(size_mib: int = SIZE_MIB, kernel_package: str = KERNEL_PACKAGE,
             try:
                 (work / 'out').rename(target)
             except OSError:
-                # Another process was first; its result is as good.
+                # Another process was first, with the same result.
                 if not target.is_dir():
                     raise
     return Guest(target)
@@ -127,7 +127,7 @@ def _copy(tree: pathlib.Path, into: pathlib.Path, *names: str) -> None:
 class _Kernel:
     """A kernel that can be unpacked.
 
-    :ivar key: what decides how it is
+    :ivar key: changes when its content does
     :ivar unpack: makes the tree of its package in a directory
     :ivar headers: makes a build directory for its release in a directory
     """
@@ -139,7 +139,7 @@ class _Kernel:
 
 def _kernel(name: str) -> _Kernel:
     if name == DEBUG_KERNEL:
-        # It is a program too, which must not be imported before it runs.
+        # python -m must be able to run it: it must not be imported before.
         from lab.guest import debugkernel
         built = debugkernel.build()
         return _Kernel(
@@ -168,7 +168,7 @@ def _build(size_mib: int, kernel: _Kernel, agent: debian.Package,
     image, = (package / 'boot').glob('vmlinuz-*')
     version = image.name.removeprefix('vmlinuz-')
     shutil.copy(image, guest.kernel)
-    # depmod prefers what is in there to the kernel's own.
+    # depmod prefers modules in this directory to the kernel's own.
     updates = pathlib.Path('lib/modules', version, 'updates')
     if with_driver:
         driver.build(kernel.headers(version, work / 'headers'),
@@ -187,7 +187,7 @@ def _build(size_mib: int, kernel: _Kernel, agent: debian.Package,
     _add_probe(root)
     shutil.copy(root / 'bin/probe', guest.probe)
     if with_driver:
-        # For tests that take the driver out and put it in again.
+        # For tests that unload the driver and load it again.
         shutil.copytree(package / updates, root / 'lib/driver')
     debian.unpack(agent, work / 'agent')
     _add_programs(root, [work / 'agent/usr/sbin/qemu-ga',
@@ -245,8 +245,8 @@ def _host_program(name: str) -> pathlib.Path:
                         ':/usr/sbin:/sbin:/bin')
     if not path:
         raise tools.GuestBuildError(
-            f'{name} is not installed; bindep.txt names the packages the '
-            f'lab needs')
+            f'{name} is not installed; bindep.txt lists the packages that '
+            f'the lab needs')
     return pathlib.Path(path)
 
 
@@ -256,5 +256,5 @@ def _cpio(tree: pathlib.Path) -> bytes:
         tools.run('cpio', '--create', '--quiet', '--format=newc',
                   '--owner=0:0', f'--file={archive.name}', cwd=tree,
                   stdin='\n'.join(names))
-        # Unpacking speed matters more under TCG than the last few KiB.
+        # Under TCG the time to unpack matters more than a few KiB.
         return gzip.compress(archive.read(), compresslevel=6)

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""The kernel modules a guest loads, and those they depend on."""
+"""The kernel modules that a guest loads, and their dependencies."""
 
 from collections.abc import Iterable
 import gzip
@@ -24,9 +24,8 @@ def install(names: Iterable[str], package: pathlib.Path, version: str,
             root: pathlib.Path) -> None:
     """Put modules from an unpacked kernel package into a tree.
 
-    They are stored uncompressed, because the guest's modprobe cannot be
-    relied on to unpack them. A module that is built into the kernel is left
-    out.
+    They are stored uncompressed: the guest's modprobe may not be able to
+    unpack them. Modules that are built into the kernel are left out.
 
     :param version: kernel release, as ``uname -r`` gives it
     :raises GuestBuildError: the kernel has no such module
@@ -58,8 +57,7 @@ def _closure(names: Iterable[str], source: pathlib.Path) -> list[str]:
         name = name.replace('-', '_')
         if name in by_name:
             path = by_name[name]
-            # modules.dep lists everything a module needs, not only the
-            # next step (modules.dep(5)).
+            # modules.dep lists indirect dependencies too (modules.dep(5)).
             closure.update(dict.fromkeys([path, *depends[path]]))
         elif name not in builtin:
             raise tools.GuestBuildError(
@@ -80,4 +78,4 @@ def _read(path: pathlib.Path) -> bytes:
         case '.ko':
             return path.read_bytes()
     raise tools.GuestBuildError(
-        f'{path.name} is compressed in a way other than xz or gzip')
+        f'{path.name}: must be uncompressed, or compressed with xz or gzip')

@@ -10,23 +10,25 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Running the programs that a guest is built with."""
+"""Running the programs that build a guest."""
 
 from collections.abc import Sequence
 import os
 import subprocess
 
+from lab import errors
 
-class GuestBuildError(Exception):
-    """The guest could not be built; the message says what is missing."""
+
+class GuestBuildError(errors.LabError):
+    """The guest cannot be built; the message says why."""
 
 
 def run(*argv: str | os.PathLike[str], stdin: str | bytes | None = None,
         cwd: str | os.PathLike[str] | None = None) -> str:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return its output.
 
-    :raises GuestBuildError: it is not installed, or failed; with what it
-        said
+    :raises GuestBuildError: it is not installed, or failed; has its
+        standard error
     """
     # A plain "su" leaves the administrator's programs out of PATH.
     env = dict(os.environ, LC_ALL='C',
@@ -38,8 +40,8 @@ def run(*argv: str | os.PathLike[str], stdin: str | bytes | None = None,
                               capture_output=True)
     except FileNotFoundError as e:
         raise GuestBuildError(
-            f'{argv[0]} is not installed; bindep.txt names the packages '
-            f'the lab needs') from e
+            f'{argv[0]} is not installed; bindep.txt lists the packages '
+            f'that the lab needs') from e
     if done.returncode:
         raise GuestBuildError(
             f'{_line(argv)} failed with status {done.returncode}: '

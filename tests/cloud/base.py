@@ -21,18 +21,18 @@ from typing import Any, TextIO
 import openstack
 from oslotest import base
 
-from lab import clients
+from lab.deploy import clients
+from lab.deploy import host
+from lab.deploy import lifecycle
+from lab.deploy import servers
 from lab import guest
-from lab import host
-from lab import lifecycle
 from lab import paths
-from lab import servers
 
 ROOT = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
 
 _TASKS_END_SECONDS = 120
 
-#: Section to option to value, as lab.host.Host.configure has it.
+#: Section to option to value, as lab.deploy.host.Host.configure has it.
 Options = Mapping[str, Mapping[str, str]]
 
 

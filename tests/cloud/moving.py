@@ -15,7 +15,7 @@
 import time
 import typing as ty
 
-from lab import servers
+from lab.deploy import servers
 from tests.cloud import base
 
 CHURN_MIB = 16

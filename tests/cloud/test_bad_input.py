@@ -19,10 +19,10 @@ import os
 import time
 from typing import Any
 
-from lab import clients
-from lab import host
-from lab import servers
-from lab import supervision
+from lab.deploy import clients
+from lab.deploy import host
+from lab.deploy import servers
+from lab.deploy import supervision
 from tests.cloud import base
 
 KEY = 'fakedax:disks'

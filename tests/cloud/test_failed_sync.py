@@ -20,10 +20,10 @@ import subprocess
 import tempfile
 import time
 
-from lab import agent
-from lab import host
+from lab.deploy import host
+from lab.deploy import supervision
+from lab.machine import agent
 from lab import paths
-from lab import supervision
 from tests.cloud import base
 from tests.cloud import moving
 from tests.device import backing

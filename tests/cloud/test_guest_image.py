@@ -16,7 +16,7 @@
 import base64
 from typing import Any
 
-from lab import servers
+from lab.deploy import servers
 from tests.cloud import base
 from tests.image import base as image_base
 

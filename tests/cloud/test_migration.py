@@ -26,11 +26,11 @@ import typing as ty
 import libvirt
 
 from lab.benchmarks import results
-from lab import emulators
-from lab import host
-from lab import pagecache
+from lab.deploy import host
+from lab.deploy import servers
+from lab.machine import emulators
+from lab.machine import pagecache
 from lab import paths
-from lab import servers
 from tests.cloud import moving
 
 MOVES = int(os.environ.get('FAKEDAX_STORM', '8'))
@@ -87,7 +87,7 @@ class StormTest(moving.MigrationTestCase):
         """What the test above finds when the protection is off."""
         script = paths.STATE / 'qemu-that-keeps-its-cache'
         self.addCleanup(pathlib.Path.unlink, script)
-        script.write_text(f'#!/bin/sh\nexec {emulators.ours()} "$@"'
+        script.write_text(f'#!/bin/sh\nexec {emulators.project()} "$@"'
                           ' -global virtio-pmem.drop-cache=off\n')
         script.chmod(0o755)
         self.configure({'fakedax': {'emulator': str(script)}})

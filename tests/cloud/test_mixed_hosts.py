@@ -14,11 +14,11 @@
 
 import openstack
 
-from lab import config
-from lab import emulators
-from lab import host
-from lab import lifecycle
-from lab import servers
+from lab.deploy import config
+from lab.deploy import host
+from lab.deploy import lifecycle
+from lab.deploy import servers
+from lab.machine import emulators
 from tests.cloud import moving
 
 
@@ -27,7 +27,7 @@ class MixedHostsTestCase(moving.MigrationTestCase):
     alone = True
 
     def use(self, *choices: str) -> None:
-        """Give each host a QEMU of lab.emulators.CHOICES for this test."""
+        """Give each host one of emulators.CHOICES for this test."""
         computes = [f'nova-compute{node.number}' for node in host.HOSTS]
         self.addCleanup(lifecycle.restart, computes)
         for node, choice in zip(host.HOSTS, choices, strict=True):
@@ -37,7 +37,7 @@ class MixedHostsTestCase(moving.MigrationTestCase):
             if choice == 'debian':
                 node.configure({'fakedax': {'emulator': ''}})
             else:
-                config.write_emulator(node, emulators.ours(choice))
+                config.write_emulator(node, emulators.project(choice))
         lifecycle.restart(computes)
 
     def create_on(self, node: host.Host, **properties: str) -> servers.Server:

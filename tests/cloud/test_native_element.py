@@ -20,11 +20,11 @@ import subprocess
 import libvirt
 import libvirt_qemu
 
-from lab import agent
-from lab import emulators
+from lab.deploy import host
+from lab.deploy import lifecycle
 from lab import guest
-from lab import host
-from lab import lifecycle
+from lab.machine import agent
+from lab.machine import emulators
 from tests.cloud import base
 
 SIZE_MIB = 512
@@ -79,7 +79,7 @@ class NativeElementTest(base.CloudTestCase):
             domain = connection.defineXML(_DOMAIN.format(
                 name=NAME, built=self.built, directory=self.directory,
                 command_line=guest.COMMAND_LINE, size=SIZE_MIB,
-                emulator=emulators.ours()))
+                emulator=emulators.project()))
             domain.create()
         self.boot_id = self.run_in_guest(
             host.HOSTS[0], 'cat /proc/sys/kernel/random/boot_id')

@@ -24,10 +24,10 @@ import typing as ty
 import libvirt
 import psutil
 
-from lab import host
-from lab import lifecycle
-from lab import servers
-from lab import supervision
+from lab.deploy import host
+from lab.deploy import lifecycle
+from lab.deploy import servers
+from lab.deploy import supervision
 from tests.cloud import base
 from tests.cloud import moving
 

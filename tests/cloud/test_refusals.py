@@ -14,7 +14,7 @@
 
 import time
 
-from lab import servers
+from lab.deploy import servers
 from tests.cloud import base
 
 _FSYNC = 'probe fsync /root/after 3'

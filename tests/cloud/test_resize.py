@@ -14,8 +14,8 @@
 
 import libvirt
 
-from lab import host
-from lab import servers
+from lab.deploy import host
+from lab.deploy import servers
 from tests.cloud import base
 
 KEEP = '/root/keep'

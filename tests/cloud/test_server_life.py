@@ -20,11 +20,11 @@ import subprocess
 import libvirt_qemu
 import openstack
 
-from lab import emulators
-from lab import host
-from lab import pagecache
-from lab import servers
-from lab import syncs
+from lab.deploy import host
+from lab.deploy import servers
+from lab.machine import emulators
+from lab.machine import pagecache
+from lab.machine import syncs
 from tests.cloud import base
 
 KEEP = '/root/keep'
@@ -164,7 +164,7 @@ class EmulatorTest(base.CloudTestCase):
     def test_device_counts_what_the_guest_flushes(self) -> None:
         """Servers run on the device of this project."""
         server = self.create(self.flavor(), self.image())
-        self.assertEqual(emulators.ours(), server.emulator().exe())
+        self.assertEqual(emulators.project(), server.emulator().exe())
         before = self._requests(server)
         with server.agent() as agent:
             agent.run(f'probe fsync {KEEP} 10', check=True)

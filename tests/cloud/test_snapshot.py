@@ -14,7 +14,7 @@
 
 import libvirt
 
-from lab import servers
+from lab.deploy import servers
 from tests.cloud import base
 from tests.cloud import moving
 from tests.cloud import test_recovery

@@ -26,8 +26,8 @@ import typing as ty
 from oslotest import base
 import testtools
 
-from lab import emulators
 from lab import guest
+from lab.machine import emulators
 from tests.device import backing
 from tests.device import driver
 from tests.device import emulator
@@ -63,7 +63,7 @@ class DeviceTestCase(base.BaseTestCase):
         self.addCleanup(self._threads.shutdown)
 
     def binary(self) -> str:
-        return emulators.ours(self.version)
+        return emulators.project(self.version)
 
     def make_image(self, size: int = SIZE) -> pathlib.Path:
         with self.image.open('wb') as file:

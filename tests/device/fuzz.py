@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 
-from lab import emulators
+from lab.machine import emulators
 from tests.device import backing
 from tests.device import driver
 from tests.device import emulator

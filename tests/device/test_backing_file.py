@@ -21,7 +21,7 @@ import os
 import signal
 import subprocess
 
-from lab import emulators
+from lab.machine import emulators
 import testscenarios
 
 from tests.device import base
@@ -103,7 +103,7 @@ class BackingFileTestCase(base.DeviceTestCase):
         there.mkdir()
         # QEMU creates the missing file, with nothing in it.
         empty = self.incoming(there / 'image', 'destination',
-                              binary=emulators.ours(self.version))
+                              binary=emulators.project(self.version))
         self.assertEqual('failed', self.migrate(vm, 'destination')['status'])
         self.assertIn("the file is not the guest's image", empty.log())
         self.wait_status(vm, 'running')

@@ -23,7 +23,7 @@ import subprocess
 import time
 import typing as ty
 
-from lab import emulators
+from lab.machine import emulators
 import testscenarios
 
 from qemu.qmp import qmp_client
@@ -48,7 +48,7 @@ class DefectTestCase(base.DeviceTestCase):
 
     def binary(self) -> str:
         if self.own:
-            return emulators.ours(self.version)
+            return emulators.project(self.version)
         return emulators.stock(self.version)
 
     def assertDefect(

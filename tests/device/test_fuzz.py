@@ -12,7 +12,7 @@
 
 """A short run of tests/device/fuzz.py under the sanitizers."""
 
-from lab import emulators
+from lab.machine import emulators
 from tests.device import base
 from tests.device import fuzz
 

@@ -18,10 +18,10 @@ import re
 import socket
 import time
 
-from lab import agent
-from lab import emulators
 from lab import guest
-from lab import qemu
+from lab.machine import agent
+from lab.machine import emulators
+from lab.machine import qemu
 from tests.device import base
 from tests.device import test_lock
 
@@ -40,7 +40,7 @@ class GuestTestCase(base.DeviceTestCase):
         machine = qemu.Machine(
             *qemu.direct_kernel(self.guest.kernel, self.guest.initrd,
                                 guest.COMMAND_LINE),
-            *qemu.pmem(self.mounted.path), emulator=emulators.ours())
+            *qemu.pmem(self.mounted.path), emulator=emulators.project())
         machine.__enter__()
         self.addCleanup(machine.__exit__)
         self.addCleanup(self.mounted.release)

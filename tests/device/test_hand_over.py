@@ -19,7 +19,7 @@ import pathlib
 import subprocess
 import time
 
-from lab import emulators
+from lab.machine import emulators
 import testscenarios
 
 from qemu.qmp import qmp_client
@@ -66,7 +66,7 @@ class TwoDisksTestCase(base.DeviceTestCase):
     def expect_guest(self, name: str = 'destination') -> emulator.Emulator:
         return self.incoming(
             self.there.path, name, *second_disk(self.second_there.path),
-            binary=emulators.ours(self.destination_version))
+            binary=emulators.project(self.destination_version))
 
     def test_both_move(self) -> None:
         destination = self.expect_guest()
@@ -132,7 +132,7 @@ class TwoDisksTestCase(base.DeviceTestCase):
         self.start_vm(
             self.directory / 'new3', '-incoming',
             f'unix:{self.uri("destination")[5:]}', name='destination',
-            binary=emulators.ours(self.destination_version))
+            binary=emulators.project(self.destination_version))
         info = self.migrate(source, 'destination')
         self.assertEqual('failed', info['status'])
         self.assertIn('has no name', info['error-desc'])
@@ -154,7 +154,7 @@ class TwoDisksTestCase(base.DeviceTestCase):
         destination = self.incoming(
             self.directory / 'alone', 'destination',
             *second_disk(self.second_there.path), device='lock=off',
-            binary=emulators.ours(self.destination_version))
+            binary=emulators.project(self.destination_version))
         info = self.migrate(alone, 'destination')
         self.assertEqual('failed', info['status'])
         self.assertNotEqual(0, destination.wait_exit())
@@ -270,7 +270,7 @@ class ConvergeTestCase(base.DeviceTestCase):
         address = self.memaddr(source)
         destination = self.incoming(
             there.path, 'destination',
-            binary=emulators.ours(self.destination_version))
+            binary=emulators.project(self.destination_version))
         for offset in range(0, base.SIZE, base.MIB):
             source.qtest.write_bytes(address + offset, b'B' * base.MIB)
         # Each write is 128 KiB, so all of them take 6.4 s.

@@ -26,7 +26,7 @@ import struct
 import time
 import typing as ty
 
-from lab import emulators
+from lab.machine import emulators
 import testscenarios
 
 from qemu.qmp import qmp_client
@@ -342,7 +342,7 @@ class HandOverTestCase(MovingTestCase):
     def test_destination_has_it_before_the_guest_runs(self) -> None:
         destination = self.incoming(
             self.there.path, 'destination', '-S',
-            binary=emulators.ours(self.destination_version))
+            binary=emulators.project(self.destination_version))
         info = self.migrate(self.source, 'destination')
         self.assertEqual('completed', info['status'])
         self.wait_status(destination, 'paused')
@@ -355,7 +355,7 @@ class HandOverTestCase(MovingTestCase):
     def test_guest_that_waits_in_vain_does_not_have_it(self) -> None:
         destination = self.incoming(
             self.there.path, 'destination', '-S',
-            binary=emulators.ours(self.destination_version))
+            binary=emulators.project(self.destination_version))
         self.assertHasIt(self.source, destination)
 
     def test_source_whose_last_sync_fails_never_gives_it_up(self) -> None:
@@ -423,7 +423,7 @@ class StayingTestCase(MovingTestCase):
     ) -> None:
         destination = self.start_vm(
             self.there.path, '-incoming', 'defer', name='destination',
-            binary=emulators.ours(self.destination_version),
+            binary=emulators.project(self.destination_version),
             device='memaddr=0x104000000')
         destination.qmp.cmd('migrate-incoming', **{
             'uri': self.uri('destination'), 'exit-on-error': False})

@@ -17,7 +17,7 @@ import mmap
 import pathlib
 import subprocess
 
-from lab import emulators
+from lab.machine import emulators
 import testscenarios
 
 from qemu.qmp import qmp_client
@@ -50,7 +50,7 @@ class MigrationTestCase(base.DeviceTestCase):
                      **kwargs: str) -> emulator.Emulator:
         return self.incoming(
             self.there.path, name,
-            binary=emulators.ours(self.destination_version), **kwargs)
+            binary=emulators.project(self.destination_version), **kwargs)
 
     def move(self, **kwargs: str) -> emulator.Emulator:
         """Migrate the guest, and its driver with it."""
@@ -111,7 +111,7 @@ class StateTestCase(MigrationTestCase):
             head = self.submit_held(mounted, self.pmem)
             name = f'turn{turn}'
             following = self.incoming(
-                other.path, name, binary=emulators.ours(version))
+                other.path, name, binary=emulators.project(version))
             moves = self.background(self.migrate, vm, name)
             self.assertPending(moves, 0.2)
             mounted.release()
@@ -144,7 +144,7 @@ class StateTestCase(MigrationTestCase):
         ):
             destination = self.incoming(
                 self.there.path, name, device=device, size=size,
-                binary=emulators.ours(self.destination_version))
+                binary=emulators.project(self.destination_version))
             self.migrate(self.source, name)
             self.assertStays(destination, message)
 

@@ -22,9 +22,9 @@ import os
 import time
 import typing as ty
 
-from lab import emulators
 from lab import guest
-from lab import qemu
+from lab.machine import emulators
+from lab.machine import qemu
 from tests.device import backing
 from tests.device import base
 
@@ -58,7 +58,7 @@ class MovesTestCase(base.DeviceTestCase):
             *qemu.pmem(place.path, properties=properties),
             '-chardev', f'file,id=churn,append=on,path={self.log}',
             '-device', 'virtserialport,chardev=churn,name=churn',
-            *options, emulator=emulators.ours())
+            *options, emulator=emulators.project())
         machine.__enter__()
         self.addCleanup(machine.__exit__)
         # A process in a sync that is held cannot be killed.
@@ -134,7 +134,8 @@ class MovesTestCase(base.DeviceTestCase):
         with qemu.Machine(
                 *qemu.direct_kernel(self.guest.kernel, self.guest.initrd,
                                     guest.COMMAND_LINE),
-                *qemu.pmem(self.image), emulator=emulators.ours()) as machine:
+                *qemu.pmem(self.image),
+                emulator=emulators.project()) as machine:
             machine.agent.wait_ready()
             return machine.agent.run(
                 f'probe generations /root/churn {CHURN_MIB}',

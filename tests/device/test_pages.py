@@ -16,7 +16,7 @@ import pathlib
 import shutil
 import tempfile
 
-from lab import pagecache
+from lab.machine import pagecache
 from lab import paths
 import testscenarios
 

@@ -27,8 +27,8 @@ import time
 import libvirt
 from oslotest import base
 
-from lab import agent
 from lab import guest
+from lab.machine import agent
 
 SIZE_MIB = 512
 
@@ -127,7 +127,7 @@ class DomainTestCase(base.BaseTestCase):
 
         self.assertRaisesRegex(
             agent.AgentTimeoutError,
-            r'did not answer within 0\.1 s .*not connected',
+            r'waited 0\.1 s for the guest agent.*not connected',
             guest_agent.wait_ready, 0.1)
         guest_agent.wait_ready()
         self.assertRegex(self._console(),

@@ -27,11 +27,11 @@ import time
 from oslotest import base
 import testtools
 
-from lab import agent
 from lab import guest
 from lab.guest import disk
 from lab.guest import grub
-from lab import qemu
+from lab.machine import agent
+from lab.machine import qemu
 
 MIB = 1024 * 1024
 
@@ -263,7 +263,7 @@ class RunningTestCase(GuestTestCase):
         self.machine.qmp('stop')
         self.assertRaisesRegex(
             agent.AgentTimeoutError,
-            r'(?s)did not answer within 3 s.*GUEST-READY',
+            r'(?s)waited 3 s for the guest agent.*GUEST-READY',
             self.agent.wait_ready, 3)
         # Late answers must not be taken for those to what is asked now.
         self.machine.qmp('cont')

@@ -30,9 +30,9 @@ from oslotest import base
 from qemu.qmp import error as qmp_error
 import testtools
 
-from lab import agent
+from lab.machine import agent
+from lab.machine import qemu
 from lab import paths
-from lab import qemu
 
 MIB = 1024 * 1024
 

@@ -26,8 +26,8 @@ import subprocess
 
 import testscenarios
 
-from lab import qemu
-from lab import servers
+from lab.deploy import servers
+from lab.machine import qemu
 from tests.image import base
 
 load_tests = testscenarios.load_tests_apply_scenarios

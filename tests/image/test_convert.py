@@ -24,7 +24,7 @@ import time
 import psutil
 import testscenarios
 
-from lab import qemu
+from lab.machine import qemu
 from tests.image import base
 
 load_tests = testscenarios.load_tests_apply_scenarios

@@ -20,7 +20,7 @@ import threading
 
 from oslotest import base
 
-from lab import agent
+from lab.machine import agent
 
 
 class LineTestCase(base.BaseTestCase):

@@ -23,7 +23,7 @@ from unittest import mock
 from click import testing
 from oslotest import base
 
-from lab import test as lab_test
+from lab.commands import test as lab_test
 
 
 class LabTestTestCase(base.BaseTestCase):

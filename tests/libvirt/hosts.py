@@ -29,8 +29,8 @@ import typing as ty
 import libvirt
 import psutil
 
-from lab import config
-from lab import host
+from lab.deploy import config
+from lab.deploy import host
 
 _READY_SECONDS = 60
 

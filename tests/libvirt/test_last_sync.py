@@ -44,9 +44,9 @@ from oslo_utils import units
 from oslotest import base
 import testtools
 
-from lab import agent
-from lab import emulators
 from lab import guest
+from lab.machine import agent
+from lab.machine import emulators
 from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import layout
@@ -151,7 +151,7 @@ def root_and_two_ephemeral_disks(directory: pathlib.Path) -> str:
     channel.source_path = f'/var/lib/libvirt/qemu/{NAME}.agent'
     made.add_device(channel)
     domain.convert(made, str(directory), lambda _path: True,
-                   emulators.ours())
+                   emulators.project())
     xml: str = made.to_xml()
     return xml
 

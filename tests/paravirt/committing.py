@@ -20,10 +20,10 @@ import shutil
 import tempfile
 import time
 
-from lab import emulators
 from lab import guest
 from lab.guest import debian
-from lab import qemu
+from lab.machine import emulators
+from lab.machine import qemu
 from tests.paravirt import disk
 from tests.paravirt import verdict
 
@@ -115,7 +115,7 @@ class Committing:
             *qemu.direct_kernel(self._guest.kernel, self._guest.initrd,
                                 guest.COMMAND_LINE),
             *disks, '-serial', f'file:{self._log}',
-            emulator=emulators.ours())
+            emulator=emulators.project())
 
     @property
     def _log(self) -> pathlib.Path:

@@ -27,7 +27,7 @@ import signal
 import subprocess
 import time
 
-from lab import qemu
+from lab.machine import qemu
 from tests.device import backing
 
 PAGE = 4096

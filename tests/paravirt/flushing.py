@@ -18,10 +18,10 @@ import shutil
 import tempfile
 import time
 
-from lab import agent
-from lab import emulators
 from lab import guest
-from lab import qemu
+from lab.machine import agent
+from lab.machine import emulators
+from lab.machine import qemu
 from tests.device import backing
 from tests.device import emulator
 from tests.paravirt import disk
@@ -82,7 +82,7 @@ class Flushing:
             '-qtest-log', 'none', agent_serial=True,
             memory_mib=self._memory_mib,
             emulator=(emulators.stock('10.0') if self._stock
-                      else emulators.ours()))
+                      else emulators.project()))
         try:
             self.machine.__enter__()
         except Exception:

@@ -18,9 +18,9 @@ import os
 from oslotest import base
 import testscenarios
 
-from lab import agent
 from lab import guest
 from lab.guest import driver
+from lab.machine import agent
 from tests.paravirt import committing
 from tests.paravirt import flushing
 
