@@ -77,11 +77,11 @@ MODES: dict[str, tuple[Callable[[pathlib.Path, str], list[str]],
               type=click.IntRange(min=1), help='The downtime limit.')
 @click.option('--case', 'wanted', multiple=True, type=click.Choice([*CASES]),
               help='Only this case; can be repeated.')
-@click.option('--before', metavar='EMULATOR', default='',
+@click.option('--before', metavar='EMULATOR',
               type=click.Path(exists=True, dir_okay=False),
               help="Also our device in this QEMU, to compare with.")
 def downtime(rounds: int, limit: int, wanted: tuple[str, ...],
-             before: str) -> None:
+             before: str | None) -> None:
     """Migrate a guest that has stored much data and synced none of it.
 
     Without OpenStack, from one QEMU to another on this host, with the images
@@ -95,8 +95,9 @@ def downtime(rounds: int, limit: int, wanted: tuple[str, ...],
     rows of other modes than blk, against_blk: the ratios to virtio-blk in
     the same round.
     """
-    used = {mode: before if mode == _BEFORE else emulators.project()
-            for mode in MODES if before or mode != _BEFORE}
+    used = {mode: emulators.project() for mode in MODES if mode != _BEFORE}
+    if before:
+        used[_BEFORE] = before
     built = guest.build()
     cases = {name: case for name, case in CASES.items()
              if name in (wanted or CASES)}

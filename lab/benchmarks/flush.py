@@ -124,13 +124,13 @@ WORKLOADS = {
 @click.option('--workload', 'wanted', multiple=True,
               type=click.Choice([*WORKLOADS]),
               help='Only this workload; can be repeated.')
-@click.option('--before', metavar='EMULATOR', default='',
+@click.option('--before', metavar='EMULATOR',
               type=click.Path(exists=True, dir_okay=False),
               help="Also our device in this QEMU, to compare with.")
 @click.option('--docs', is_flag=True,
               help='Put the table and the plot into doc/ as well.')
 def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
-          wanted: tuple[str, ...], before: str, docs: bool) -> None:
+          wanted: tuple[str, ...], before: str | None, docs: bool) -> None:
     """Time a guest's fsync on virtio-blk and on virtio-pmem.
 
     Every round boots the test guest from a disk of each kind, with the same
