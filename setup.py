@@ -10,9 +10,9 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Packaging: pbr, and one file beside the package.
+"""Packaging: pbr, and one file next to the package.
 
-``nova_fakedax.pth`` (see nova_fakedax/hook.py) goes to the top of
+``nova_fakedax.pth`` (see nova_fakedax/loader.py) goes to the top of
 site-packages, by a wheel and by an editable install alike. setup.cfg cannot
 say that: its data_files go to the prefix, whose site-packages differ
 between Python versions and distributions.
@@ -52,8 +52,8 @@ class Distribution(setuptools.Distribution):
 
     def get_command_class(self, command):
         # pbr replaces what setup() is given as cmdclass.
-        ours = {'build_py': BuildPy, 'editable_wheel': EditableWheel}
-        return ours.get(command) or super().get_command_class(command)
+        classes = {'build_py': BuildPy, 'editable_wheel': EditableWheel}
+        return classes.get(command) or super().get_command_class(command)
 
 
 setuptools.setup(

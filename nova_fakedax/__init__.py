@@ -12,6 +12,6 @@
 
 """Nova instances whose disks are fake persistent memory (virtio-pmem).
 
-Kept free of imports: the interpreter imports this package at start-up, to
-install :mod:`nova_fakedax.hook`.
+Must import nothing: the interpreter imports this package when it starts, for
+:mod:`nova_fakedax.loader`.
 """

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What Nova imports as ``nova.virt.fakedax`` (see :mod:`.hook`)."""
+"""What Nova imports as ``nova.virt.fakedax`` (see :mod:`.loader`)."""
 
 from nova_fakedax.driver import FakeDaxDriver
 

@@ -14,10 +14,10 @@
 
 ``compute_driver = fakedax.FakeDaxDriver`` makes Nova import
 ``nova.virt.fakedax`` (nova.virt.driver.load_compute_driver prepends
-``nova.virt.``). A file of that name can only be put into Nova's own
-directory, which is elsewhere for an editable nova; a ``nova/`` directory of
-ours would hide Nova's. So ``nova_fakedax.pth`` imports this module at the
-start of the interpreter, and a finder answers for that one name.
+``nova.virt.``). A file of that name would have to be in Nova's own directory,
+which is not next to this package if nova is editable; a second ``nova/``
+directory would hide Nova's. So ``nova_fakedax.pth`` imports this module when
+the interpreter starts, and a finder answers for that one name.
 """
 
 from collections.abc import Sequence
@@ -44,10 +44,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Answer for the name, behind every other finder.
+    """Answer for the name, after every other finder.
 
-    A ``nova/virt/fakedax`` that a distribution put in Nova's directory
-    therefore comes first.
+    So a ``nova/virt/fakedax`` that a distribution has put into Nova's
+    directory takes precedence.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

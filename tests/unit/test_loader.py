@@ -22,7 +22,7 @@ import zipfile
 import fixtures
 from oslotest import base
 
-from nova_fakedax import hook
+from nova_fakedax import loader
 
 ROOT = pathlib.Path(__file__).parents[2]
 DRIVER = 'class FakeDaxDriver: pass\n'
@@ -35,17 +35,17 @@ class FinderTest(base.BaseTestCase):
         super().setUp()
         self.useFixture(fixtures.MonkeyPatch('sys.meta_path', [
             finder for finder in sys.meta_path
-            if not isinstance(finder, hook._Finder)]))
+            if not isinstance(finder, loader._Finder)]))
 
     def test_it_comes_last_and_once(self):
         before = list(sys.meta_path)
-        hook.install()
-        hook.install()
+        loader.install()
+        loader.install()
         self.assertEqual(before, sys.meta_path[:-1])
-        self.assertIsInstance(sys.meta_path[-1], hook._Finder)
+        self.assertIsInstance(sys.meta_path[-1], loader._Finder)
 
     def test_it_answers_for_one_name_only(self):
-        finder = hook._Finder()
+        finder = loader._Finder()
         for name in ('nova', 'nova.virt', 'nova.virt.libvirt', 'fakedax',
                      'nova.virt.fakedax.driver', 'nova.virt.fakedaxes',
                      'nova_fakedax', 'nova_fakedax.driver'):
@@ -74,11 +74,11 @@ class InterpreterTestCase(base.BaseTestCase):
         self.write({'nova/__init__.py': '', 'nova/virt/__init__.py': '',
                     'nova/virt/libvirt.py': ''}, site)
 
-    def put_ours(self, driver=DRIVER):
-        """Our package with a driver that needs no Nova, and its .pth."""
+    def put_package(self, driver=DRIVER):
+        """The package with a driver that needs no Nova, and its .pth."""
         self.write({f'nova_fakedax/{name}':
                     (ROOT / 'nova_fakedax' / name).read_text()
-                    for name in ('__init__.py', 'hook.py', 'shim.py')})
+                    for name in ('__init__.py', 'loader.py', 'shim.py')})
         self.write({'nova_fakedax/driver.py': driver})
         shutil.copy(ROOT / 'nova_fakedax.pth', self.site)
 
@@ -108,11 +108,11 @@ class InterpreterTest(InterpreterTestCase):
 
     def test_nova_finds_the_driver(self):
         self.put_nova()
-        self.put_ours()
+        self.put_package()
         self.assertEqual('nova_fakedax.driver', self.run_code(FIND))
 
     def test_nova_may_be_elsewhere(self):
-        self.put_ours()
+        self.put_package()
         elsewhere = self.site.parent / 'dist-packages'
         self.put_nova(elsewhere)
         for order in ([elsewhere], [elsewhere, self.site]):
@@ -121,21 +121,21 @@ class InterpreterTest(InterpreterTestCase):
 
     def test_a_driver_in_novas_own_directory_comes_first(self):
         self.put_nova()
-        self.put_ours()
+        self.put_package()
         self.write({'nova/virt/fakedax/__init__.py': DRIVER})
         self.assertEqual('nova.virt.fakedax', self.run_code(FIND))
 
     def test_the_start_of_the_interpreter_loads_no_driver_and_no_nova(self):
         self.put_nova()
-        self.put_ours('raise AssertionError')
+        self.put_package('raise AssertionError')
         self.assertEqual(
-            "['nova_fakedax', 'nova_fakedax.hook']",
+            "['nova_fakedax', 'nova_fakedax.loader']",
             self.run_code('print(sorted(name for name in sys.modules '
                           'if name.startswith("nova")))'))
 
     def test_the_rest_of_nova_does_not_need_the_driver(self):
         self.put_nova()
-        self.put_ours('raise ImportError("half installed")')
+        self.put_package('raise ImportError("half installed")')
         self.assertEqual('fine', self.run_code(
             'import nova.virt.libvirt; print("fine")'))
         done = self.start(FIND)
@@ -143,14 +143,14 @@ class InterpreterTest(InterpreterTestCase):
         self.assertIn('ImportError: half installed', done.stderr)
 
     def test_without_nova_the_interpreter_starts(self):
-        self.put_ours()
+        self.put_package()
         self.assertEqual('fine', self.run_code('print("fine")'))
         self.assertIn("ModuleNotFoundError: No module named 'nova'",
                       self.start(FIND).stderr)
 
     def test_a_pth_file_left_behind_is_silent(self):
         self.put_nova()
-        self.put_ours()
+        self.put_package()
         shutil.rmtree(self.site / 'nova_fakedax')
         self.assertEqual('fine', self.run_code(
             'import nova.virt.libvirt; print("fine")'))
@@ -158,9 +158,9 @@ class InterpreterTest(InterpreterTestCase):
                       "'nova.virt.fakedax'", self.start(FIND).stderr)
 
     def test_a_half_removed_package_does_not_stop_the_interpreter(self):
-        for missing in ('__init__.py', 'hook.py', 'shim.py'):
+        for missing in ('__init__.py', 'loader.py', 'shim.py'):
             self.put_nova()
-            self.put_ours()
+            self.put_package()
             (self.site / 'nova_fakedax' / missing).unlink()
             done = self.start('import nova.virt.libvirt; print("fine")')
             self.assertEqual((0, 'fine\n'), (done.returncode, done.stdout),
@@ -213,7 +213,7 @@ class PackagesTest(InterpreterTestCase):
             '-m', 'pip', 'wheel', '--quiet', '--no-deps',
             '--no-build-isolation', '--no-index', '.', '-w')
         self.assertIn('nova_fakedax.pth', names)
-        self.assertIn('nova_fakedax/hook.py', names)
+        self.assertIn('nova_fakedax/loader.py', names)
         self.assertFalse([name for name in names if name.startswith(
             ('nova/', 'tests', 'lab', 'build'))])
         self._assert_nova_finds_the_driver()
@@ -225,7 +225,7 @@ class PackagesTest(InterpreterTestCase):
             build.build_editable(sys.argv[1])
             """))
         self.assertIn('nova_fakedax.pth', names)
-        self.assertNotIn('nova_fakedax/hook.py', names)
+        self.assertNotIn('nova_fakedax/loader.py', names)
         self._assert_nova_finds_the_driver()
 
 
