@@ -10,10 +10,11 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""The privileges of this package: to open instances' files.
+"""The privilege of this package: to open instances' files for reading.
 
-libvirt gives an instance's files to the user that runs QEMU; nova-compute
-may not be allowed to open them.
+libvirt gives an instance's files to the user that runs QEMU, so nova-compute
+may not be allowed to open them. fsync(2) and posix_fadvise(2) take a
+descriptor that is open for reading.
 """
 
 from oslo_privsep import capabilities
@@ -24,7 +25,6 @@ fakedax_pctxt = priv_context.PrivContext(
     cfg_section='nova_fakedax_privileged',
     pypath=f'{__name__}.fakedax_pctxt',
     capabilities=[
-        capabilities.CAP_DAC_OVERRIDE,
         capabilities.CAP_DAC_READ_SEARCH,
     ],
 )
