@@ -12,13 +12,18 @@
 
 """Whether this host can run instances with disks on fake DAX."""
 
+from collections.abc import Sequence
 import typing as ty
 
 from lxml import etree
 from nova.virt.libvirt import host as libvirt_host
 from oslo_config import cfg
+from oslo_log import log as logging
 
 from nova_fakedax import emulator
+from nova_fakedax import spec
+
+LOG = logging.getLogger(__name__)
 
 
 def reasons_against(
@@ -43,8 +48,8 @@ def reasons_against(
             'force_raw_images is off: images on fake DAX are raw')
     if conf.libvirt.file_backed_memory:
         reasons.append(
-            '[libvirt]file_backed_memory is set: the guest memory that it '
-            'accounts for would count the images too')
+            '[libvirt]file_backed_memory is set: Nova would count the images '
+            'as guest memory')
     if conf.ephemeral_storage_encryption.enabled:
         reasons.append(
             '[ephemeral_storage_encryption]enabled is on: an encrypted image '
@@ -77,9 +82,25 @@ def migration_reasons_against(
     path = _emulator(conf, host)
     if not emulator.probe(path).migrates:
         reasons.append(
-            f"the {emulator.DEVICE} of {path} does not migrate; [fakedax]"
-            f"emulator names one that does")
+            f"the device {emulator.DEVICE} of {path} does not migrate; set "
+            f"[fakedax]emulator to a binary whose device does")
     return reasons
+
+
+def log(
+    reasons_against: Sequence[str], migration_reasons_against: Sequence[str],
+) -> None:
+    """Tell the operator what this host cannot do, and why."""
+    if reasons_against:
+        LOG.warning(
+            'This host cannot run flavors with %(namespace)s:* extra '
+            'specs and does not report the trait %(trait)s: %(reasons)s',
+            {'namespace': spec.NAMESPACE, 'trait': spec.TRAIT,
+             'reasons': '; '.join(reasons_against)})
+    elif migration_reasons_against:
+        LOG.info(
+            'Live migration of instances with disks on fake DAX is off '
+            'on this host: %s', '; '.join(migration_reasons_against))
 
 
 def machines(
@@ -89,7 +110,7 @@ def machines(
 
     :param conf: nova's configuration, with ``[fakedax]``
     :param host: the connection to libvirt
-    :raises emulator.ProbeError: it does not say
+    :raises emulator.ProbeError: it does not list them
     """
     return emulator.machines(_emulator(conf, host))
 

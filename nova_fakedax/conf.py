@@ -26,14 +26,14 @@ opts = [
 Path of the QEMU binary that runs instances with disks on fake DAX.
 
 The binary must have the device ``virtio-pmem-pci``. Other instances, and all
-instances if this is not set, run the binary that libvirt chooses. Where
-AppArmor or SELinux confines QEMU, the binary must be one that the policy
-knows.
+instances if this is not set, run on the binary that libvirt chooses. Where
+AppArmor or SELinux confines QEMU, its policy must allow the binary.
 """),
 ]
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register the options; does nothing if they are."""
     conf.register_group(group)
     conf.register_opts(opts, group=group)
 

@@ -10,44 +10,70 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""One disk on fake DAX, as a value."""
+"""A disk on fake DAX, as a value, and the table of the disks there can be."""
 
 import dataclasses
 import os
 import re
-import typing as ty
-
-#: Which disk of the instance: its root disk or one of its ephemeral disks.
-Role = ty.Literal['root', 'ephemeral']
 
 ALIAS_PREFIX = 'ua-fakedax-'
 
-# What Nova calls the files of these disks in the instance's directory
-# (nova.virt.libvirt.blockinfo: 'disk', 'disk.local' and get_eph_disk()).
-_ROOT_NAME = 'disk'
-_EPHEMERAL_NAME = re.compile(r'disk\.(?:local|eph(?P<index>\d+))')
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Role:
+    """What a disk is to its instance: a row of :data:`ROLES`.
+
+    :ivar rank: orders disks: the guest numbers those of the lowest rank
+        first
+    :ivar name: the role in ``fakedax:disks`` and in messages
+    :ivar file_name: matches the names that Nova gives the disks' files in
+        the instance's directory; the group ``index`` is the disk's number,
+        0 where it matches nothing
+        (nova.virt.libvirt.blockinfo: 'disk', 'disk.local', get_eph_disk())
+    :ivar alias: the device's alias after ALIAS_PREFIX, with ``{index}``
+        where there can be more than one such disk
+    :ivar flavor_field: the field of nova.objects.Flavor that is the disk's
+        size in GiB
+    :ivar flavor_label: what messages call that field
+    """
+
+    rank: int
+    name: str = dataclasses.field(compare=False)
+    file_name: re.Pattern[str] = dataclasses.field(compare=False)
+    alias: str = dataclasses.field(compare=False)
+    flavor_field: str = dataclasses.field(compare=False)
+    flavor_label: str = dataclasses.field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+#: Root has the lowest rank, so that it is /dev/pmem0 where it is on fake DAX.
+ROOT = Role(
+    0, 'root', re.compile(r'disk(?P<index>)'), 'root', 'root_gb', 'disk')
+
+EPHEMERAL = Role(
+    1, 'ephemeral', re.compile(r'disk\.(?:local|eph(?P<index>\d+))'),
+    'eph{index}', 'ephemeral_gb', 'ephemeral disk')
+
+#: All of them, by rank.
+ROLES = (ROOT, EPHEMERAL)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class DiskId:
     """Which of an instance's disks: ordered as the guest numbers them.
 
-    Root sorts first, so that root is /dev/pmem0 where it is on fake DAX.
+    :ivar index: the disk's number among those of its role, from 0
     """
 
-    # 0 for root, 1 for ephemeral: what the order is made of.
-    rank: int
+    role: Role
     index: int
-
-    @property
-    def role(self) -> Role:
-        return 'root' if self.rank == 0 else 'ephemeral'
 
     @property
     def alias(self) -> str:
         """The device's alias in libvirt and its id in QEMU."""
-        name = 'root' if self.rank == 0 else f'eph{self.index}'
-        return ALIAS_PREFIX + name
+        return ALIAS_PREFIX + self.role.alias.format(index=self.index)
 
     @classmethod
     def from_path(cls, path: str) -> 'DiskId | None':
@@ -58,19 +84,21 @@ class DiskId:
         :returns: None for any other disk (swap, config drive, rescue)
         """
         name = os.path.basename(path)
-        if name == _ROOT_NAME:
-            return cls(0, 0)
-        if match := _EPHEMERAL_NAME.fullmatch(name):
-            return cls(1, int(match['index'] or 0))
+        for role in ROLES:
+            if match := role.file_name.fullmatch(name):
+                return cls(role, int(match['index'] or 0))
         return None
 
     @classmethod
     def from_alias(cls, alias: str) -> 'DiskId | None':
-        """Identify the disk by its device's alias, None if not ours."""
-        if alias == ALIAS_PREFIX + 'root':
-            return cls(0, 0)
-        if match := re.fullmatch(ALIAS_PREFIX + r'eph(\d+)', alias):
-            return cls(1, int(match[1]))
+        """Identify the disk by its device's alias.
+
+        :returns: None for the alias of any other device
+        """
+        for role in ROLES:
+            pattern = ALIAS_PREFIX + role.alias.format(index=r'(\d+)')
+            if match := re.fullmatch(pattern, alias):
+                return cls(role, int(match[1]) if match.groups() else 0)
         return None
 
 

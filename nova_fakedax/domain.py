@@ -10,13 +10,14 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Disks on fake DAX in a domain: Nova's LibvirtConfig objects.
+"""Disks on fake DAX in a domain, as Nova's LibvirtConfig objects.
 
-As in nova.virt.libvirt.config: objects to XML and back. What a disk is
-comes from its alias, so that a domain can be read back by itself.
+As in nova.virt.libvirt.config: objects to XML and back. The alias of a device
+says which disk it is, so that a domain can be read back by itself.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 import os
 import typing as ty
 
@@ -92,10 +93,11 @@ class LibvirtConfigGuestEmulator(vconfig.LibvirtConfigGuestDevice):
 def parse_virtio_pmems(
     guest: vconfig.LibvirtConfigGuest, xmldoc: etree._Element,
 ) -> None:
-    """Add to a guest what its parser leaves out.
+    """Add to a guest the devices that Nova's parser leaves out.
 
-    nova.virt.libvirt.config.LibvirtConfigGuest.parse_dom knows one model of
-    memory device, nvdimm.
+    :param guest: as nova.virt.libvirt.config.LibvirtConfigGuest.parse_dom
+        has read it; changed
+    :param xmldoc: the ``<domain>``
     """
     for node in xmldoc.findall("./devices/memory[@model='virtio-pmem']"):
         device = LibvirtConfigGuestVirtioPMEM()
@@ -119,6 +121,32 @@ def fake_dax_disks(
     return sorted(found, key=lambda pair: pair[0])
 
 
+def root_disk(guest: vconfig.LibvirtConfigGuest) -> disk.FakeDaxDisk | None:
+    """The root disk of a guest, None if it is not on fake DAX."""
+    for fake_dax_disk, _device in fake_dax_disks(guest):
+        if fake_dax_disk.id.role == disk.ROOT:
+            return fake_dax_disk
+    return None
+
+
+def disk_infos(
+    guest: vconfig.LibvirtConfigGuest, known: Collection[str],
+) -> list[dict[str, ty.Any]]:
+    """What Nova keeps of each disk, of the disks on fake DAX.
+
+    As LibvirtDriver._get_instance_disk_info_from_config makes it of a
+    ``<disk>``; sizes are in bytes.
+
+    :param known: the paths of disks to leave out
+    """
+    return [
+        {'type': 'raw', 'path': fake_dax_disk.path, 'backing_file': '',
+         'virt_disk_size': fake_dax_disk.size,
+         'disk_size': fake_dax_disk.size, 'over_committed_disk_size': 0}
+        for fake_dax_disk, _device in fake_dax_disks(guest)
+        if fake_dax_disk.path not in known]
+
+
 def convert(
     guest: vconfig.LibvirtConfigGuest,
     instance_path: str,
@@ -129,10 +157,10 @@ def convert(
 
     :param guest: as LibvirtDriver._get_guest_config makes it; changed
     :param instance_path: the directory of the instance's own disks
-    :param wants: whether the disk with this path is to be on fake DAX
+    :param wants: whether the flavor puts the disk with this path on fake DAX
     :param emulator: the QEMU binary to run it, None for libvirt's choice
     :raises nova.exception.InvalidInput: a device or setting of the guest
-        cannot be beside fake DAX
+        is incompatible with fake DAX
     :raises nova_fakedax.layout.InvalidLayout: a backing file is missing or
         cannot be mapped
     """
@@ -144,11 +172,11 @@ def convert(
                 wants(device.source_path)):
             continue
         disk_id = disk.DiskId.from_path(device.source_path)
-        assert disk_id is not None  # or it would not be wanted
+        assert disk_id is not None  # Otherwise it would not be wanted.
         disks.append(disk.FakeDaxDisk(
             disk_id, device.source_path,
             layout.mapped_size(device.source_path)))
-        if disk_id.role == 'root' and not guest.os_kernel:
+        if disk_id.role == disk.ROOT and not guest.os_kernel:
             _make_boot_view(guest, device)
         else:
             guest.devices.remove(device)
@@ -173,13 +201,13 @@ def _make_boot_view(
     guest: vconfig.LibvirtConfigGuest,
     device: vconfig.LibvirtConfigGuestDisk,
 ) -> None:
-    """Let firmware, which knows no pmem, read the kernel from the file.
+    """Let firmware, which has no pmem driver, read the kernel from the file.
 
-    The view is the first disk, so that ``<boot dev='hd'/>`` means it.
+    The boot view is the first disk, so that ``<boot dev='hd'/>`` means it.
     """
     device.readonly = True
     device.serial = BOOT_VIEW_SERIAL
-    # A view that cannot be written has nothing to discard.
+    # The guest cannot write to it, and so cannot discard.
     device.driver_discard = None
     guest.devices.remove(device)
     first = next(
@@ -190,10 +218,10 @@ def _make_boot_view(
 
 
 def _add_numa_cell(guest: vconfig.LibvirtConfigGuest) -> None:
-    """Say which of the domain's memory is RAM.
+    """State how much of the domain's memory is RAM.
 
-    libvirt wants a NUMA cell as soon as there is maxMemory. Without one,
-    libvirt 11.3 takes the images' size out of the RAM.
+    libvirt requires a NUMA cell with maxMemory. Without one, libvirt 11.3
+    takes the images' size out of the RAM.
     """
     if guest.cpu is None:
         guest.cpu = vconfig.LibvirtConfigGuestCPU()
@@ -210,8 +238,8 @@ def _add_numa_cell(guest: vconfig.LibvirtConfigGuest) -> None:
 def _refuse_conflicts(guest: vconfig.LibvirtConfigGuest) -> None:
     """Refuse what would pin, lock or encrypt the images.
 
-    The last line of defence behind spec.CONFLICTS: devices also come from
-    ports, images and the host's configuration.
+    spec.CONFLICTS does not see it all: devices also come from ports, images
+    and the host's configuration.
     """
     conflict = None
     for device in guest.devices:
@@ -228,4 +256,4 @@ def _refuse_conflicts(guest: vconfig.LibvirtConfigGuest) -> None:
         conflict = 'encrypted memory'
     if conflict:
         raise exception.InvalidInput(reason=_(
-            '%s cannot be beside disks on fake DAX') % conflict)
+            '%s is incompatible with disks on fake DAX') % conflict)

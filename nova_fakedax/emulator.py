@@ -31,9 +31,9 @@ DEVICE = 'virtio-pmem-pci'
 #: qemuMonitorJSONGetMemoryDeviceInfo()").
 MIN_LIBVIRT = (9, 1, 0)
 
-#: What a device has that migrates: it saves its state, syncs when the guest
-#: stops and drops the host's cached pages before an incoming one starts
-#: (qemu-device/SPEC.rst). QEMU's own has none of them.
+#: The properties of a device that migrates: it saves its state, syncs when the
+#: guest stops and drops the host's cached pages before an incoming guest runs
+#: (qemu-device/SPEC.rst). QEMU's own device has none of them.
 MIGRATION_PROPERTIES = frozenset({
     'drop-cache', 'last-error', 'cache-dropped', 'cache-left'})
 
@@ -42,7 +42,7 @@ _MACHINE = re.compile(r'^(?P<name>[\w.-]+) {2,}\S', re.MULTILINE)
 
 
 class ProbeError(Exception):
-    """The binary cannot be asked what it can do."""
+    """The binary does not report what it can do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Emulator:
     """A QEMU binary that has the device.
 
     :ivar path: the binary
-    :ivar properties: the names of the device's properties, by which it says
-        what it can do
+    :ivar properties: the names of the device's properties, which show what
+        it can do
     """
 
     path: str
@@ -59,14 +59,14 @@ class Emulator:
 
     @property
     def migrates(self) -> bool:
-        """Whether an instance that it runs can migrate."""
+        """Whether instances that it runs can migrate."""
         return self.properties >= MIGRATION_PROPERTIES
 
 
 def probe(path: str) -> Emulator:
     """Ask the binary for its device's properties.
 
-    The answer is kept until the binary is replaced.
+    The answer is cached until the binary is replaced.
 
     :raises ProbeError: says what the binary lacks
     """
@@ -79,12 +79,12 @@ def probe(path: str) -> Emulator:
 
 
 def machines(path: str) -> frozenset[str]:
-    """Ask the binary for the machine types that it can be.
+    """Ask the binary for its machine types.
 
     Versions and their aliases: ``pc-q35-10.0`` and ``q35``. The answer is
-    kept until the binary is replaced.
+    cached until the binary is replaced.
 
-    :raises ProbeError: the binary does not say
+    :raises ProbeError: the binary does not list them
     """
     return frozenset(_MACHINE.findall(_ask(
         path, 'the machine types', '-machine', 'help')))

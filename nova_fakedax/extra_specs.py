@@ -24,7 +24,7 @@ from nova_fakedax import spec
 
 
 class FakeDaxValidator(base.ExtraSpecValidator):
-    """Judges by :func:`nova_fakedax.spec.check_extra_spec` alone."""
+    """Leaves the check to :func:`nova_fakedax.spec.check_extra_spec`."""
 
     def validate(self, name: str, value: str) -> None:
         """Check an extra spec.
@@ -38,18 +38,15 @@ class FakeDaxValidator(base.ExtraSpecValidator):
 
 
 def register() -> list[base.ExtraSpecValidator]:
-    return [
+    """A validator for each row of the table, and one for all other keys."""
+    validators = [
         FakeDaxValidator(
-            name=spec.DISKS_KEY,
-            description='The disks that the guest sees as fake persistent '
-                        'memory: its root disk, its ephemeral disks or both.',
-            value={'type': str, 'enum': list(spec.DISKS_VALUES)},
-        ),
-        # Nova's own message for an unknown key does not say what is allowed.
-        FakeDaxValidator(
-            name=f'{spec.NAMESPACE}:{{unknown}}',
-            description='Any other key of the namespace is refused.',
-            parameters=[{'name': 'unknown', 'pattern': '.*'}],
-            value={'type': str},
-        ),
-    ]
+            name=row.key, description=row.description,
+            value={'type': str, 'enum': list(row.values)})
+        for row in spec.EXTRA_SPECS.values()]
+    # Nova's own message for an unknown key does not say what is allowed.
+    return [*validators, FakeDaxValidator(
+        name=f'{spec.NAMESPACE}:{{unknown}}',
+        description='Any other key of the namespace is refused.',
+        parameters=[{'name': 'unknown', 'pattern': '.*'}],
+        value={'type': str})]

@@ -23,11 +23,11 @@ from nova_fakedax import privsep
 def flush(path: str) -> None:
     """Write the file's dirty pages to its storage and wait for them.
 
-    Covers what a guest stored through a mapping: fsync(2) writes all dirty
+    Includes what a guest stored through a mapping: fsync(2) writes all dirty
     pages of the file, whoever dirtied them.
 
-    :raises OSError: the storage did not take them; what was acknowledged to
-        the guest before is not affected, the rest may be lost
+    :raises OSError: the storage failed; what was acknowledged to the guest
+        before is not affected, the rest may be lost
     """
     with _opened(path) as descriptor:
         os.fsync(descriptor)
@@ -35,10 +35,10 @@ def flush(path: str) -> None:
 
 @privsep.fakedax_pctxt.entrypoint
 def invalidate(path: str) -> None:
-    """Drop the file's pages that are clean and that nobody has mapped.
+    """Drop the file's clean pages that nobody has mapped.
 
-    For an image that another host writes from now on: what is cached here
-    would be stale when the guest comes back, and is memory until then.
+    For an image that another host writes from now on: pages cached here
+    would be stale when the guest comes back, and take memory until then.
 
     :raises OSError: the file cannot be opened
     """

@@ -12,8 +12,8 @@
 
 """A raw image's geometry.
 
-What holds of every image on fake DAX: it is raw, its size is a multiple of
-2 MiB, and all of it is allocated. The guest's content starts at byte 0.
+Every image on fake DAX is raw, its size is a multiple of 2 MiB, and it is
+allocated in full. The guest's content starts at byte 0.
 """
 
 import ctypes
@@ -46,19 +46,19 @@ def aligned(size: int) -> int:
 def allocate(path: str, size: int) -> None:
     """Make the file at least ``size`` bytes, aligned, all blocks its own.
 
-    QEMU maps the file: a store to a hole that the file system cannot fill
-    any more kills the emulator with SIGBUS, and so does one to a block that
-    it shares with a file that it was cloned from, as cp(1) does on XFS since
-    coreutils 9. So the space is taken now. What the file holds is kept; it
-    is never shortened.
+    QEMU maps the file. If the file system has no space left, a store to a
+    hole kills the emulator with SIGBUS. So does a store to a block that the
+    file shares with one that it was cloned from; cp(1) clones on XFS since
+    coreutils 9. So the space is taken now. The file keeps its content and is
+    never shortened.
 
     :raises OSError: for example ENOSPC; the file may then have grown
     """
     with open(path, 'r+b') as image:
         status = os.fstat(image.fileno())
         wanted = aligned(max(size, status.st_size))
-        # Asked first, or the attempt would take what is left from everybody
-        # else on the file system until it fails.
+        # Checked first: an attempt that fails would take all space that is
+        # left on the file system for a while.
         missing = wanted - _allocated(status)
         if missing > available(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
@@ -66,7 +66,7 @@ def allocate(path: str, size: int) -> None:
 
 
 def _take_blocks(descriptor: int, size: int) -> None:
-    """Give each of so many bytes a block that is the file's alone.
+    """Give the file blocks of its own for its first ``size`` bytes.
 
     :raises OSError: for example ENOSPC
     """
@@ -75,7 +75,7 @@ def _take_blocks(descriptor: int, size: int) -> None:
     error = ctypes.get_errno()
     if error != errno.EOPNOTSUPP:
         raise OSError(error, os.strerror(error))
-    # A file system whose files share no blocks, or that cannot tell.
+    # A file system whose files share no blocks, or that does not know.
     os.posix_fallocate(descriptor, 0, size)
 
 
@@ -86,10 +86,10 @@ def available(path: str) -> int:
 
 
 def mapped_size(path: str) -> int:
-    """The size in bytes at which the file can be mapped into a guest.
+    """The size in bytes of a file that can be mapped into a guest.
 
     :raises InvalidLayout: there is no such file (QEMU would create it), or
-        it is not what :func:`allocate` leaves
+        it is not as :func:`allocate` leaves it
     """
     try:
         status = os.stat(path)

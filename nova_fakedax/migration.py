@@ -10,12 +10,12 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""A live migration on shared storage: preconditions and hand-over.
+"""Live migration on shared storage: what comes before and after.
 
 The device does what must happen at the switchover (qemu-device/SPEC.rst): the
-source syncs the image once the vCPUs have stopped, the destination drops what
-it has cached of it before they run there, and refuses the guest if it cannot.
-Here is what comes before and after.
+source syncs the image once the vCPUs have stopped; the destination drops its
+cached pages of the image before they run there, and refuses the guest if it
+cannot.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import json
 import os
 import threading
 
@@ -41,10 +42,7 @@ from nova_fakedax import refusals
 
 LOG = logging.getLogger(__name__)
 
-#: The name under which the destination's machine types travel.
-_OFFER = 'fakedax-machine-types'
-
-#: The event that says how the guest came in.
+#: The event that reports how the guest came in.
 EVENT = 'fakedax_incoming'
 
 #: Seconds between two flushes of an image whose guest is about to leave.
@@ -58,13 +56,12 @@ def _refused(reason: str) -> exception.MigrationPreCheckError:
 def check_destination(
     host: str, reasons_against: Sequence[str], block_migration: bool | None,
 ) -> None:
-    """Check at the destination what can be known there.
+    """Check at the destination that it can take the guest.
 
-    :param host: its name
-    :param reasons_against: of the destination, as of
-        capability.migration_reasons_against
+    :param host: the destination's name
+    :param reasons_against: as of capability.migration_reasons_against
     :param block_migration: as the user asked for it; None for automatic
-    :raises nova.exception.MigrationPreCheckError: says why it cannot be
+    :raises nova.exception.MigrationPreCheckError: says why it cannot
     """
     if block_migration:
         raise _refused(
@@ -75,44 +72,83 @@ def check_destination(
 
 
 def offer_machines(
-    migrate_data: objects.LibvirtLiveMigrateData, machines: Iterable[str],
+    instances_path: str, migrate_data: objects.LibvirtLiveMigrateData,
+    machines: Iterable[str],
 ) -> None:
-    """Tell the source which machine types the destination can run.
+    """Tell the source at the destination which machine types it can run.
 
-    The object has no field for it, and a field of our own would be lost in
-    nova-conductor; ``bdms`` is not used before the destination makes it anew
-    (LibvirtDriver.pre_live_migration).
+    By the content of the empty file that LibvirtDriver.
+    check_can_live_migrate_destination makes on the instances path, by which
+    the source finds out whether that is shared
+    (_check_shared_storage_test_file); ComputeManager has it removed once
+    the source has answered. Instances on fake DAX migrate with shared
+    storage only, so the source sees the file or refuses.
+
+    What Nova itself keeps or sends is not enough. system_metadata's
+    ``image_hw_machine_type`` (LibvirtDriver._configure_guest_by_virt_type)
+    is the name that Nova gave to libvirt, in general an alias as ``q35``,
+    and each host's QEMU has another version behind that;
+    LibvirtLiveMigrateData has no field for it. The running guest's XML alone
+    has the version, and only the source has that.
+
+    :param instances_path: ``[DEFAULT]instances_path``
+    :param migrate_data: as LibvirtDriver.check_can_live_migrate_destination
+        makes it
     """
-    offer = objects.LibvirtLiveMigrateBDMInfo(serial=_OFFER)
-    offer.connection_info = sorted(machines)
-    migrate_data.bdms = [offer]
+    try:
+        with open(_offer_path(instances_path, migrate_data), 'w') as offer:
+            json.dump(sorted(machines), offer)
+    except OSError as exc:
+        # Raised, it would keep ComputeManager from removing the file.
+        LOG.warning('Cannot tell the source the machine types: %s', exc)
 
 
 def check_machine(
-    migrate_data: objects.LibvirtLiveMigrateData, guest: libvirt_guest.Guest,
+    instances_path: str, migrate_data: objects.LibvirtLiveMigrateData,
+    guest: libvirt_guest.Guest,
 ) -> None:
-    """Check at the source that the destination can be the guest's machine.
+    """Check at the source that the destination has the guest's machine type.
 
-    QEMU knows the machine types of its own release and earlier ones. libvirt
-    would find out as well, but tells nova-compute's log only.
+    QEMU has the machine types of its own release and earlier ones. libvirt
+    would find out as well, but only nova-compute's log would say so.
+    A destination that offers nothing, as an earlier release of this package,
+    is left to libvirt.
 
-    :raises nova.exception.MigrationPreCheckError: it cannot
+    :param instances_path: ``[DEFAULT]instances_path``
+    :param migrate_data: as the destination made it
+    :raises nova.exception.MigrationPreCheckError: it does not
     """
-    offers = migrate_data.bdms if 'bdms' in migrate_data else []
     machine = guest.get_config().os_mach_type
-    for offer in offers:
-        if offer.serial == _OFFER and machine not in offer.connection_info:
-            raise _refused(
-                f"the guest's machine type is '{machine}', which the "
-                f"destination's QEMU does not have; a type that all hosts "
-                f"have can be chosen by [libvirt]hw_machine_type, or by the "
-                f"image property hw_machine_type, before the guest starts")
+    offered = _offered_machines(_offer_path(instances_path, migrate_data))
+    if offered and machine not in offered:
+        raise _refused(
+            f"the guest's machine type is '{machine}', which the "
+            f"destination's QEMU does not have; a type that all hosts "
+            f"have can be chosen by [libvirt]hw_machine_type, or by the "
+            f"image property hw_machine_type, before the guest starts")
+
+
+def _offer_path(
+    instances_path: str, migrate_data: objects.LibvirtLiveMigrateData,
+) -> str:
+    return os.path.join(instances_path, migrate_data.filename)
+
+
+def _offered_machines(path: str) -> list[str]:
+    """What offer_machines() has written; nothing if it cannot be read."""
+    try:
+        with open(path) as offer:
+            return list(json.loads(offer.read() or '[]'))
+    except (OSError, ValueError) as exc:
+        LOG.warning('Cannot read the machine types of the destination: %s',
+                    exc)
+        return []
 
 
 def keeps_state(guest: libvirt_guest.Guest) -> bool:
-    """Whether the guest's devices go with it to another QEMU.
+    """Whether the guest's devices save their state.
 
-    Asks QEMU itself: the binary may have been replaced since it started.
+    Asks the running QEMU: the binary may have been replaced since it started.
     """
     for disk, _device in domain.fake_dax_disks(guest.get_config()):
         try:
@@ -127,8 +163,10 @@ def keeps_state(guest: libvirt_guest.Guest) -> bool:
 def check_source(
     host: str, reasons_against: Sequence[str], guest: libvirt_guest.Guest,
 ) -> None:
-    """Check at the source that the guest that runs can leave it.
+    """Check at the source that the running guest can leave it.
 
+    :param host: the source's name
+    :param reasons_against: as of capability.migration_reasons_against
     :raises nova.exception.MigrationPreCheckError: says why it cannot
     """
     if not keeps_state(guest):
@@ -139,24 +177,27 @@ def check_source(
 
 
 def check_storage(migrate_data: objects.LibvirtLiveMigrateData) -> None:
-    """Check that both hosts have the images, as Nova has found out.
+    """Check at the source that both hosts have the images.
 
+    :param migrate_data: as LibvirtDriver.check_can_live_migrate_source
+        leaves it
     :raises nova.exception.MigrationPreCheckError: they do not
     """
     if not migrate_data.is_shared_instance_path:
         raise _refused(
             'the instances path of the two hosts is not on the same shared '
-            'storage: the destination does not see a file of the source')
+            'storage: the source does not see a file of the destination')
     if migrate_data.block_migration:
         check_destination('', (), True)
 
 
 @contextlib.contextmanager
 def preflush(paths: Sequence[str]) -> Iterator[None]:
-    """Keep images nearly clean while their guest runs and is copied.
+    """Flush images again and again while their guest migrates.
 
-    The sync at the switchover, for which the guest waits, then finds little.
-    An error is left to that one, which keeps the guest where it is.
+    So that the sync at the switchover, for which the guest waits, has little
+    to write. An error here is only logged: if the last sync fails as well,
+    it keeps the guest where it is.
     """
     ended = threading.Event()
 
@@ -173,7 +214,7 @@ def preflush(paths: Sequence[str]) -> Iterator[None]:
             flush()
 
     flush()
-    # Not waited for: storage that hangs must not hold what comes after.
+    # Not joined: storage that hangs must not delay what comes after.
     threading.Thread(target=flush_until_ended, daemon=True).start()
     try:
         yield
@@ -182,12 +223,12 @@ def preflush(paths: Sequence[str]) -> Iterator[None]:
 
 
 def forget(paths: Sequence[str]) -> None:
-    """Drop what the source has cached of images whose guest has left."""
+    """Drop the source's cached pages of images whose guest has left."""
     for path in paths:
         try:
             hostcache.invalidate(path)
         except OSError as exc:
-            # Memory, and no danger: the device looks when the guest is back.
+            # Costs memory only: the device drops them when the guest is back.
             LOG.warning('Cannot drop the cached pages of %(path)s: %(exc)s',
                         {'path': path, 'exc': exc})
 
@@ -196,10 +237,10 @@ def report(
     context: nova_context.RequestContext, host: str,
     instance: objects.Instance, guest: libvirt_guest.Guest,
 ) -> None:
-    """Say at the destination what the device did when the guest came in.
+    """Report at the destination what the device did when the guest came in.
 
-    In the log, and among the events of the move, where those of
-    nova.compute.manager are.
+    In the log, and as an event of the server's action, next to those of
+    nova.compute.manager.
 
     :param host: the destination's name
     """
@@ -234,10 +275,10 @@ def _record(
     context: nova_context.RequestContext, host: str,
     instance: objects.Instance, details: str, failed: bool,
 ) -> None:
-    """Add an event to the action that the request is.
+    """Add an event to the server's action.
 
-    As compute_utils.EventReporter does, which gives details only to what
-    has raised.
+    As nova.compute.utils.EventReporter does, which records details of an
+    exception only.
     """
     now = timeutils.utcnow(with_timezone=True)
     event = objects.InstanceActionEvent(
@@ -246,6 +287,6 @@ def _record(
     try:
         event.create(instance.uuid, context.request_id)
     except exception.InstanceActionNotFound:
-        # Nobody's request: recovery.finish, at nova-compute's start.
+        # departure.finish() is nobody's request.
         LOG.debug('No action to add the event %s to', EVENT,
                   instance=instance)

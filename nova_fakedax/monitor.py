@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What QEMU's monitor says of a running device."""
+"""What QEMU's monitor reports of a running device."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class MonitorError(Exception):
 def device_property(
     guest: libvirt_guest.Guest, alias: str, name: str,
 ) -> ty.Any:
-    """A property of a device of a guest that runs (QMP's ``qom-get``).
+    """Read a property of a device of a running guest (QMP's ``qom-get``).
 
-    libvirt marks a domain whose monitor is asked past it as tainted, in its
-    log and to no other effect.
+    libvirt logs that such a query taints the domain; that has no other
+    effect.
 
     :param alias: the device's alias in libvirt
     :raises MonitorError: there is no answer
     """
-    # As Nova imports libvirt: only where it is needed.
+    # Imported here because libvirt-python is optional, as for Nova.
     import libvirt
     import libvirt_qemu  # type: ignore[import-untyped]
 

@@ -10,9 +10,9 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What is not right yet for an instance with disks on fake DAX.
+"""Operations not supported for instances with fake DAX disks, and why.
 
-An operation leaves this table when its implementation lands.
+Whoever implements an operation removes it from the table.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ from nova.i18n import _
 
 _NO_STATE = (
     "QEMU's virtio-pmem does not save its state, and the guest's next fsync "
-    "would hang for ever")
+    "would hang forever")
 
-#: Operation, as users know it: why it is refused.
+#: The operation, in users' words, and why it is refused.
 REFUSED: Mapping[str, str] = types.MappingProxyType({
     'suspend': _NO_STATE,
     'live migration': _NO_STATE,
@@ -43,5 +43,8 @@ class OperationRefused(exception.NovaException):
 
 
 def refused(operation: str) -> OperationRefused:
-    """The error for an operation of the table."""
+    """The error for an operation of the table.
+
+    :raises KeyError: there is no such operation
+    """
     return OperationRefused(operation=operation, reason=REFUSED[operation])

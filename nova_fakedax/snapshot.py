@@ -10,12 +10,12 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Copying the image of a guest that is there.
+"""Copying the image of a running guest.
 
-QEMU's block jobs, by which Nova takes a snapshot of a guest that runs, do not
-see what the guest stores through a mapping. So its vCPUs stand still while
-its image is copied: for a moment where the file system can clone a file (XFS),
-for as long as the copy takes where it cannot.
+Nova takes a snapshot of a running guest by QEMU's block jobs, which do not see
+what the guest stores through a mapping. So the guest is paused while its image
+is copied: for a moment where the file system can clone a file (XFS), for as
+long as the copy takes where it cannot.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LOG = logging.getLogger(__name__)
 # ioctl_ficlone(2); the fcntl module has no name for it.
 _FICLONE = 0x40049409
 
-#: What ComputeManager does while a snapshot is taken of a guest that runs.
+#: The tasks of ComputeManager while a snapshot of a running guest is taken.
 _TASKS = frozenset({
     task_states.IMAGE_SNAPSHOT, task_states.IMAGE_SNAPSHOT_PENDING,
     task_states.IMAGE_BACKUP, task_states.IMAGE_PENDING_UPLOAD,
@@ -54,12 +54,12 @@ _TASKS = frozenset({
 
 
 def stop_vcpus(host: libvirt_host.Host, guest: libvirt_guest.Guest) -> bool:
-    """Let nothing be stored to the guest's images.
+    """Pause the guest, so that nothing is stored to its images.
 
-    The device ends the flushes under way and syncs the images
+    The device completes the flushes under way and syncs the images
     (qemu-device/SPEC.rst).
 
-    :returns: whether the guest ran, and is to run again
+    :returns: whether the guest ran, and must be resumed
     """
     if guest.get_power_state(host) != power_state.RUNNING:
         return False
@@ -72,7 +72,7 @@ def vcpus_stopped(
     host: libvirt_host.Host, guest: libvirt_guest.Guest,
     instance: objects.Instance,
 ) -> Iterator[None]:
-    """Let the guest stand still meanwhile; one that was paused stays so."""
+    """Pause the guest meanwhile; one that was paused before stays so."""
     with timeutils.StopWatch() as watch:
         ran = stop_vcpus(host, guest)
         try:
@@ -80,8 +80,8 @@ def vcpus_stopped(
         finally:
             if ran:
                 guest.resume()
-                LOG.info('The guest stood still for %.1f s while its image '
-                         'was copied', watch.elapsed(), instance=instance)
+                LOG.info('Guest paused for %.1f s while its image was copied',
+                         watch.elapsed(), instance=instance)
 
 
 @contextlib.contextmanager
@@ -90,11 +90,11 @@ def nothing_stored(
     instance: objects.Instance, guest: libvirt_guest.Guest,
     image_meta: objects.ImageMeta,
 ) -> Iterator[None]:
-    """Freeze the guest's file systems if its agent can; stop its vCPUs.
+    """Freeze the guest's file systems if its agent can, and pause it.
 
     :param driver: the LibvirtDriver that runs the guest
     :raises nova.exception.NovaException: they cannot be frozen, and the
-        image's os_require_quiesce wants it
+        image property os_require_quiesce demands it
     """
     frozen = False
     try:
@@ -117,15 +117,16 @@ def take(
     path: str, out_path: str, image_format: str,
     nothing_stored: contextlib.AbstractContextManager[None],
 ) -> None:
-    """Copy an image whose guest is there, in a format of qemu-img.
+    """Copy the image of a running guest.
 
     :param path: the image, raw
-    :param out_path: the copy; what is there after an error the caller removes
-    :param nothing_stored: entered while the image must stay as it is
+    :param out_path: the copy; after an error the caller removes it
+    :param image_format: that of the copy, as qemu-img names it
+    :param nothing_stored: entered while the image must not change
     :raises oslo_concurrency.processutils.ProcessExecutionError: it cannot be
         copied
     """
-    # Without a name: it is gone with this process, however that ends.
+    # Has no name, so that it ends with this process, however that ends.
     with tempfile.TemporaryFile(dir=os.path.dirname(out_path)) as clone:
         with nothing_stored:
             cloned = _clone(path, clone)
@@ -133,7 +134,7 @@ def take(
                 libvirt_utils.extract_snapshot(
                     path, 'raw', out_path, image_format)
         if cloned:
-            # Copied as well, and soon: see _clone().
+            # Now, and not when somebody needs it: see _clone().
             libvirt_utils.extract_snapshot(
                 f'/proc/{os.getpid()}/fd/{clone.fileno()}', 'raw', out_path,
                 image_format)
@@ -142,22 +143,23 @@ def take(
 def _clone(path: str, clone: ty.IO[bytes]) -> bool:
     """Let an empty file share the blocks of an image.
 
-    As long as there is a clone the image has no blocks of its own
-    (layout.allocate): each store of the guest takes one more, and kills QEMU
-    if there is none. So there must be enough for all of them beside the copy.
+    As long as the clone exists the image has no blocks of its own
+    (layout.allocate): each store of the guest takes a new one, and kills QEMU
+    if none is free. So there must be space for all of the image, and for the
+    copy.
 
-    :returns: whether the file system can; if not the file stays empty
+    :returns: whether it does; if not the file stays empty
     """
     if layout.available(path) < 2 * os.path.getsize(path):
         LOG.debug('%s is copied, not cloned: there is not enough space '
-                  'for the guest to store all of it anew', path)
+                  'for the guest to overwrite all of it', path)
         return False
     with open(path, 'rb') as image:
         try:
             fcntl.ioctl(clone, _FICLONE, image.fileno())
         except OSError as exc:
-            # Which error a file system that cannot do it gives differs, and
-            # what else may be wrong the copy meets as well.
+            # The error of a file system that cannot clone differs from one
+            # to the next, and the copy meets any other error again.
             LOG.debug('%(path)s is copied, not cloned: %(exc)s',
                       {'path': path, 'exc': exc})
             return False
@@ -168,10 +170,10 @@ def resume_interrupted(
     driver: ty.Any, context: nova_context.RequestContext,
     instance: objects.Instance,
 ) -> None:
-    """Let a guest run on that stands still since nova-compute died.
+    """Resume a guest that has been paused since nova-compute died.
 
-    ComputeManager._init_instance gives the snapshot up, and leaves alone a
-    guest that is paused without having been asked to.
+    ComputeManager._init_instance gives up the snapshot, but leaves a guest
+    paused that no user has paused.
     """
     if instance.vm_state != vm_states.ACTIVE or (
             instance.task_state not in _TASKS):
@@ -180,13 +182,13 @@ def resume_interrupted(
         guest = driver._host.get_guest(instance)
         if guest.get_power_state(driver._host) != power_state.PAUSED:
             return
-        LOG.warning('The guest stood still for a snapshot that nova-compute '
-                    'did not finish; it runs on', instance=instance)
+        LOG.warning('The guest was paused for a snapshot that nova-compute '
+                    'did not finish; resuming it', instance=instance)
         guest.resume()
     except (exception.InstanceNotFound, libvirt_host.libvirt.libvirtError):
         # nova-compute must start whatever becomes of one instance.
-        LOG.exception('Cannot let the guest run on', instance=instance)
+        LOG.exception('Cannot resume the guest', instance=instance)
         return
-    # One whose agent does not answer was not frozen.
+    # A guest whose agent does not answer was not frozen.
     with contextlib.suppress(exception.NovaException):
         driver.unquiesce(context, instance, instance.image_meta)

@@ -15,20 +15,20 @@
 from collections.abc import Mapping
 from collections.abc import Set
 import dataclasses
+import itertools
 import typing as ty
 
 from nova_fakedax import disk
 
 NAMESPACE = 'fakedax'
 DISKS_KEY = f'{NAMESPACE}:disks'
-KEYS = (DISKS_KEY,)
 
-#: The values of ``fakedax:disks`` and the disks they name.
+#: The values of ``fakedax:disks`` and the disks they name: every choice of
+#: roles, in the order of their ranks.
 DISKS_VALUES: Mapping[str, frozenset[disk.Role]] = {
-    'root': frozenset({'root'}),
-    'ephemeral': frozenset({'ephemeral'}),
-    'root,ephemeral': frozenset({'root', 'ephemeral'}),
-}
+    ','.join(role.name for role in roles): frozenset(roles)
+    for count in range(1, len(disk.ROLES) + 1)
+    for roles in itertools.combinations(disk.ROLES, count)}
 
 #: The trait of a host that can run such flavors.
 TRAIT = 'CUSTOM_FAKEDAX'
@@ -36,16 +36,17 @@ TRAIT = 'CUSTOM_FAKEDAX'
 #: The trait of a host that such instances can migrate to while they run.
 MIGRATION_TRAIT = 'CUSTOM_FAKEDAX_MIGRATION'
 
-#: What such a host says of itself among the statistics of its compute node,
-#: and the value. Placement keeps a trait until it is taken back, also when
-#: the host has gone back to another driver; statistics are made anew.
+#: What such a host reports among the statistics of its compute node, and the
+#: value. Placement keeps a trait until somebody removes it, also when the
+#: host has gone back to another driver; statistics are replaced at each
+#: report.
 STATISTIC = 'fakedax_supported'
 SUPPORTED = 'true'
 
 #: The image property that says the guest knows fake DAX.
 IMAGE_PROPERTY = 'fakedax_guest'
 
-#: Extra specs that cannot be beside fake DAX, and why.
+#: Extra specs that are incompatible with fake DAX, and why.
 CONFLICTS: Mapping[str, str] = {
     'pci_passthrough:alias': 'a passed-through device pins the whole image',
     'resources:VGPU': 'a mediated device pins the whole image',
@@ -61,7 +62,7 @@ _TRUE = frozenset({'true', 'yes', 'on', '1', 't', 'y'})
 
 
 class InvalidSpec(ValueError):
-    """The flavor or the image asks for something that cannot be."""
+    """The flavor or the image asks for something that is not allowed."""
 
 
 class InvalidImage(InvalidSpec):
@@ -69,14 +70,58 @@ class InvalidImage(InvalidSpec):
 
 
 class Flavor(ty.Protocol):
-    """The part of nova.objects.Flavor that is read."""
+    """The part of nova.objects.Flavor that is read.
+
+    And the field that each role of :data:`nova_fakedax.disk.ROLES` names.
+    """
 
     extra_specs: dict[str, str]
-    root_gb: int
-    ephemeral_gb: int
 
     def __contains__(self, field: str) -> bool:
         ...
+
+
+class Instance(ty.Protocol):
+    """The part of nova.objects.Instance that is read."""
+
+    flavor: Flavor
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtraSpec:
+    """An extra spec of the ``fakedax`` namespace: a row of the table.
+
+    :ivar key: the key, with the namespace
+    :ivar values: the values that are allowed
+    :ivar description: what it is for, in the words of the API's reference
+    """
+
+    key: str
+    values: tuple[str, ...]
+    description: str
+
+    def check(self, value: str) -> None:
+        """Check a value.
+
+        :raises InvalidSpec: names what was given and what is allowed
+        """
+        if value not in self.values:
+            raise InvalidSpec(
+                f"'{value}' is not a value of {self.key}; allowed: "
+                f"{_quoted(self.values)}")
+
+
+#: All of them, by key.
+EXTRA_SPECS: dict[str, ExtraSpec] = {row.key: row for row in (
+    ExtraSpec(
+        DISKS_KEY, tuple(DISKS_VALUES),
+        'The disks that the guest sees as fake persistent memory: its root '
+        'disk, its ephemeral disks or both.'),
+)}
+
+
+def _quoted(values: ty.Iterable[str]) -> str:
+    return ', '.join(f"'{value}'" for value in values)
 
 
 def check_extra_spec(key: str, value: str) -> None:
@@ -84,14 +129,22 @@ def check_extra_spec(key: str, value: str) -> None:
 
     :raises InvalidSpec: names what was given and what is allowed
     """
-    if key not in KEYS:
+    if key not in EXTRA_SPECS:
         raise InvalidSpec(
             f"'{key}' is not an extra spec of fake DAX; "
-            f"allowed: {', '.join(KEYS)}")
-    if value not in DISKS_VALUES:
-        raise InvalidSpec(
-            f"'{value}' is not a value of {key}; allowed: "
-            f"{', '.join(repr(allowed) for allowed in DISKS_VALUES)}")
+            f"allowed: {', '.join(EXTRA_SPECS)}")
+    EXTRA_SPECS[key].check(value)
+
+
+def given(flavor: Flavor) -> dict[str, str]:
+    """The flavor's extra specs of the ``fakedax`` namespace, as they are.
+
+    A flavor whose extra specs are not loaded has none: Nova hands such
+    flavors to code that does not look at extra specs.
+    """
+    extra_specs = flavor.extra_specs if 'extra_specs' in flavor else {}
+    return {key: value for key, value in extra_specs.items()
+            if key.partition(':')[0] == NAMESPACE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +157,15 @@ class FakeDaxSpec:
         return bool(self.roles)
 
     def __str__(self) -> str:
-        """The value of the extra spec; empty if there is none."""
+        """The value of ``fakedax:disks``; empty if there are no disks."""
         return next((value for value, roles in DISKS_VALUES.items()
                      if roles == self.roles), '')
 
     def wants(self, path: str) -> bool:
-        """Whether the disk of this name or path is to be on fake DAX."""
+        """Whether the flavor puts the disk of this name or path on fake DAX.
+
+        :param path: as of :meth:`nova_fakedax.disk.DiskId.from_path`
+        """
         disk_id = disk.DiskId.from_path(path)
         return disk_id is not None and disk_id.role in self.roles
 
@@ -117,52 +173,70 @@ class FakeDaxSpec:
     def from_flavor(cls, flavor: Flavor) -> 'FakeDaxSpec':
         """Read the flavor's extra specs.
 
-        A flavor whose extra specs are not loaded asks for nothing: Nova
-        hands such flavors to code that does not look at extra specs.
+        Other extra specs of the namespace only say more about disks on fake
+        DAX. Without ``fakedax:disks`` the flavor is refused: somebody meant
+        fake DAX, and would get ordinary disks. The API cannot refuse it, as
+        Nova's validators see one extra spec at a time.
 
         :raises InvalidSpec: an extra spec of the namespace is unknown or
-            has an unknown value; the API rejects these, but only since
-            microversion 2.86 and only where this package is installed
+            has an unknown value, which the API rejects as well, but only
+            since microversion 2.86 and only where this package is
+            installed; or ``fakedax:disks`` is missing
         """
-        extra_specs = flavor.extra_specs if 'extra_specs' in flavor else {}
-        ours = {key: value for key, value in extra_specs.items()
-                if key.partition(':')[0] == NAMESPACE}
-        for key, value in ours.items():
+        extra_specs = given(flavor)
+        for key, value in extra_specs.items():
             check_extra_spec(key, value)
-        return cls(DISKS_VALUES[ours[DISKS_KEY]] if ours else frozenset())
+        if not extra_specs:
+            return cls()
+        if DISKS_KEY not in extra_specs:
+            raise InvalidSpec(
+                f"the flavor has {', '.join(sorted(extra_specs))}, but not "
+                f"{DISKS_KEY}; allowed: {DISKS_KEY} with "
+                f"{_quoted(DISKS_VALUES)}")
+        return cls(DISKS_VALUES[extra_specs[DISKS_KEY]])
+
+    @classmethod
+    def from_instance(cls, instance: Instance) -> 'FakeDaxSpec':
+        """Read the flavor of an instance that has been admitted.
+
+        :returns: no disks if the flavor is invalid: the build was refused,
+            so there are none
+        """
+        try:
+            return cls.from_flavor(instance.flavor)
+        except InvalidSpec:
+            return cls()
 
     def check_flavor(self, flavor: Flavor) -> None:
         """Check that the rest of the flavor goes with fake DAX.
 
         :raises InvalidSpec: names the conflict
         """
-        if 'root' in self.roles and not flavor.root_gb:
-            raise InvalidSpec(
-                f"{DISKS_KEY} names the root disk, but the flavor's disk is "
-                f"0 GiB; allowed: 1 GiB or more")
-        if 'ephemeral' in self.roles and not flavor.ephemeral_gb:
-            raise InvalidSpec(
-                f"{DISKS_KEY} names the ephemeral disk, but the flavor's "
-                f"ephemeral disk is 0 GiB; allowed: 1 GiB or more")
+        for role in sorted(self.roles):
+            if not getattr(flavor, role.flavor_field):
+                raise InvalidSpec(
+                    f"{DISKS_KEY} names the {role} disk, but the flavor's "
+                    f"{role.flavor_label} is 0 GiB; allowed: 1 GiB or more")
         for key, why in CONFLICTS.items():
             value = flavor.extra_specs.get(key)
             if value is not None and value.lower() not in _FALSE:
                 raise InvalidSpec(
-                    f"{key}='{value}' cannot be beside {DISKS_KEY}: {why}")
+                    f"{key}='{value}' is incompatible with {DISKS_KEY}: "
+                    f"{why}")
 
     def check_resize(self, new: 'FakeDaxSpec') -> None:
-        """Check that a server can be resized to a flavor with other disks.
+        """Check that a resize keeps the same disks on fake DAX.
 
-        Nova takes the files as they are, and an ordinary disk's may be no
-        raw image.
+        Nova keeps the files as they are, and that of an ordinary disk may
+        not be a raw image.
 
         :raises InvalidSpec: names both flavors' disks
         """
         if new != self:
             raise InvalidSpec(
                 f"{DISKS_KEY} is '{new}' in the new flavor; allowed: "
-                f"'{self}', as in the server's, whose disks stay what they "
-                f"are")
+                f"'{self}', as in the current one: a resize cannot put a "
+                f"disk on fake DAX or take it off")
 
     def check_disks(self, roles: Set[disk.Role]) -> None:
         """Check that the instance has the disks that the flavor names.
@@ -179,14 +253,14 @@ class FakeDaxSpec:
     def check_image(self, properties: Mapping[str, ty.Any]) -> None:
         """Check that the image's guest knows fake DAX.
 
-        Only a root disk needs that: an ephemeral disk is looked for, or not,
-        by whatever guest has booted from an ordinary disk.
+        Only a root disk needs that. A guest that boots from an ordinary disk
+        may use an ephemeral disk on fake DAX, or ignore it.
 
         :param properties: the image's properties, by name
         :raises InvalidImage: names the property
         """
         value = str(properties.get(IMAGE_PROPERTY, ''))
-        if 'root' in self.roles and value.lower() not in _TRUE:
+        if disk.ROOT in self.roles and value.lower() not in _TRUE:
             raise InvalidImage(
                 f"{DISKS_KEY} names the root disk, but the image's property "
                 f"{IMAGE_PROPERTY} is '{value}'; allowed: 'true', for an "

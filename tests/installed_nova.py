@@ -38,7 +38,7 @@ def find_api_paste() -> None:
 
 
 def let_readers_pass_writers() -> None:
-    """Keep Nova's tests from waiting for themselves for ever.
+    """Keep Nova's tests from waiting for themselves forever.
 
     nova.tests.fixtures.nova.CellDatabases has a lock that admits no reader
     while a writer waits. A reader (nova.test.TestCase._run_periodics) waits

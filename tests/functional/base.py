@@ -14,28 +14,27 @@
 
 import io
 import os
-import sys
 import typing as ty
 
 import fixtures as base_fixtures
 from lxml import etree
 from nova import context as nova_context
 from nova import objects
-from nova.scheduler import request_filter
+from nova.scheduler import request_filter as nova_request_filter
 from nova.tests.functional.libvirt import base
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils.fixture import uuidsentinel as uuids
 
-from nova_fakedax import scheduler
+from nova_fakedax import request_filter
 from tests import fixtures
 from tests.functional import fakelibvirt
 
 TRAIT = 'CUSTOM_FAKEDAX'
 FILTER = 'nova_fakedax.scheduler.FakeDaxFilter'
 
-#: What nova.tests replaces by mocks, and we want to see at work.
+#: What nova.tests replaces by mocks, and these tests must run.
 _REAL = {
     'nova.virt.libvirt.imagebackend.Backend.backend':
         imagebackend.Backend.backend,
@@ -52,18 +51,18 @@ _REAL = {
 
 
 class FakeDaxTestCase(base.ServersTestBase):
-    """nova-api, conductor, scheduler, placement; computes with our driver."""
+    """Nova's services and placement; computes with FakeDaxDriver."""
 
     microversion = 'latest'
     ADMIN_API = True
     # A user gets an answer before the compute has begun.
     CAST_AS_CALL = False
-    #: Whether nova-scheduler is told of our filter.
+    #: Whether nova-scheduler is configured with FakeDaxFilter.
     FILTER_ENABLED = True
 
     def setUp(self) -> None:
         self.useFixture(fixtures.PrivsepFixture())
-        self._forget_scheduler_module()
+        self._remove_request_filter()
         super().setUp()
         for name, function in _REAL.items():
             self.useFixture(base_fixtures.MonkeyPatch(name, function))
@@ -77,15 +76,12 @@ class FakeDaxTestCase(base.ServersTestBase):
         self.image = self.put_image('knows', fakedax_guest='true')
         self.ordinary_image = self.put_image('ordinary')
 
-    def _forget_scheduler_module(self) -> None:
-        """Let it be configuration that imports our module, or not."""
+    def _remove_request_filter(self) -> None:
+        """Leave it to configuration to add the filter, or not."""
         self.useFixture(base_fixtures.MockPatchObject(
-            request_filter, 'ALL_REQUEST_FILTERS', [
-                entry for entry in request_filter.ALL_REQUEST_FILTERS
-                if entry.__module__ != scheduler.__name__]))
-        self.addCleanup(
-            sys.modules.__setitem__, scheduler.__name__,
-            sys.modules.pop(scheduler.__name__))
+            nova_request_filter, 'ALL_REQUEST_FILTERS', [
+                entry for entry in nova_request_filter.ALL_REQUEST_FILTERS
+                if entry is not request_filter.require_fake_dax]))
 
     def _setup_compute_service(self) -> None:
         self.flags(compute_driver='fakedax.FakeDaxDriver')
@@ -113,8 +109,8 @@ class FakeDaxTestCase(base.ServersTestBase):
         self, server: ty.Any, expected_params: ty.Any, max_retries: int = 10,
         *args: ty.Any, **kwargs: ty.Any,
     ) -> ty.Any:
-        # Nova's 5 s are for images that are mocks; ours are files, made and
-        # allocated in full, by however fast a disk.
+        # Nova's 5 s are for images that are mocks; these are files, made and
+        # allocated in full, however slow the disk.
         return super()._wait_for_server_parameter(
             server, expected_params, max(max_retries, 120), *args, **kwargs)
 

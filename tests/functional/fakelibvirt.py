@@ -25,7 +25,7 @@ _VIRTIO_PMEM = "./devices/memory[@model='virtio-pmem']"
 class FakeLibvirtFixture(fixtures.Fixture):
     """Keeps of a domain all that makes disks on fake DAX.
 
-    nova.tests.fixtures.libvirt.Domain makes its XML anew from what it has
+    nova.tests.fixtures.libvirt.Domain makes its XML again from what it has
     understood: no virtio-pmem, no serial number of a disk, one emulator.
 
     :param emulator: path of the QEMU binary that libvirt chooses

@@ -91,8 +91,8 @@ class BuildFaultTest(base.FakeDaxTestCase):
                 'product_id': libvirt.PCI_PROD_ID, 'name': 'nic'})])
         self.start_compute(pci_info=libvirt.HostPCIDevicesInfo(num_pci=1))
         self.assertIn(
-            "pci_passthrough:alias='nic:1' cannot be beside fakedax:disks: "
-            "a passed-through device pins the whole image",
+            "pci_passthrough:alias='nic:1' is incompatible with "
+            "fakedax:disks: a passed-through device pins the whole image",
             self.fault(self.put_flavor(**{'pci_passthrough:alias': 'nic:1'})))
 
     def test_a_virtual_gpu(self):
@@ -103,7 +103,7 @@ class BuildFaultTest(base.FakeDaxTestCase):
                 num_pci=0, num_pfs=0, num_vfs=0, num_mdevcap=2),
             mdev_info=libvirt.HostMdevDevicesInfo(devices={}))
         self.assertIn(
-            "resources:VGPU='1' cannot be beside fakedax:disks: "
+            "resources:VGPU='1' is incompatible with fakedax:disks: "
             "a mediated device pins the whole image",
             self.fault(self.put_flavor(**{'resources:VGPU': '1'})))
         # What a flavor asks for in another way is seen in the domain.
@@ -111,14 +111,14 @@ class BuildFaultTest(base.FakeDaxTestCase):
             'nova.virt.libvirt.driver.LibvirtDriver._allocate_mdevs',
             return_value=['4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88']))
         self.assertIn(
-            'a passed-through device cannot be beside disks on fake DAX',
+            'a passed-through device is incompatible with disks on fake DAX',
             self.fault(self.put_flavor(**{'resources1:VGPU': '1'})))
 
     def test_a_real_time_guest(self):
         self.flags(cpu_dedicated_set='0-7', group='compute')
         self.start_compute()
         self.assertIn(
-            "hw:cpu_realtime='yes' cannot be beside fakedax:disks: "
+            "hw:cpu_realtime='yes' is incompatible with fakedax:disks: "
             "locked memory holds the whole image in RAM",
             self.fault(self.put_flavor(**{
                 'hw:cpu_realtime': 'yes', 'hw:cpu_policy': 'dedicated',
@@ -127,7 +127,7 @@ class BuildFaultTest(base.FakeDaxTestCase):
     def test_locked_memory(self):
         self.start_compute()
         self.assertIn(
-            "hw:locked_memory='true' cannot be beside fakedax:disks: "
+            "hw:locked_memory='true' is incompatible with fakedax:disks: "
             "locked memory holds the whole image in RAM",
             self.fault(self.put_flavor(**{
                 'hw:locked_memory': 'true', 'hw:mem_page_size': 'small'})))
@@ -138,7 +138,7 @@ class BuildFaultTest(base.FakeDaxTestCase):
                                hw_locked_memory='true',
                                hw_mem_page_size='small')
         self.assertIn(
-            'locked memory cannot be beside disks on fake DAX',
+            'locked memory is incompatible with disks on fake DAX',
             self.fault(self.put_flavor(**{'hw:mem_page_size': 'any'}),
                        image_uuid=image))
 
@@ -157,8 +157,8 @@ class BuildFaultTest(base.FakeDaxTestCase):
                 }}])))
         self.start_compute()
         self.assertIn(
-            "hw:pmem='SMALL' cannot be beside fakedax:disks: real and fake "
-            "persistent memory cannot be told apart",
+            "hw:pmem='SMALL' is incompatible with fakedax:disks: real and "
+            "fake persistent memory cannot be told apart",
             self.fault(self.put_flavor(**{'hw:pmem': 'SMALL'})))
 
     def test_no_space_for_the_image(self):

@@ -61,7 +61,7 @@ class TraitTest(base.FakeDaxTestCase):
         self.start_compute()
         self.assert_not_reported("[libvirt]images_type is 'lvm'")
 
-    def test_a_restart_finds_out_anew(self):
+    def test_a_restart_finds_out_again(self):
         self.start_compute()
         self.restart_compute_service(
             'compute1', keep_hypervisor_state=False,

@@ -133,7 +133,7 @@ class RefusedResizeTest(base.FakeDaxTestCase):
                 f"allowed: '{old or ''}'")
             self._delete_server(server)
 
-    def test_an_ordinary_resize_is_ours_to_leave_alone(self):
+    def test_an_ordinary_resize_is_left_to_nova(self):
         server = self.boot(self.put_flavor(None))
         with mock.patch('nova_fakedax.driver.FakeDaxDriver.'
                         'migrate_disk_and_power_off', autospec=True,
@@ -150,12 +150,12 @@ class RefusedResizeWithoutFilterTest(RefusedResizeTest):
 
     FILTER_ENABLED = False
 
-    def test_to_what_cannot_be_beside_them(self):
+    def test_to_what_is_incompatible_with_them(self):
         server = self.boot()
         self.assert_refused(
             server, self.put_flavor('root', **{'hw:locked_memory': 'true',
                                                'hw:mem_page_size': 'small'}),
-            "hw:locked_memory='true' cannot be beside fakedax:disks")
+            "hw:locked_memory='true' is incompatible with fakedax:disks")
 
     def test_to_a_flavor_that_no_host_can_run(self):
         self.admin_api.microversion = '2.85'

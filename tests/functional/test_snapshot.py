@@ -40,7 +40,7 @@ class SnapshotTest(base.FakeDaxTestCase):
         self.sizes = {}
         self.useFixture(fixtures.MockPatchObject(
             self.glance, 'update', self._noted_upload(self.glance.update)))
-        # A disk that is none of ours, and comes first without a boot view.
+        # An ordinary disk, which would be the first without a boot view.
         self.flags(force_config_drive=True)
         self.server = self.boot()
         # What no block job would see.
@@ -89,7 +89,7 @@ class SnapshotTest(base.FakeDaxTestCase):
         [domain] = self.domains()
         self.assertEqual(state, domain._state)
 
-    def test_the_guest_stands_still_while_its_image_is_copied(self):
+    def test_the_guest_is_paused_while_its_image_is_copied(self):
         self.assert_copied(self.copy())
         self.assertEqual(['suspend', 'copy', 'resume'], self.calls)
         self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
@@ -145,7 +145,7 @@ class SnapshotTest(base.FakeDaxTestCase):
             pass
 
     def test_where_nova_takes_no_snapshot_of_a_guest_that_runs(self):
-        """It would save the guest's memory; standing still is enough."""
+        """It would save the guest's memory; a pause is enough."""
         self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
         self.assert_copied(self.copy())
         self.assertEqual(['suspend', 'resume'], self.calls)
@@ -181,7 +181,7 @@ class SnapshotTest(base.FakeDaxTestCase):
         with open(self.path(self.server), 'rb') as image:
             self.assertEqual(b'DATA', image.read(4))
 
-    def test_a_guest_left_standing_by_a_dead_compute_runs_on(self):
+    def test_a_guest_left_paused_by_a_dead_compute_runs_on(self):
         [domain] = self.domains()
         domain.suspend()
         instance = self.instance(self.server)

@@ -122,6 +122,23 @@ class ReasonsAgainstTest(base.BaseTestCase):
         self.assertEqual(['libvirt has no emulator: no kvm'],
                          self._reasons())
 
+    def test_all_reasons_are_in_one_warning(self):
+        with self.assertLogs(capability.LOG.logger, 'INFO') as logs:
+            capability.log(['too old', 'too full'], ['too old', 'too full'])
+        [line] = logs.output
+        self.assertTrue(line.startswith('WARNING'))
+        self.assertIn(
+            'This host cannot run flavors with fakedax:* extra specs and '
+            'does not report the trait CUSTOM_FAKEDAX: too old; too full',
+            line)
+
+    def test_a_host_that_cannot_migrate_says_why(self):
+        with self.assertLogs(capability.LOG.logger, 'INFO') as logs:
+            capability.log([], ['too old'])
+        [line] = logs.output
+        self.assertTrue(line.startswith('INFO'))
+        self.assertIn('off on this host: too old', line)
+
     def test_all_reasons_are_given_at_once(self):
         self.conf.config(force_raw_images=False)
         self.conf.config(group='libvirt', images_type='rbd')

@@ -11,7 +11,10 @@
 # under the License.
 
 import itertools
+import re
+from unittest import mock
 
+from nova import objects
 from oslotest import base
 
 from nova_fakedax import disk
@@ -21,15 +24,14 @@ class DiskIdTest(base.BaseTestCase):
 
     def test_novas_file_names_name_the_disks(self):
         for path, expected in {
-            'disk': (disk.DiskId(0, 0), 'root'),
-            'disk.local': (disk.DiskId(1, 0), 'ephemeral'),
-            'disk.eph0': (disk.DiskId(1, 0), 'ephemeral'),
-            'disk.eph12': (disk.DiskId(1, 12), 'ephemeral'),
-            '/instances/4f/disk': (disk.DiskId(0, 0), 'root'),
-            '/instances/4f/disk.eph1': (disk.DiskId(1, 1), 'ephemeral'),
+            'disk': disk.DiskId(disk.ROOT, 0),
+            'disk.local': disk.DiskId(disk.EPHEMERAL, 0),
+            'disk.eph0': disk.DiskId(disk.EPHEMERAL, 0),
+            'disk.eph12': disk.DiskId(disk.EPHEMERAL, 12),
+            '/instances/4f/disk': disk.DiskId(disk.ROOT, 0),
+            '/instances/4f/disk.eph1': disk.DiskId(disk.EPHEMERAL, 1),
         }.items():
-            disk_id = disk.DiskId.from_path(path)
-            self.assertEqual(expected, (disk_id, disk_id.role), path)
+            self.assertEqual(expected, disk.DiskId.from_path(path), path)
 
     def test_other_files_are_no_disks(self):
         for path in ('disk.swap', 'disk.config', 'disk.rescue', 'disk.info',
@@ -39,14 +41,14 @@ class DiskIdTest(base.BaseTestCase):
 
     def test_the_alias_says_which_disk_it_is(self):
         for disk_id, alias in {
-            disk.DiskId(0, 0): 'ua-fakedax-root',
-            disk.DiskId(1, 0): 'ua-fakedax-eph0',
-            disk.DiskId(1, 11): 'ua-fakedax-eph11',
+            disk.DiskId(disk.ROOT, 0): 'ua-fakedax-root',
+            disk.DiskId(disk.EPHEMERAL, 0): 'ua-fakedax-eph0',
+            disk.DiskId(disk.EPHEMERAL, 11): 'ua-fakedax-eph11',
         }.items():
             self.assertEqual(alias, disk_id.alias)
             self.assertEqual(disk_id, disk.DiskId.from_alias(alias))
 
-    def test_other_aliases_are_not_ours(self):
+    def test_the_aliases_of_other_devices_are_no_disks(self):
         for alias in ('', 'ua-fakedax-', 'ua-fakedax-eph', 'ua-root',
                       'ua-fakedax-root2', 'xua-fakedax-root', 'virtio-disk0'):
             self.assertIsNone(disk.DiskId.from_alias(alias), alias)
@@ -58,9 +60,38 @@ class DiskIdTest(base.BaseTestCase):
             self.assertEqual(ordered, sorted(some_order))
 
 
+class RolesTest(base.BaseTestCase):
+    """A new role is a row of the table."""
+
+    def test_no_two_rows_can_be_confused(self):
+        for attribute in ('rank', 'name', 'alias', 'flavor_field'):
+            values = [getattr(role, attribute) for role in disk.ROLES]
+            self.assertEqual(len(values), len(set(values)), attribute)
+
+    def test_they_are_in_the_order_of_their_ranks(self):
+        self.assertEqual(sorted(disk.ROLES), list(disk.ROLES))
+        self.assertEqual('root', str(disk.ROLES[0]))
+
+    def test_a_row_is_all_that_a_new_role_needs(self):
+        scratch = disk.Role(
+            2, 'scratch', re.compile(r'disk\.scratch(?P<index>\d+)'),
+            'scratch{index}', 'scratch_gb', 'scratch disk')
+        with mock.patch.object(disk, 'ROLES', (*disk.ROLES, scratch)):
+            found = disk.DiskId.from_path('disk.scratch3')
+            self.assertEqual(disk.DiskId(scratch, 3), found)
+            self.assertEqual('ua-fakedax-scratch3', found.alias)
+            self.assertEqual(found, disk.DiskId.from_alias(found.alias))
+            self.assertGreater(found, disk.DiskId.from_path('disk.eph9'))
+
+    def test_the_flavor_has_the_fields(self):
+        for role in disk.ROLES:
+            self.assertIn(role.flavor_field, objects.Flavor.fields)
+
+
 class FakeDaxDiskTest(base.BaseTestCase):
 
     def test_the_number_orders_disks_and_not_the_path(self):
-        root = disk.FakeDaxDisk(disk.DiskId(0, 0), '/z/disk', 4)
-        ephemeral = disk.FakeDaxDisk(disk.DiskId(1, 0), '/a/disk.eph0', 2)
+        root = disk.FakeDaxDisk(disk.DiskId(disk.ROOT, 0), '/z/disk', 4)
+        ephemeral = disk.FakeDaxDisk(
+            disk.DiskId(disk.EPHEMERAL, 0), '/a/disk.eph0', 2)
         self.assertEqual([root, ephemeral], sorted([ephemeral, root]))

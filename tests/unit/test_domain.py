@@ -22,8 +22,7 @@ from oslotest import base
 
 from nova_fakedax import disk
 from nova_fakedax import domain
-# Hooks Nova's parser of domains.
-from nova_fakedax import driver  # noqa: F401
+from nova_fakedax import hooks
 from nova_fakedax import layout
 
 SCHEMA = '/usr/share/libvirt/schemas/domain.rng'
@@ -375,20 +374,21 @@ class ConvertRefusesTest(ConvertTestCase):
             setattr(device, key, value)
         guest = self.guest(self.disk('disk.eph0', 'vda', mib=2), device)
         self.assertEqual(
-            f'Invalid input received: {name} cannot be beside disks on fake '
-            f'DAX', self._refused(guest))
+            f'Invalid input received: {name} is incompatible with disks on '
+            f'fake DAX', self._refused(guest))
 
     def test_locked_memory(self):
         guest = self.guest(self.disk('disk.eph0', 'vda', mib=2))
         guest.membacking = vconfig.LibvirtConfigGuestMemoryBacking()
         guest.membacking.locked = True
-        self.assertIn('locked memory cannot be beside', self._refused(guest))
+        self.assertIn('locked memory is incompatible with',
+                      self._refused(guest))
 
     def test_encrypted_memory(self):
         guest = self.guest(self.disk('disk.eph0', 'vda', mib=2))
         guest.launch_security = (
             vconfig.LibvirtConfigGuestSEVLaunchSecurity())
-        self.assertIn('encrypted memory cannot be beside',
+        self.assertIn('encrypted memory is incompatible with',
                       self._refused(guest))
 
     def test_ordinary_interfaces_and_memory_are_not_refused(self):
@@ -439,13 +439,16 @@ class ReadBackTest(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
+        hooks.install()
         self.guest = vconfig.LibvirtConfigGuest()
         self.guest.parse_dom(etree.fromstring(self.XML))
 
     def test_our_disks_are_read_in_order_and_in_bytes(self):
         self.assertEqual([
-            disk.FakeDaxDisk(disk.DiskId(0, 0), '/i/disk', 4 * units.Mi),
-            disk.FakeDaxDisk(disk.DiskId(1, 0), '/i/disk.eph0', 2 * units.Mi),
+            disk.FakeDaxDisk(
+                disk.DiskId(disk.ROOT, 0), '/i/disk', 4 * units.Mi),
+            disk.FakeDaxDisk(
+                disk.DiskId(disk.EPHEMERAL, 0), '/i/disk.eph0', 2 * units.Mi),
         ], [found for found, _device in domain.fake_dax_disks(self.guest)])
 
     def test_a_devices_address_is_read_once_it_has_one(self):

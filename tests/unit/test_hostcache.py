@@ -11,6 +11,9 @@
 # under the License.
 
 import os
+import subprocess
+import sys
+import textwrap
 from unittest import mock
 
 import fixtures as base_fixtures
@@ -50,3 +53,41 @@ class FlushTest(base.BaseTestCase):
         self.assertRaises(
             FileNotFoundError, hostcache.flush, self.path + '.eph0')
         self.assertFalse(os.path.exists(self.path + '.eph0'))
+
+
+class PrivilegeTest(base.BaseTestCase):
+
+    def test_one_capability_is_needed_and_enough(self):
+        """To open what belongs to the user that runs QEMU."""
+        if os.geteuid():
+            self.skipTest('only root can give a file away')
+        directory = self.useFixture(base_fixtures.TempDir()).path
+        path = os.path.join(directory, 'disk')
+        with open(path, 'wb') as image:
+            image.write(b'guest')
+        for each in path, directory:
+            os.chmod(each, 0o700)
+            os.chown(each, 65534, 65534)
+        done = subprocess.run(
+            [sys.executable, '-c', textwrap.dedent("""\
+                import sys
+                from oslo_privsep import capabilities
+                from nova_fakedax import hostcache, privsep
+
+                context = privsep.fakedax_pctxt
+                context.client_mode = False
+                for kept in context.conf.capabilities, []:
+                    capabilities.drop_all_caps_except(kept, kept, [])
+                    for function in hostcache.flush, hostcache.invalidate:
+                        try:
+                            function(sys.argv[1])
+                            print('done')
+                        except PermissionError:
+                            print('denied')
+                print(*map(capabilities.CAPS_BYVALUE.get,
+                           context.conf.capabilities))
+                """), path],
+            cwd='/', text=True, capture_output=True)
+        self.assertEqual(
+            ['done', 'done', 'denied', 'denied', 'CAP_DAC_READ_SEARCH'],
+            done.stdout.splitlines(), done.stderr)

@@ -84,7 +84,7 @@ class ByNameTest(BackendTestCase):
             'disk.rescue')}
 
     def test_only_wanted_disks_get_our_backend(self):
-        ours = imagebackend.FakeDaxImage
+        expected = imagebackend.FakeDaxImage
         for disks, wanted in {
             None: set(),
             'root': {'disk'},
@@ -93,7 +93,7 @@ class ByNameTest(BackendTestCase):
         }.items():
             self.assertEqual(wanted, {
                 name for name, made in self._types(disks).items()
-                if made is ours}, disks)
+                if made is expected}, disks)
 
     def test_other_disks_keep_novas_choice(self):
         for use_cow, expected in ((True, nova_imagebackend.Qcow2),

@@ -10,11 +10,16 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
+import inspect
+import os
 import threading
 from unittest import mock
 
+import fixtures
+from nova.compute import manager
 from nova import exception
 from nova import objects
+from nova.virt.libvirt import driver as libvirt_driver
 from oslotest import base
 
 from nova_fakedax import migration
@@ -55,31 +60,86 @@ class CheckTest(base.BaseTestCase):
 
 class MachineTest(base.BaseTestCase):
 
+    def setUp(self):
+        super().setUp()
+        self.instances_path = self.useFixture(fixtures.TempDir()).path
+        self.path = os.path.join(self.instances_path, 'tmpfile')
+        # As LibvirtDriver.check_can_live_migrate_destination leaves it.
+        self.data = objects.LibvirtLiveMigrateData(filename='tmpfile')
+        with open(self.path, 'w'):
+            pass
+
     def guest(self, machine):
         guest = mock.Mock()
         guest.get_config.return_value.os_mach_type = machine
         return guest
 
+    def offer(self):
+        migration.offer_machines(
+            self.instances_path, self.data, {'q35', 'pc-q35-7.2'})
+
     def check(self, machine):
-        data = objects.LibvirtLiveMigrateData()
-        migration.offer_machines(data, {'q35', 'pc-q35-7.2'})
-        # As it travels between hosts.
-        data = objects.LibvirtLiveMigrateData.obj_from_primitive(
-            data.obj_to_primitive())
-        migration.check_machine(data, self.guest(machine))
+        migration.check_machine(
+            self.instances_path, self.data, self.guest(machine))
 
     def test_a_machine_type_that_both_have(self):
+        self.offer()
         self.check('pc-q35-7.2')
 
     def test_a_machine_type_that_the_destination_lacks_is_named(self):
+        self.offer()
         error = self.assertRaises(
             exception.MigrationPreCheckError, self.check, 'pc-q35-10.0')
         self.assertIn("machine type is 'pc-q35-10.0'", error.format_message())
 
-    def test_a_destination_that_does_not_say(self):
-        """One that runs an older release of ours."""
-        migration.check_machine(
-            objects.LibvirtLiveMigrateData(), self.guest('pc-q35-10.0'))
+    def test_a_destination_that_offers_nothing(self):
+        """An earlier release of this package."""
+        self.check('pc-q35-10.0')
+
+    def test_an_offer_that_cannot_be_read(self):
+        """libvirt finds out; an operator can read why it was left to it."""
+        for break_it in (lambda: self.write('['), lambda: os.unlink(
+                self.path)):
+            break_it()
+            with self.assertLogs(migration.LOG.logger, 'WARNING') as logs:
+                self.check('pc-q35-10.0')
+            self.assertIn('Cannot read the machine types', logs.output[0])
+
+    def write(self, text):
+        with open(self.path, 'w') as offer:
+            offer.write(text)
+
+    def test_an_offer_that_cannot_be_written(self):
+        """An error would keep ComputeManager from removing the file."""
+        self.data.filename = 'no/such/directory'
+        with self.assertLogs(migration.LOG.logger, 'WARNING') as logs:
+            self.offer()
+        self.assertIn('Cannot tell the source', logs.output[0])
+
+
+class NovaTest(base.BaseTestCase):
+    """Fails when Nova changes how the machine types travel."""
+
+    def test_the_destination_makes_a_file_that_the_source_looks_for(self):
+        for method, call in (
+                ('check_can_live_migrate_destination',
+                 'data.filename = filename'),
+                ('check_can_live_migrate_destination',
+                 'self._create_shared_storage_test_file(instance)'),
+                ('check_can_live_migrate_source',
+                 'self._check_shared_storage_test_file('),
+                ('_create_shared_storage_test_file', 'CONF.instances_path'),
+                ('cleanup_live_migration_destination_check',
+                 'self._cleanup_shared_storage_test_file(')):
+            self.assertIn(call, inspect.getsource(
+                getattr(libvirt_driver.LibvirtDriver, method)))
+
+    def test_it_is_removed_once_the_source_has_answered(self):
+        source = inspect.getsource(
+            manager.ComputeManager.check_can_live_migrate_destination)
+        self.assertLess(
+            source.index('compute_rpcapi.check_can_live_migrate_source('),
+            source.index('driver.cleanup_live_migration_destination_check('))
 
 
 class PreflushTest(base.BaseTestCase):

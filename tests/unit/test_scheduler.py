@@ -17,9 +17,10 @@ from nova import context as nova_context
 from nova import exception
 from nova import objects
 from nova.scheduler import filters
-from nova.scheduler import request_filter
+from nova.scheduler import request_filter as nova_request_filter
 from oslotest import base
 
+from nova_fakedax import request_filter
 from nova_fakedax import scheduler
 from tests import fixtures
 
@@ -47,7 +48,7 @@ class SchedulerTest(base.BaseTestCase):
     @ddt.data('root', 'ephemeral', 'root,ephemeral')
     def test_placement_is_asked_for_the_trait(self, disks):
         request = _request({'fakedax:disks': disks})
-        self.assertTrue(scheduler.require_fake_dax(self.context, request))
+        self.assertTrue(request_filter.require_fake_dax(self.context, request))
         self.assertEqual({'CUSTOM_FAKEDAX'}, request.root_required)
         self.assertTrue(self._passes(request, fakedax_supported='true'))
 
@@ -57,13 +58,13 @@ class SchedulerTest(base.BaseTestCase):
               ({'fakedax:nonsense': ''}, "'fakedax:nonsense' is not an extra "
                "spec of fake DAX; allowed: fakedax:disks"),
               ({'fakedax:disks': 'root', 'hw:pmem': '4GB'},
-               "hw:pmem='4GB' cannot be beside fakedax:disks"))
+               "hw:pmem='4GB' is incompatible with fakedax:disks"))
     @ddt.unpack
     def test_a_flavor_that_no_host_can_run_is_refused(
             self, extra_specs, reason):
         request = _request(extra_specs)
         exc = self.assertRaises(
-            exception.RequestFilterFailed, scheduler.require_fake_dax,
+            exception.RequestFilterFailed, request_filter.require_fake_dax,
             self.context, request)
         self.assertIn(reason, exc.format_message())
         self.assertFalse(self._passes(request, fakedax_supported='true'))
@@ -72,7 +73,7 @@ class SchedulerTest(base.BaseTestCase):
         for sizes, disk in (({'root_gb': 0}, 'root'),
                             ({'ephemeral_gb': 0}, 'ephemeral')):
             exc = self.assertRaises(
-                exception.RequestFilterFailed, scheduler.require_fake_dax,
+                exception.RequestFilterFailed, request_filter.require_fake_dax,
                 self.context,
                 _request({'fakedax:disks': 'root,ephemeral'}, **sizes))
             self.assertIn(f'names the {disk} disk', exc.format_message())
@@ -82,14 +83,15 @@ class SchedulerTest(base.BaseTestCase):
               {'trait:CUSTOM_FAKEDAX': 'forbidden'})
     def test_other_flavors_are_none_of_our_business(self, extra_specs):
         request = _request(extra_specs)
-        self.assertFalse(scheduler.require_fake_dax(self.context, request))
+        self.assertFalse(
+            request_filter.require_fake_dax(self.context, request))
         self.assertEqual(set(), request.root_required)
         self.assertTrue(self._passes(request))
 
     def test_what_was_required_before_still_is(self):
         request = _request({'fakedax:disks': 'root'})
         request.root_required.add('HW_CPU_X86_AVX')
-        scheduler.require_fake_dax(self.context, request)
+        request_filter.require_fake_dax(self.context, request)
         self.assertEqual({'HW_CPU_X86_AVX', 'CUSTOM_FAKEDAX'},
                          request.root_required)
 
@@ -107,7 +109,7 @@ class SchedulerTest(base.BaseTestCase):
             mock.patch.object(
                 objects.Instance, 'get_by_uuid',
                 return_value=mock.Mock(task_state=task)):
-            scheduler.require_fake_dax(self.context, request)
+            request_filter.require_fake_dax(self.context, request)
         self.assertEqual(required, 'CUSTOM_FAKEDAX_MIGRATION'
                          in request.root_required)
 
@@ -119,20 +121,16 @@ class SchedulerTest(base.BaseTestCase):
     @ddt.data({}, {'fakedax_supported': 'false'}, {'num_instances': '0'})
     def test_host_passes_only_while_its_driver_says_so(self, statistics):
         request = _request({'fakedax:disks': 'root'})
-        scheduler.require_fake_dax(self.context, request)
+        request_filter.require_fake_dax(self.context, request)
         self.assertFalse(self._passes(request, **statistics))
         self.assertTrue(self._passes(_request({}), **statistics))
 
-    def test_nova_runs_our_request_filter_once(self):
-        self.assertEqual(1, request_filter.ALL_REQUEST_FILTERS.count(
-            scheduler.require_fake_dax))
-
     def test_nova_asks_placement_through_it(self):
         request = _request({'fakedax:disks': 'root'})
-        with mock.patch.object(request_filter, 'ALL_REQUEST_FILTERS', [
-                entry for entry in request_filter.ALL_REQUEST_FILTERS
-                if entry is scheduler.require_fake_dax]):
-            request_filter.process_reqspec(self.context, request)
+        with mock.patch.object(nova_request_filter, 'ALL_REQUEST_FILTERS', [
+                entry for entry in nova_request_filter.ALL_REQUEST_FILTERS
+                if entry is request_filter.require_fake_dax]):
+            nova_request_filter.process_reqspec(self.context, request)
         self.assertIn('CUSTOM_FAKEDAX', request.root_required)
 
     def test_nova_loads_the_filter_by_name(self):

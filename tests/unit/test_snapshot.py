@@ -39,21 +39,21 @@ class TakeTest(base.BaseTestCase):
         super().setUp()
         self.directory = self.useFixture(fixtures.TempDir()).path
         self.content = os.urandom(units.Mi)
-        self.still = False
-        self.copied_while_still = []
+        self.paused = False
+        self.copied_while_paused = []
         self.useFixture(fixtures.MockPatchObject(
             libvirt_utils, 'extract_snapshot', self._extract))
 
     def _extract(self, source, source_format, target, target_format):
-        self.copied_while_still.append(self.still)
+        self.copied_while_paused.append(self.paused)
         subprocess.run(['qemu-img', 'convert', '-f', source_format, '-O',
                         target_format, source, target], check=True)
 
     @contextlib.contextmanager
     def nothing_stored(self):
-        self.still = True
+        self.paused = True
         yield
-        self.still = False
+        self.paused = False
 
     def take(self, image_format):
         image, copy = (os.path.join(self.directory, name)
@@ -77,7 +77,7 @@ class TakeTest(base.BaseTestCase):
         self.useFixture(our_fixtures.XfsFixture(self.directory))
         self.take('raw')
         self.take('qcow2')
-        self.assertEqual([False, False], self.copied_while_still)
+        self.assertEqual([False, False], self.copied_while_paused)
         # The image has its blocks for itself again.
         self.assertFalse(our_fixtures.shares_blocks(
             os.path.join(self.directory, 'image')))
@@ -87,13 +87,13 @@ class TakeTest(base.BaseTestCase):
         with mock.patch.object(layout, 'available',
                                return_value=2 * units.Mi - 1):
             self.take('raw')
-        self.assertEqual([True], self.copied_while_still)
+        self.assertEqual([True], self.copied_while_paused)
 
     def test_what_cannot_be_cloned_is_copied_while_nothing_is_stored(self):
         with mock.patch('fcntl.ioctl', side_effect=OSError(95, 'no clones')):
             self.take('raw')
             self.take('qcow2')
-        self.assertEqual([True, True], self.copied_while_still)
+        self.assertEqual([True, True], self.copied_while_paused)
 
     def test_the_request_is_the_kernels(self):
         # From its header, since Python has no name for it.
@@ -105,7 +105,7 @@ class TakeTest(base.BaseTestCase):
 
 
 @ddt.ddt
-class StandingStillTest(base.BaseTestCase):
+class PausedTest(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
@@ -144,7 +144,7 @@ class StandingStillTest(base.BaseTestCase):
 
     @ddt.data('image_snapshot_pending', 'image_snapshot', 'image_backup',
               'image_pending_upload', 'image_uploading')
-    def test_one_that_was_left_standing_runs_on(self, task_state):
+    def test_one_that_was_left_paused_runs_on(self, task_state):
         self.instance.task_state = task_state
         self.guest.get_power_state.return_value = power_state.PAUSED
         # Frozen or not, which nobody remembers.

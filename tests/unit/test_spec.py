@@ -10,12 +10,19 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
+from unittest import mock
+
 import ddt
+from nova import exception
 from oslotest import base
 
+from nova_fakedax import disk
+from nova_fakedax import extra_specs
 from nova_fakedax import spec
 
-BOTH = frozenset({'root', 'ephemeral'})
+ROOT = frozenset({disk.ROOT})
+EPHEMERAL = frozenset({disk.EPHEMERAL})
+BOTH = ROOT | EPHEMERAL
 
 
 class Flavor:
@@ -39,14 +46,14 @@ def _read(**extra_specs):
 @ddt.ddt
 class FromFlavorTest(base.BaseTestCase):
 
-    @ddt.data(('root', {'root'}), ('ephemeral', {'ephemeral'}),
+    @ddt.data(('root', ROOT), ('ephemeral', EPHEMERAL),
               ('root,ephemeral', BOTH))
     @ddt.unpack
     def test_the_value_names_the_disks(self, value, roles):
         self.assertEqual(roles, _read(disks=value).roles)
         self.assertTrue(_read(disks=value))
 
-    def test_a_flavor_without_our_extra_specs_asks_for_nothing(self):
+    def test_a_flavor_without_such_extra_specs_asks_for_nothing(self):
         flavor = Flavor({'hw:cpu_policy': 'dedicated', 'fakedaxes': 'root',
                          'trait:CUSTOM_FAKEDAX': 'required'})
         self.assertFalse(spec.FakeDaxSpec.from_flavor(flavor))
@@ -70,6 +77,70 @@ class FromFlavorTest(base.BaseTestCase):
         self.assertEqual(
             f"'{key}' is not an extra spec of fake DAX; "
             f"allowed: fakedax:disks", str(exc))
+
+
+class FromInstanceTest(base.BaseTestCase):
+
+    def read(self, extra_specs):
+        return spec.FakeDaxSpec.from_instance(
+            mock.Mock(flavor=Flavor(extra_specs)))
+
+    def test_the_flavor_names_the_disks(self):
+        self.assertEqual(BOTH, self.read(
+            {'fakedax:disks': 'root,ephemeral'}).roles)
+
+    def test_an_instance_that_was_not_built_has_no_such_disks(self):
+        self.assertFalse(self.read({'fakedax:disks': 'nonsense'}))
+
+    def test_a_flavor_without_loaded_extra_specs_has_no_such_disks(self):
+        self.assertFalse(self.read(None))
+
+
+class TableTest(base.BaseTestCase):
+    """A new extra spec is a row of the table."""
+
+    def setUp(self):
+        super().setUp()
+        row = spec.ExtraSpec('fakedax:speed', ('slow', 'fast'), 'A test.')
+        patch = mock.patch.dict(spec.EXTRA_SPECS, {row.key: row})
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def refused(self, extra_specs):
+        return str(self.assertRaises(
+            spec.InvalidSpec, spec.FakeDaxSpec.from_flavor,
+            Flavor(extra_specs)))
+
+    def test_it_can_be_with_disks(self):
+        self.assertEqual(ROOT, spec.FakeDaxSpec.from_flavor(Flavor({
+            'fakedax:speed': 'slow', 'fakedax:disks': 'root'})).roles)
+
+    def test_it_is_refused_without_disks(self):
+        self.assertEqual(
+            "the flavor has fakedax:speed, but not fakedax:disks; allowed: "
+            "fakedax:disks with 'root', 'ephemeral', 'root,ephemeral'",
+            self.refused({'fakedax:speed': 'slow'}))
+
+    def test_its_values_are_checked(self):
+        self.assertEqual(
+            "'warp' is not a value of fakedax:speed; allowed: 'slow', 'fast'",
+            self.refused({'fakedax:speed': 'warp', 'fakedax:disks': 'root'}))
+
+    def test_it_is_named_among_those_allowed(self):
+        self.assertEqual(
+            "'fakedax:x' is not an extra spec of fake DAX; "
+            "allowed: fakedax:disks, fakedax:speed",
+            self.refused({'fakedax:x': 'slow'}))
+
+    def test_the_api_gets_a_validator_for_it(self):
+        validators = {validator.name: validator
+                      for validator in extra_specs.register()}
+        self.assertEqual(['slow', 'fast'],
+                         validators['fakedax:speed'].value['enum'])
+        validators['fakedax:speed'].validate('fakedax:speed', 'fast')
+        self.assertRaises(
+            exception.ValidationError, validators['fakedax:speed'].validate,
+            'fakedax:speed', 'warp')
 
 
 @ddt.ddt
@@ -123,7 +194,7 @@ class CheckFlavorTest(base.BaseTestCase):
         exc = self.assertRaises(
             spec.InvalidSpec, self._check, 'root', extra={key: 'Yes'})
         self.assertEqual(
-            f"{key}='Yes' cannot be beside fakedax:disks: "
+            f"{key}='Yes' is incompatible with fakedax:disks: "
             f"{spec.CONFLICTS[key]}", str(exc))
 
     @ddt.data('pci_passthrough:alias', 'resources:VGPU', 'hw:cpu_realtime',
@@ -184,20 +255,19 @@ class CheckDisksTest(base.BaseTestCase):
 @ddt.ddt
 class CheckResizeTest(base.BaseTestCase):
 
-    @ddt.data((), ('root',), ('ephemeral',), ('root', 'ephemeral'))
+    @ddt.data(frozenset(), ROOT, EPHEMERAL, BOTH)
     def test_to_a_flavor_with_the_same_disks(self, roles):
-        spec.FakeDaxSpec(frozenset(roles)).check_resize(
-            spec.FakeDaxSpec(frozenset(roles)))
+        spec.FakeDaxSpec(roles).check_resize(spec.FakeDaxSpec(roles))
 
-    @ddt.data(((), ('root', 'ephemeral'), 'root,ephemeral', ''),
-              (('root',), (), '', 'root'),
-              (('root',), ('ephemeral',), 'ephemeral', 'root'))
+    @ddt.data((frozenset(), BOTH, 'root,ephemeral', ''),
+              (ROOT, frozenset(), '', 'root'),
+              (ROOT, EPHEMERAL, 'ephemeral', 'root'))
     @ddt.unpack
     def test_to_another_is_refused_by_both_values(
             self, old, new, given, allowed):
         exc = self.assertRaises(
-            spec.InvalidSpec, spec.FakeDaxSpec(frozenset(old)).check_resize,
-            spec.FakeDaxSpec(frozenset(new)))
+            spec.InvalidSpec, spec.FakeDaxSpec(old).check_resize,
+            spec.FakeDaxSpec(new))
         self.assertIn(
             f"fakedax:disks is '{given}' in the new flavor; allowed: "
             f"'{allowed}'", str(exc))

@@ -12,30 +12,58 @@
 
 """Guests that left while their host's nova-compute was dead.
 
-libvirt goes on with a live migration without nova-compute. When that is back,
-Nova takes the instance for one that has stayed (ComputeManager.
-_reset_live_migration), although its guest runs at the destination; started
-here as well, two guests would write to one image.
+libvirt completes a live migration without nova-compute. When nova-compute is
+back, Nova assumes that the instance has stayed
+(ComputeManager._reset_live_migration), although its guest runs at the
+destination, and tries to start it again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import typing as ty
 
+from nova.compute import rpcapi
 from nova.compute import task_states
 from nova import context as nova_context
+from nova.network import neutron
 from nova import objects
+from nova.scheduler.client import report
 from nova.virt.libvirt import host as libvirt_host
 from oslo_log import log as logging
 
+from nova_fakedax import spec
+
 LOG = logging.getLogger(__name__)
 
-#: Of a migration that nova-compute was in the midst of when it died: before
-#: it was back, and after a first start of it that did not find the guest.
+#: The status of a migration that was under way when nova-compute died: before
+#: nova-compute is back, and after it was back without finding the guest.
 _UNFINISHED = ('running', 'error')
 
 
-def departure(
+def complete(
+    context: nova_context.RequestContext, instance: objects.Instance,
+    driver: ty.Any, migration_uri: Callable[[str], str],
+) -> bool:
+    """Complete the live migration of an instance whose guest has left.
+
+    :param driver: this host's LibvirtDriver
+    :param migration_uri: the URI by which this host's libvirt connects to
+        another host, by its name
+    :returns: whether the guest has left: nothing else may be done for it here
+    """
+    if (not spec.FakeDaxSpec.from_instance(instance)
+            or driver.instance_exists(instance)):
+        return False
+    migration = unfinished(context, instance)
+    if migration is None or not runs_at(
+            driver._host, migration_uri(migration.dest_compute), instance):
+        return False
+    finish(context, instance, migration, driver)
+    return True
+
+
+def unfinished(
     context: nova_context.RequestContext, instance: objects.Instance,
 ) -> objects.Migration | None:
     """The last live migration of an instance, if it was not finished."""
@@ -51,13 +79,17 @@ def runs_at(
 ) -> bool:
     """Ask another host's libvirt whether a guest runs there.
 
-    :param uri: where the source's libvirt connects to when it migrates
+    Connects by nova.virt.libvirt.host.Host._connect: Nova's only function
+    that takes a URI, and answers libvirt as nova-compute does when libvirt
+    asks for credentials.
+
+    :param uri: the URI of the other libvirt
     """
     try:
         connection = host._connect(uri, True)
     except libvirt_host.libvirt.libvirtError as exc:
         LOG.error('Cannot ask %(uri)s whether the guest of an unfinished '
-                  'live migration is there: %(exc)s',
+                  'live migration runs there: %(exc)s',
                   {'uri': uri, 'exc': exc}, instance=instance)
         return False
     try:
@@ -70,15 +102,17 @@ def runs_at(
 
 def finish(
     context: nova_context.RequestContext, instance: objects.Instance,
-    migration: objects.Migration, compute: ty.Any,
+    migration: objects.Migration, driver: ty.Any,
 ) -> None:
-    """Do what ComputeManager._post_live_migration did not come to.
+    """Finish a live migration on behalf of the source.
 
-    As that does it, but for what needs the resource tracker, which is empty
-    when nova-compute starts. If it fails, the instance is left migrating, so
-    that nobody starts it here.
+    The steps of ComputeManager._post_live_migration that do not need the
+    resource tracker, which is empty when nova-compute starts, through the
+    public interfaces of neutron, the driver, the destination's nova-compute
+    and placement. After an error the instance stays in the task 'migrating',
+    so that Nova does not start it here.
 
-    :param compute: this host's nova.compute.manager.ComputeManager
+    :param driver: this host's LibvirtDriver
     """
     dest = migration.dest_compute
     LOG.warning('The guest left for %s while nova-compute was not running '
@@ -87,15 +121,16 @@ def finish(
         instance.task_state = task_states.MIGRATING
         instance.save()
     try:
-        compute.network_api.migrate_instance_start(
-            context, instance, migration)
-        compute.driver.post_live_migration_at_source(
+        placement = report.report_client_singleton()
+        neutron.API().migrate_instance_start(context, instance, migration)
+        driver.post_live_migration_at_source(
             context, instance, instance.get_network_info())
-        compute.compute_rpcapi.post_live_migration_at_destination(
+        rpcapi.ComputeAPI().post_live_migration_at_destination(
             context, instance, False, dest)
         migration.status = 'completed'
         migration.save()
-        compute._delete_allocation_after_move(context, instance, migration)
+        placement.delete_allocation_for_instance(
+            context, migration.uuid, consumer_type='migration')
     except Exception:
         # nova-compute must start whatever becomes of one instance.
         LOG.exception('Could not finish the live migration to %s; the next '

@@ -1,0 +1,112 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What this package changes in Nova beyond what a driver overrides.
+
+Importing the package changes nothing in Nova. FakeDaxDriver installs the
+hooks of nova-compute when Nova creates it, FakeDaxFilter that of
+nova-scheduler. Each hook is idempotent and names the Nova function that it
+follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import typing as ty
+
+from nova import conf as nova_conf
+from nova.scheduler import request_filter as nova_request_filter
+
+from nova_fakedax import conf
+from nova_fakedax import request_filter
+
+if ty.TYPE_CHECKING:
+    from lxml import etree
+    from nova.virt.libvirt import config as vconfig
+    from nova.virt.libvirt import guest as libvirt_guest
+
+
+def install() -> None:
+    """Install the hooks of nova-compute."""
+    # Imported here: nova-scheduler must not load the libvirt driver.
+    from nova.virt.libvirt import config as vconfig
+    from nova.virt.libvirt import utils as libvirt_utils
+
+    conf.register_opts(nova_conf.CONF)
+    _wrap(vconfig.LibvirtConfigGuest, 'parse_dom', _parse_virtio_pmems)
+    _wrap(libvirt_utils, 'find_disk', _find_root_disk)
+
+
+def install_scheduler() -> None:
+    """Install the hook of nova-scheduler.
+
+    Adds to nova.scheduler.request_filter.ALL_REQUEST_FILTERS, which
+    process_reqspec() of that module reads. No option of Nova does.
+    """
+    filters = nova_request_filter.ALL_REQUEST_FILTERS
+    if request_filter.require_fake_dax not in filters:
+        filters.append(request_filter.require_fake_dax)
+
+
+def _wrap(owner: ty.Any, name: str, around: Callable[..., ty.Any]) -> None:
+    """Replace a function of Nova with one that calls ``around``.
+
+    Of a class the method is wrapped and the class not replaced, since its
+    methods name the class in super().
+
+    :param around: gets the function of Nova, and then its arguments
+    """
+    wrapped = getattr(owner, name)
+    if hasattr(wrapped, 'fakedax_hook'):
+        return
+
+    @functools.wraps(wrapped)
+    def hook(*args: ty.Any, **kwargs: ty.Any) -> ty.Any:
+        return around(wrapped, *args, **kwargs)
+
+    # functools.wraps() hands this on to whoever wraps the hook in turn.
+    hook.fakedax_hook = around  # type: ignore[attr-defined]
+    setattr(owner, name, hook)
+
+
+def _parse_virtio_pmems(
+    parse_dom: Callable[..., None], guest: vconfig.LibvirtConfigGuest,
+    xmldoc: etree._Element,
+) -> None:
+    """Let every reader of a domain see its disks on fake DAX.
+
+    Follows nova.virt.libvirt.config.LibvirtConfigGuest.parse_dom, which
+    knows one model of memory device, nvdimm.
+    """
+    from nova_fakedax import domain
+
+    parse_dom(guest, xmldoc)
+    domain.parse_virtio_pmems(guest, xmldoc)
+
+
+def _find_root_disk(
+    find_disk: Callable[..., tuple[str, str | None]],
+    guest: libvirt_guest.Guest,
+) -> tuple[str, str | None]:
+    """Let a snapshot find a root disk that is no ``<disk>``.
+
+    Follows nova.virt.libvirt.utils.find_disk, which takes the first
+    ``<disk>`` of a domain: the root disk's boot view, but without one that
+    may be the config drive.
+
+    :returns: the path of the root disk and its format
+    """
+    from nova_fakedax import domain
+
+    root = domain.root_disk(guest.get_config())
+    return (root.path, 'raw') if root else find_disk(guest)

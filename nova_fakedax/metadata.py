@@ -1,0 +1,73 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Device metadata: where the guest finds a disk that the user has tagged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import typing as ty
+
+from nova import block_device
+from nova import objects
+from nova.virt.libvirt import config as vconfig
+
+from nova_fakedax import disk
+from nova_fakedax import domain
+
+
+def with_fake_dax_disks(
+    metadata: objects.InstanceDeviceMetadata | None,
+    guest: vconfig.LibvirtConfigGuest,
+    bdms: objects.BlockDeviceMappingList,
+    bus: Callable[[vconfig.LibvirtConfigGuestDevice], ty.Any],
+) -> objects.InstanceDeviceMetadata | None:
+    """Give tagged disks on fake DAX the address of their pmem device.
+
+    LibvirtDriver._build_device_metadata gives the root disk that of its boot
+    view, and the ephemeral disks none.
+
+    :param metadata: as LibvirtDriver makes it, None for no devices
+    :param guest: the guest, as libvirt runs it
+    :param bdms: the instance's
+    :param bus: makes the metadata of a device's bus, as
+        LibvirtDriver._prepare_device_bus
+    """
+    devices = list(metadata.devices) if metadata else []
+    for number, (fake_dax_disk, device) in enumerate(
+            domain.fake_dax_disks(guest)):
+        tag = _tag(fake_dax_disk.id, bdms)
+        if tag is None:
+            continue
+        devices = [other for other in devices
+                   if getattr(other, 'tags', None) != [tag]]
+        devices.append(objects.DiskMetadata(
+            tags=[tag], path=f'/dev/pmem{number}', bus=bus(device)))
+    return (objects.InstanceDeviceMetadata(devices=devices)
+            if devices else None)
+
+
+def _tag(
+    disk_id: disk.DiskId, bdms: objects.BlockDeviceMappingList,
+) -> str | None:
+    """The tag of a disk, None if the user gave it none.
+
+    Ephemeral disks have their numbers in the order of their mappings
+    (nova.virt.libvirt.blockinfo.get_disk_mapping).
+    """
+    of_role = [
+        bdm for bdm in bdms
+        if (bdm.is_root if disk_id.role == disk.ROOT
+            else block_device.new_format_is_ephemeral(bdm))]
+    if disk_id.index >= len(of_role):
+        return None
+    return of_role[disk_id.index].tag or None

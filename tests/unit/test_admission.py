@@ -1,0 +1,141 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+import ddt
+from nova import exception
+from nova import objects
+from nova.virt.libvirt import config as vconfig
+from oslotest import base
+
+from nova_fakedax import admission
+from nova_fakedax import domain
+from nova_fakedax import spec
+from tests import fixtures
+
+
+class AdmissionTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        objects.register_all()
+
+    def flavor(self, disks='root', **extra_specs):
+        if disks is not None:
+            extra_specs['fakedax:disks'] = disks
+        return objects.Flavor(
+            root_gb=1, ephemeral_gb=1, extra_specs=extra_specs)
+
+    def instance(self, disks='root', properties=None, **extra_specs):
+        return objects.Instance(
+            uuid=fixtures.UUID, image_ref='6f1c',
+            system_metadata=properties or {'image_fakedax_guest': 'true'},
+            flavor=self.flavor(disks, **extra_specs))
+
+
+@ddt.ddt
+class CheckBuildTest(AdmissionTestCase):
+
+    def refused(self, error, instance, *reasons_against):
+        return self.assertRaises(
+            error, admission.check_build, instance, reasons_against
+        ).format_message()
+
+    def test_an_instance_that_can_be_built(self):
+        admission.check_build(self.instance(), [])
+
+    def test_an_ordinary_instance_is_not_checked(self):
+        admission.check_build(
+            self.instance(None, {}, **{'hw:cpu_realtime': 'yes'}),
+            ['no reason'])
+
+    def test_a_host_that_cannot_says_why_and_nova_tries_another(self):
+        self.assertIn('too old; too full', self.refused(
+            exception.ComputeResourcesUnavailable, self.instance(),
+            'too old', 'too full'))
+
+    # Exceptions for which ComputeManager gives up at once: another host
+    # would not help.
+    @ddt.data('root,root', '')
+    def test_a_flavor_that_no_host_can_run(self, disks):
+        self.assertIn(
+            f"'{disks}' is not a value of fakedax:disks; allowed: 'root'",
+            self.refused(exception.InvalidInput, self.instance(disks)))
+
+    def test_a_conflict_in_the_flavor(self):
+        self.assertIn(
+            "hw:locked_memory='true' is incompatible with fakedax:disks",
+            self.refused(exception.InvalidInput, self.instance(
+                **{'hw:locked_memory': 'true'})))
+
+    def test_an_image_that_does_not_know_fake_dax(self):
+        message = self.refused(
+            exception.ImageUnacceptable,
+            self.instance(properties={'fakedax_guest': 'true'}))
+        self.assertIn('fakedax_guest', message)
+        self.assertIn('6f1c', message)
+
+
+class CheckRebuildTest(AdmissionTestCase):
+
+    def refused(self, instance, evacuate=False):
+        """The user is told, and the instance stays as it is."""
+        return self.assertRaises(
+            exception.InstanceFaultRollback, admission.check_rebuild,
+            instance, [], evacuate).inner_exception.format_message()
+
+    def test_to_an_image_that_does_not_know_fake_dax(self):
+        admission.check_rebuild(self.instance(), [], False)
+        self.assertIn('fakedax_guest', self.refused(
+            self.instance(properties={'image_min_ram': '0'})))
+
+    def test_evacuate(self):
+        self.assertIn('evacuate', self.refused(self.instance(), True))
+
+    def test_an_ordinary_instance_is_not_checked(self):
+        admission.check_rebuild(self.instance(None), ['no reason'], True)
+
+
+class CheckResizeTest(AdmissionTestCase):
+
+    def refused(self, flavor):
+        inner = self.assertRaises(
+            exception.InstanceFaultRollback, admission.check_resize,
+            self.instance(), flavor).inner_exception
+        self.assertIsInstance(inner, exception.ResizeError)
+        return inner.format_message()
+
+    def test_to_the_same_disks(self):
+        admission.check_resize(self.instance(), self.flavor())
+
+    def test_to_other_disks(self):
+        self.assertIn("fakedax:disks is '' in the new flavor",
+                      self.refused(self.flavor(None)))
+
+    def test_to_a_conflict(self):
+        self.assertIn("hw:pmem='x' is incompatible", self.refused(
+            self.flavor(**{'hw:pmem': 'x'})))
+
+
+class CheckDisksTest(AdmissionTestCase):
+
+    def test_a_disk_that_the_guest_lacks_is_named(self):
+        device = domain.LibvirtConfigGuestVirtioPMEM()
+        device.alias, device.target_size = 'ua-fakedax-root', 2048
+        guest = vconfig.LibvirtConfigGuest()
+        guest.add_device(device)
+        admission.check_disks(
+            spec.FakeDaxSpec.from_flavor(self.flavor()), guest)
+        wanted = spec.FakeDaxSpec.from_flavor(self.flavor('root,ephemeral'))
+        message = self.assertRaises(
+            exception.InvalidInput, admission.check_disks, wanted, guest
+        ).format_message()
+        self.assertIn('names the ephemeral disk', message)

@@ -1,0 +1,88 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+from nova import objects
+from nova.virt.libvirt import config as vconfig
+from oslotest import base
+
+from nova_fakedax import domain
+from nova_fakedax import metadata
+
+#: Of devices, by alias.
+ADDRESSES = {
+    'ua-fakedax-root': '0000:07:01.0', 'ua-fakedax-eph0': '0000:07:02.0',
+    'ua-fakedax-eph1': '0000:07:03.0'}
+
+
+class MetadataTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        objects.register_all()
+
+    def bdm(self, tag, root=False):
+        return objects.BlockDeviceMapping(
+            tag=tag, boot_index=0 if root else -1,
+            source_type='image' if root else 'blank',
+            destination_type='local', guest_format=None)
+
+    def guest(self, *names):
+        guest = vconfig.LibvirtConfigGuest()
+        for name in names:
+            device = domain.LibvirtConfigGuestVirtioPMEM()
+            device.alias = f'ua-fakedax-{name}'
+            guest.add_device(device)
+        return guest
+
+    def made(self, guest, *bdms, theirs=None):
+        """The tag and the path of each device."""
+        found = metadata.with_fake_dax_disks(
+            theirs, guest, list(bdms),
+            lambda device: objects.PCIDeviceBus(address=ADDRESSES[
+                device.alias]))
+        return found and [
+            (device.tags, device.path, device.bus.address)
+            for device in found.devices]
+
+    def test_each_tagged_disk_has_the_address_of_its_device(self):
+        self.assertEqual([
+            (['system'], '/dev/pmem0', '0000:07:01.0'),
+            (['scratch'], '/dev/pmem2', '0000:07:03.0'),
+        ], self.made(
+            self.guest('root', 'eph0', 'eph1'), self.bdm(None),
+            self.bdm('system', root=True), self.bdm('scratch')))
+
+    def test_the_boot_view_is_replaced_and_other_devices_stay(self):
+        bus = objects.PCIDeviceBus(address='0000:00:03.0')
+        theirs = objects.InstanceDeviceMetadata(devices=[
+            objects.DiskMetadata(tags=[tag], path='/dev/vda', bus=bus)
+            for tag in ('system', 'volume')])
+        self.assertEqual([
+            (['volume'], '/dev/vda', '0000:00:03.0'),
+            (['system'], '/dev/pmem0', '0000:07:01.0'),
+        ], self.made(self.guest('root'), self.bdm('system', root=True),
+                     theirs=theirs))
+
+    def test_without_tags_there_is_none(self):
+        self.assertIsNone(self.made(
+            self.guest('root', 'eph0'), self.bdm(None, root=True),
+            self.bdm(None)))
+
+    def test_a_disk_that_has_no_mapping_has_no_tag(self):
+        self.assertIsNone(self.made(
+            self.guest('eph1'), self.bdm('scratch')))
+
+    def test_the_order_of_the_mappings_is_that_of_nova(self):
+        """As nova.virt.libvirt.blockinfo.get_disk_mapping numbers them."""
+        self.assertEqual([(['second'], '/dev/pmem0', '0000:07:03.0')],
+                         self.made(self.guest('eph1'), self.bdm('first'),
+                                   self.bdm('second')))
