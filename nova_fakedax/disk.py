@@ -27,8 +27,8 @@ class Role:
         first
     :ivar name: the role in ``fakedax:disks`` and in messages
     :ivar file_name: matches the names that Nova gives the disks' files in
-        the instance's directory; the group ``index`` is the disk's number,
-        0 where it matches nothing
+        the instance's directory; its group ``index`` is the disk's number,
+        0 where there is no such group or it matches nothing
         (nova.virt.libvirt.blockinfo: 'disk', 'disk.local', get_eph_disk())
     :ivar alias: the device's alias after ALIAS_PREFIX, with ``{index}``
         where there can be more than one such disk
@@ -49,8 +49,7 @@ class Role:
 
 
 #: Root has the lowest rank, so that it is /dev/pmem0 where it is on fake DAX.
-ROOT = Role(
-    0, 'root', re.compile(r'disk(?P<index>)'), 'root', 'root_gb', 'disk')
+ROOT = Role(0, 'root', re.compile('disk'), 'root', 'root_gb', 'disk')
 
 EPHEMERAL = Role(
     1, 'ephemeral', re.compile(r'disk\.(?:local|eph(?P<index>\d+))'),
@@ -86,7 +85,7 @@ class DiskId:
         name = os.path.basename(path)
         for role in ROLES:
             if match := role.file_name.fullmatch(name):
-                return cls(role, int(match['index'] or 0))
+                return cls(role, int(match.groupdict().get('index') or 0))
         return None
 
     @classmethod

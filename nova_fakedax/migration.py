@@ -75,21 +75,22 @@ def offer_machines(
     instances_path: str, migrate_data: objects.LibvirtLiveMigrateData,
     machines: Iterable[str],
 ) -> None:
-    """Tell the source at the destination which machine types it can run.
+    """Tell the source, from the destination, which machine types it has.
 
-    By the content of the empty file that LibvirtDriver.
-    check_can_live_migrate_destination makes on the instances path, by which
-    the source finds out whether that is shared
-    (_check_shared_storage_test_file); ComputeManager has it removed once
-    the source has answered. Instances on fake DAX migrate with shared
-    storage only, so the source sees the file or refuses.
+    Writes them to the empty file that LibvirtDriver.
+    check_can_live_migrate_destination creates on the instances path. The
+    source looks for that file to find out whether the path is shared
+    (_check_shared_storage_test_file), and ComputeManager removes it once the
+    source has answered. Instances on fake DAX migrate on shared storage only,
+    so the source either sees the file or refuses.
 
-    What Nova itself keeps or sends is not enough. system_metadata's
-    ``image_hw_machine_type`` (LibvirtDriver._configure_guest_by_virt_type)
-    is the name that Nova gave to libvirt, in general an alias as ``q35``,
-    and each host's QEMU has another version behind that;
-    LibvirtLiveMigrateData has no field for it. The running guest's XML alone
-    has the version, and only the source has that.
+    The destination cannot decide by itself, since it does not know the
+    version of the guest's machine type. In system_metadata,
+    ``image_hw_machine_type`` (LibvirtDriver._configure_guest_by_virt_type) is
+    the name that Nova gave to libvirt, mostly an alias such as ``q35``, which
+    is another version to each host's QEMU. libvirt puts the version into the
+    running guest's XML, and that is at the source. LibvirtLiveMigrateData has
+    no field for it.
 
     :param instances_path: ``[DEFAULT]instances_path``
     :param migrate_data: as LibvirtDriver.check_can_live_migrate_destination
@@ -98,6 +99,9 @@ def offer_machines(
     try:
         with open(_offer_path(instances_path, migrate_data), 'w') as offer:
             json.dump(sorted(machines), offer)
+            offer.flush()
+            # close(2) does not wait for GlusterFS's write-behind.
+            os.fsync(offer.fileno())
     except OSError as exc:
         # Raised, it would keep ComputeManager from removing the file.
         LOG.warning('Cannot tell the source the machine types: %s', exc)

@@ -27,9 +27,8 @@ from nova_fakedax import privsep
 #: An instance.
 UUID = '4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88'
 
-#: What QEMU says of a device that it has.
-#: All that is asked of a binary, in one; every guest of Nova's fake libvirt is
-#: a pc-0.12.
+#: What QEMU prints, for all questions at once: the properties of its device
+#: and its machine types. Every guest of Nova's fake libvirt is a pc-0.12.
 HELP = """\
 virtio-pmem-pci options:
   memdev=<link<memory-backend>>
@@ -40,7 +39,7 @@ pc-0.12              Standard PC (i440FX + PIIX, 1996)
 """
 
 
-#: The same of a device that migrates.
+#: The same for a device that migrates.
 MIGRATING_HELP = HELP + """\
   cache-dropped=<uint64>
   cache-left=<uint64>
