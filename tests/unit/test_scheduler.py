@@ -81,7 +81,7 @@ class SchedulerTest(base.BaseTestCase):
 
     @ddt.data({}, {'hw:cpu_policy': 'dedicated'}, {'fakedaxes:disks': 'x'},
               {'trait:CUSTOM_FAKEDAX': 'forbidden'})
-    def test_other_flavors_are_none_of_our_business(self, extra_specs):
+    def test_other_flavors_are_left_alone(self, extra_specs):
         request = _request(extra_specs)
         self.assertFalse(
             request_filter.require_fake_dax(self.context, request))
