@@ -16,6 +16,8 @@ import concurrent.futures
 import os
 import pathlib
 import signal
+from pre_commit import clientlib
+import subprocess
 import tempfile
 import threading
 from unittest import mock
@@ -175,3 +177,51 @@ class StyleFilterTestCase(base.BaseTestCase):
         count = lab_test._style(['nonsense'])
         self.assertEqual((0, 1), (count.passed, count.failed))
         self.assertIn('hacking', count.failures[0][1])
+
+
+class StyleTestCase(base.BaseTestCase):
+
+    def style(self, returncode, stdout):
+        """Run one hook, which ends so, and count it."""
+        done = subprocess.CompletedProcess([], returncode, stdout)
+        with mock.patch.object(
+                lab_test.subprocess, 'run', return_value=done) as run:
+            count = lab_test._style(['^mypy$'])
+        self.assertEqual('mypy', run.call_args.args[0][-1])
+        run.assert_called_once()
+        return count
+
+    def test_no_check_of_that_name(self):
+        count = lab_test._style(['nonsense'])
+        self.assertEqual((0, 1), (count.passed, count.failed))
+        self.assertIn('hacking', count.failures[0][1])
+
+    def test_hook_that_passes(self):
+        count = self.style(0, 'mypy....Passed\n')
+        self.assertEqual((1, 0, 0),
+                         (count.passed, count.failed, count.skipped))
+
+    def test_hook_that_fails_is_shown(self):
+        count = self.style(1, 'x.py:1: error: no\n')
+        self.assertEqual((0, 1), (count.passed, count.failed))
+        self.assertEqual([('mypy', 'x.py:1: error: no\n')], count.failures)
+
+    def test_hook_that_is_skipped(self):
+        count = self.style(0, 'mypy....Skipped\n')
+        self.assertEqual((0, 0, 1),
+                         (count.passed, count.failed, count.skipped))
+
+    def test_hook_that_has_nothing_to_check_fails(self):
+        count = self.style(0, 'mypy....(no files to check)Skipped\n')
+        self.assertEqual((0, 1), (count.passed, count.failed))
+
+    def test_hooks_need_no_network(self):
+        config = clientlib.load_config(
+            paths.ROOT / '.pre-commit-config.yaml')
+        self.assertEqual({'local'}, {
+            repo['repo'] for repo in config['repos']})
+        hooks = [hook for repo in config['repos'] for hook in repo['hooks']]
+        self.assertLessEqual({hook['language'] for hook in hooks},
+                             {'system', 'unsupported', 'pygrep'})
+        self.assertEqual([hook['id'] for hook in hooks], lab_test._hooks())
+
