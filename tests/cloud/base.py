@@ -55,7 +55,7 @@ class CloudTestCase(base.BaseTestCase):
     def setUp(self) -> None:
         super().setUp()
         self._share_the_cloud()
-        # Every request and its answer, beside which no failure is seen.
+        # They log every request and its answer, which hides failures.
         for name in ('keystoneauth', 'urllib3', 'openstack'):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.cloud = clients.connect()

@@ -27,7 +27,7 @@ _ROUND_SECONDS = 120
 
 
 class Churn:
-    """A writer and verifier that runs in a guest for ever.
+    """A writer and verifier that runs in a guest until it is stopped.
 
     Its log is in the guest's RAM, which moves with the guest, and is copied
     out of it as it grows.

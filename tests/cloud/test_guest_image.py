@@ -20,8 +20,8 @@ from lab.deploy import servers
 from tests.cloud import base
 from tests.image import base as image_base
 
-#: A boot of a whole distribution, by TCG, beside all of the cloud: only what
-#: hangs is to end by it.
+#: A boot of a whole distribution, by TCG, while all of the cloud runs: only
+#: what hangs should end by it.
 BOOT_SECONDS = 600
 
 USER_DATA = ('#cloud-config\n'

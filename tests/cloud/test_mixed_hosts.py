@@ -93,11 +93,11 @@ class ReleasesTest(MixedHostsTestCase):
 class StockTest(MixedHostsTestCase):
 
     def test_a_host_without_our_device(self) -> None:
-        ours, stock = host.HOSTS
+        with_device, stock = host.HOSTS
         self.use('10.0', 'debian')
         with self.subTest('is no destination'):
             self.assert_refused(
-                self.create_on(ours), 'No valid host was found')
+                self.create_on(with_device), 'No valid host was found')
         with self.subTest('and no source'):
             self.assert_refused(
                 self.create_on(stock),

@@ -64,7 +64,7 @@ class SnapshotTest(base.CloudTestCase):
                 agent.run(f'probe verify {KEEP} 4 7', check=True)
             self.delete(copy.id)
 
-    def test_of_an_ordinary_root_beside_an_ephemeral_disk(self) -> None:
+    def test_of_an_ordinary_root_with_an_ephemeral_disk(self) -> None:
         """Nova's own: it takes the domain's definition away for a while."""
         server = self.create(
             self.flavor({'fakedax:disks': 'ephemeral',
@@ -98,7 +98,7 @@ class SnapshotTest(base.CloudTestCase):
 
 class InterruptedSnapshotTest(test_recovery.RecoveryTestCase):
 
-    def test_nova_compute_dies_while_the_guest_stands_still(self) -> None:
+    def test_nova_compute_dies_while_the_guest_is_paused(self) -> None:
         server = self.begin()
         churn = self.churn
         self.begin_snapshot(server)

@@ -252,10 +252,10 @@ class RunningTestCase(GuestTestCase):
         data = self.agent.read_file('/root/f')
         self.assertEqual(2500 * 1024, len(data))
         (self.directory / 'f').write_bytes(data)
-        ours = subprocess.run(['sha256sum'], input=data, check=True,
-                              capture_output=True).stdout.split()[0]
-        theirs = self.agent.run('sha256sum /root/f', check=True).stdout
-        self.assertEqual(ours.decode(), theirs.split()[0])
+        expected = subprocess.run(['sha256sum'], input=data, check=True,
+                                  capture_output=True).stdout.split()[0]
+        seen = self.agent.run('sha256sum /root/f', check=True).stdout
+        self.assertEqual(expected.decode(), seen.split()[0])
         self.assertRaisesRegex(agent.AgentError, 'nonesuch',
                                self.agent.read_file, '/nonesuch')
 

@@ -455,7 +455,7 @@ class OrderingTestCase(ScriptTestCase):
         self.assertEqual(1, len(seen), seen)
         return seen.pop()
 
-    def test_ours(self) -> None:
+    def test_the_projects(self) -> None:
         for banner in (BANNER.format('6.1.192-2'), '#48-Ubuntu SMP', ''):
             self.assertEqual('yes', self.orders('fakedax-1.0', banner))
 
@@ -668,7 +668,7 @@ class ReportTestCase(ScriptTestCase):
         self.guest.stub('stat', 'echo 1024')
         self.assertWrong(
             '/ (/dev/pmem0p3, ext4) does not use DAX: its ext4 has blocks of '
-            '1024 bytes: make it anew with mkfs.ext4 -b 4096')
+            '1024 bytes: make it again with mkfs.ext4 -b 4096')
 
     def test_reflink(self) -> None:
         self.root_on_pmem()
@@ -677,7 +677,7 @@ class ReportTestCase(ScriptTestCase):
         self.guest.stub('xfs_info', 'echo "  = reflink=1 bigtime=1"')
         self.assertWrong(
             '/ (/dev/pmem0p3, xfs) does not use DAX: its xfs has reflink: '
-            'make it anew with mkfs.xfs -m reflink=0')
+            'make it again with mkfs.xfs -m reflink=0')
 
     def test_the_esp_is_not_asked_for_dax(self) -> None:
         self.root_on_pmem()

@@ -337,7 +337,7 @@ class CheckTestCase(base.ImageTestCase):
             self.assertRegex(done.stdout, f'(?m)^check: not so: .*{expected}')
         self.assertEqual(8, done.stdout.count('not so:'), done.stdout)
 
-    def test_another_driver_than_ours(self) -> None:
+    def test_another_driver_than_the_projects(self) -> None:
         """That of the kernel, and a build that the initramfs does not have."""
         image = self.disk(2048)
         with self._writable(image) as mount:
@@ -345,7 +345,7 @@ class CheckTestCase(base.ImageTestCase):
             release = module.parts[-4]
             own, = mount.glob(f'lib/modules/{release}/kernel/drivers/nvdimm/'
                               'nd_virtio.ko*')
-            ours = module.read_bytes()
+            built = module.read_bytes()
             module.write_bytes(own.read_bytes())
         version = 'the version of kernel .* virtio_pmem is'
         initramfs = 'initrd.img-.* holds the driver'
@@ -356,7 +356,7 @@ class CheckTestCase(base.ImageTestCase):
         self.assertNotSo(image, version, initramfs,
                          "kernel .* loads DKMS's driver: run ")
         with self._writable(image):
-            module.write_bytes(ours)
+            module.write_bytes(built)
             subprocess.run(['depmod', '--basedir', mount, release], check=True)
         done = self._check(image)
         self.assertEqual(0, done.returncode, done.stdout + done.stderr)

@@ -42,7 +42,7 @@ class Setup:
     """What is under test.
 
     :ivar kind: of disk: ``pmem``, or ``blk`` for virtio-blk with a
-        write-back cache, which needs no driver of ours
+        write-back cache, which needs none of our drivers
     """
 
     kernel: str

@@ -53,7 +53,7 @@ def slow(kernel: str, driver: str, count: int, seconds: float
 @click.option('--flushes', default=320, show_default=True,
               type=click.IntRange(min=TASKS), help='Of all tasks.')
 def main(sync_ms: int, flushes: int) -> None:
-    """Time 64 tasks that flush, with the kernel's driver and with ours.
+    """Time 64 tasks that flush, with either driver.
 
     Each writes a block of the disk and flushes, by fdatasync(2) and by
     O_DSYNC, on a host whose syncs take a time that is given.

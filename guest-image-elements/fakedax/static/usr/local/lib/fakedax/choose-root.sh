@@ -114,8 +114,8 @@ choose_root() {
         off) wanted=dax=never ;;
     esac
     OBSTACLE=$(dax_obstacle "$name")
-    # An ext4 whose option cannot be had fails to mount. It must never: so it
-    # is tried, whatever else is known.
+    # An ext4 that does not support its option fails to mount. Root must never
+    # fail to mount, so the option is tried whatever else is known.
     if [ -z "$OBSTACLE" ] &&
         ! mounts_with "$CHOSEN" "$(tag_of "$CHOSEN" TYPE)" "$wanted"; then
         OBSTACLE=filesystem
