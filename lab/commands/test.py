@@ -87,7 +87,6 @@ def _hooks() -> list[str]:
     return re.findall(r'^ +- id: (\S+)$', listed, re.MULTILINE)
 
 
-
 def _style(filters: Sequence[str], _alone: bool = True) -> Count:
     """What reads the project and runs nothing of it; one test a hook."""
     hooks = _hooks()

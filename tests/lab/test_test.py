@@ -16,7 +16,6 @@ import concurrent.futures
 import os
 import pathlib
 import signal
-from pre_commit import clientlib
 import subprocess
 import tempfile
 import threading
@@ -24,8 +23,10 @@ from unittest import mock
 
 from click import testing
 from oslotest import base
+from pre_commit import clientlib
 
 from lab.commands import test as lab_test
+from lab import paths
 
 
 class LabTestTestCase(base.BaseTestCase):
@@ -171,14 +172,6 @@ class CommandsTestCase(base.BaseTestCase):
             ['sleep', '60'], dict(os.environ)))
 
 
-class StyleFilterTestCase(base.BaseTestCase):
-
-    def test_no_check_of_that_name(self):
-        count = lab_test._style(['nonsense'])
-        self.assertEqual((0, 1), (count.passed, count.failed))
-        self.assertIn('hacking', count.failures[0][1])
-
-
 class StyleTestCase(base.BaseTestCase):
 
     def style(self, returncode, stdout):
@@ -224,4 +217,3 @@ class StyleTestCase(base.BaseTestCase):
         self.assertLessEqual({hook['language'] for hook in hooks},
                              {'system', 'unsupported', 'pygrep'})
         self.assertEqual([hook['id'] for hook in hooks], lab_test._hooks())
-

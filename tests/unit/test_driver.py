@@ -175,7 +175,7 @@ class DriverTest(base.BaseTestCase):
             instance.flavor.extra_specs['fakedax:disks'] = disks
         return instance
 
-    def test_the_image_backend_is_ours(self):
+    def test_the_image_backend_is_the_projects(self):
         self.assertIsInstance(
             self.driver.image_backend, imagebackend.FakeDaxBackend)
 
