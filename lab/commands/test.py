@@ -229,7 +229,7 @@ def _count(stream: bytes) -> Count:
 def _cloud(filters: Sequence[str], _alone: bool = True) -> Count:
     """The tests against the lab's cloud, which is left as it was found."""
     with errors.messages(), lifecycle.borrowed():
-        # They wait more than they compute, whatever else runs.
+        # Two also next to another lane: they often wait for Nova.
         return _stestr('cloud', workers=2)(filters, True)
 
 
@@ -247,9 +247,9 @@ PARTS: dict[str, Part] = {
     'regression': _stestr('regression', workers=2),
 }
 
-#: One stage after the other; the lanes of a stage side by side, and in a lane
-#: one part after the other. A lane keeps about one core busy: that of the
-#: cloud waits as much as it computes.
+#: Stages run one after the other, the lanes of a stage at the same time, and
+#: the parts of a lane one after the other. A lane next to another keeps about
+#: one core busy.
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (('style', 'unit', 'lab', 'device'),),
     (('guest', 'libvirt'), ('paravirt', 'image')),
