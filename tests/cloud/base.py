@@ -27,6 +27,7 @@ from lab.deploy import lifecycle
 from lab.deploy import servers
 from lab import guest
 from lab import paths
+from lab import wait
 
 ROOT = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
 
@@ -137,6 +138,15 @@ class CloudTestCase(base.BaseTestCase):
             time.sleep(0.3)
         self.assertEqual(status, server.status, server.fault)
         return server
+
+    def fault(self, server: servers.Server) -> str:
+        """Why the server is in ERROR."""
+        # Nova saves the state first, and then the fault
+        # (nova.scheduler.utils.set_vm_state_and_notify).
+        fault: dict[str, str] = wait.until(
+            f'the fault of server {server.id}', lambda: server.show().fault,
+            _TASKS_END_SECONDS)
+        return fault['message']
 
     def act(self, server: servers.Server, status: str, action: str,
             *arguments: Any) -> Any:

@@ -54,7 +54,7 @@ class BuildTestCase(base.CloudTestCase):
 
     def assert_build_fails(self, flavor: Any, image: Any, why: str) -> None:
         server = self.create(flavor, image, status='ERROR')
-        self.assertIn(why, server.show().fault['message'])
+        self.assertIn(why, self.fault(server))
         self.assert_nothing_left(server.id)
 
 
@@ -150,7 +150,7 @@ class HostTest(base.CloudTestCase):
         self.assertEqual(host.HOSTS[1].name, server.host.name)
         refused = self.create(
             flavor, self.image(), status='ERROR', host=node.name)
-        self.assertIn('No valid host', refused.show().fault['message'])
+        self.assertIn('No valid host', self.fault(refused))
 
     def test_host_that_went_back_to_the_plain_driver_gets_none(
             self) -> None:
