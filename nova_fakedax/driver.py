@@ -37,6 +37,7 @@ from oslo_serialization import jsonutils
 from nova_fakedax import admission
 from nova_fakedax import capability
 from nova_fakedax import departure
+from nova_fakedax import diagnostics
 from nova_fakedax import domain
 from nova_fakedax import hooks
 from nova_fakedax import hostcache
@@ -205,6 +206,19 @@ class FakeDaxDriver(driver.LibvirtDriver):
             devices, self._host.get_guest(instance).get_config(),
             objects.BlockDeviceMappingList.get_by_instance_uuid(
                 context, instance.uuid), self._prepare_device_bus)
+
+    def get_instance_diagnostics(
+        self, instance: objects.Instance,
+    ) -> objects.Diagnostics:
+        found = super().get_instance_diagnostics(instance)
+        return (diagnostics.correct(found, self._host.get_guest(instance))
+                if _spec(instance) else found)
+
+    def get_diagnostics(self, instance: objects.Instance) -> dict[str, ty.Any]:
+        found = super().get_diagnostics(instance)
+        return (
+            diagnostics.correct_legacy(found, self._host.get_guest(instance))
+            if _spec(instance) else found)
 
     # Turning it off.
 

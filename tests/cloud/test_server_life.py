@@ -91,6 +91,26 @@ class ServerLifeTest(base.CloudTestCase):
         self.assertEqual(
             ['disk', 'disk.eph0'],
             re.findall(r'<path>.*/([^/]+)</path>', xml))
+        self.assert_diagnostics_tell_ram_from_disks(server)
+
+    def assert_diagnostics_tell_ram_from_disks(
+            self, server: servers.Server) -> None:
+        ram = server.show().flavor['ram']
+        with server.domain() as domain:
+            # In KiB: libvirt counts the images as memory.
+            self.assertEqual((ram << 10) + (2 << 20), domain.maxMemory())
+        with server.agent() as agent:
+            agent.run('probe fsync /root/counted 1', check=True)
+        old, new = (
+            self.cloud.compute.get(f'/servers/{server.id}/diagnostics',
+                                   microversion=microversion).json()
+            for microversion in ('2.47', '2.48'))
+        self.assertEqual(ram << 10, old['memory'])
+        self.assertLess(0, old['pmem0_flush_req'])
+        self.assertEqual((0, 0), (old['pmem0_errors'], old['pmem1_errors']))
+        self.assertEqual(ram >> 10, new['memory_details']['maximum'])
+        self.assertEqual(
+            [0, 0], [disk['errors_count'] for disk in new['disk_details']])
 
     def test_ephemeral_alone_leaves_the_root_disk_as_it_is(self) -> None:
         server = self.create(
