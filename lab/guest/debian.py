@@ -13,6 +13,7 @@
 """Files from Debian packages that are not installed on this machine."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shlex
@@ -33,8 +34,12 @@ class Package:
     checksum: str
 
 
-def find(*names: str) -> list[Package]:
+# apt takes a second of CPU time to answer, and every test asks.
+@functools.cache
+def find(*names: str) -> tuple[Package, ...]:
     """The packages, in the versions that apt would install.
+
+    As apt said the first time that this process asked.
 
     :raises GuestBuildError: apt does not know one of them
     """
@@ -47,16 +52,21 @@ def find(*names: str) -> list[Package]:
         raise tools.GuestBuildError(
             f'apt knows no archive of {", ".join(missing)}; try: '
             f'apt-get update')
-    return [Package(name, found[name][1], found[name][3]) for name in names]
+    return tuple(Package(name, found[name][1], found[name][3])
+                 for name in names)
 
 
-def depends(name: str, prefixes: tuple[str, ...]) -> list[str]:
-    """The dependencies of a package whose names start with a prefix."""
+@functools.cache
+def depends(name: str, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """The dependencies of a package whose names start with a prefix.
+
+    As apt said the first time that this process asked.
+    """
     listing = tools.run('apt-cache', 'depends', '--important', name)
     lines = (line.strip(' |').partition(': ')
              for line in listing.splitlines())
-    return [package for kind, _, package in lines
-            if kind == 'Depends' and package.startswith(prefixes)]
+    return tuple(package for kind, _, package in lines
+                 if kind == 'Depends' and package.startswith(prefixes))
 
 
 def kernel(name: str) -> str:
