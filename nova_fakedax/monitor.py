@@ -38,7 +38,7 @@ def device_property(
     """
     # Imported here because libvirt-python is optional, as for Nova.
     import libvirt
-    import libvirt_qemu  # type: ignore[import-untyped]
+    import libvirt_qemu
 
     query = json.dumps({'execute': 'qom-get', 'arguments': {
         'path': f'/machine/peripheral/{alias}', 'property': name}})

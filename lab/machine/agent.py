@@ -29,7 +29,7 @@ import time
 from typing import Any, Protocol
 
 import libvirt
-import libvirt_qemu  # type: ignore[import-untyped]
+import libvirt_qemu
 from qemu.qmp import error as qmp_error
 from qemu.qmp import legacy
 from qemu.qmp import qmp_client
