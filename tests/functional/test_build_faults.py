@@ -13,18 +13,24 @@
 import errno
 import os
 
-import ddt
 import fixtures
 from nova.tests.fixtures import libvirt
 from oslo_serialization import jsonutils
+import testscenarios
 
 from tests.functional import base
 
+load_tests = testscenarios.load_tests_apply_scenarios
 
-@ddt.ddt
-class BuildFaultTest(base.FakeDaxTestCase):
+#: What the scheduler does not refuse, the compute does.
+EITHER_WAY = [('with filter', {'FILTER_ENABLED': True}),
+              ('without filter', {'FILTER_ENABLED': False})]
+
+
+class BuildFaultTestCase(base.FakeDaxTestCase):
     """The fault says what is wrong; nothing is left."""
 
+    scenarios = EITHER_WAY
     ADDITIONAL_FILTERS = ['NUMATopologyFilter', 'PciPassthroughFilter']
 
     def fault(self, flavor, **kwargs):
@@ -41,13 +47,8 @@ class BuildFaultTest(base.FakeDaxTestCase):
         self.admin_api.microversion = 'latest'
         return flavor
 
-    @ddt.data('root,root', 'swap')
-    def test_a_value_that_the_api_did_not_check(self, value):
-        self.start_compute()
-        self.assertIn(
-            f"'{value}' is not a value of fakedax:disks; allowed: 'root', "
-            f"'ephemeral', 'root,ephemeral'", self.fault(
-                self.put_unchecked_flavor(**{'fakedax:disks': value})))
+
+class BuildFaultTest(BuildFaultTestCase):
 
     def test_a_key_that_the_api_did_not_check(self):
         self.start_compute()
@@ -64,14 +65,6 @@ class BuildFaultTest(base.FakeDaxTestCase):
             self.assertIn(image, message)
             self.assertIn("the image's property fakedax_guest is '", message)
             self.assertIn("allowed: 'true'", message)
-
-    @ddt.data('ephemeral', 'root,ephemeral')
-    def test_an_ephemeral_disk_that_the_flavor_has_not(self, disks):
-        self.start_compute()
-        self.assertIn(
-            "fakedax:disks names the ephemeral disk, but the flavor's "
-            "ephemeral disk is 0 GiB; allowed: 1 GiB or more",
-            self.fault(self.put_flavor(disks)))
 
     def test_a_disk_of_0_gib(self):
         self.policy.set_rules({
@@ -194,7 +187,29 @@ class BuildFaultTest(base.FakeDaxTestCase):
         self.assert_nothing_left(server)
 
 
-class BuildFaultWithoutFilterTest(BuildFaultTest):
-    """What the scheduler does not refuse, the compute does."""
+class UnknownValueTest(BuildFaultTestCase):
 
-    FILTER_ENABLED = False
+    scenarios = testscenarios.multiply_scenarios(
+        EITHER_WAY, [(value, {'value': value}) for value in (
+            'root,root', 'swap')])
+
+    def test_the_fault_says_what_is_allowed(self):
+        self.start_compute()
+        self.assertIn(
+            f"'{self.value}' is not a value of fakedax:disks; allowed: "
+            f"'root', 'ephemeral', 'root,ephemeral'", self.fault(
+                self.put_unchecked_flavor(**{'fakedax:disks': self.value})))
+
+
+class MissingEphemeralDiskTest(BuildFaultTestCase):
+
+    scenarios = testscenarios.multiply_scenarios(
+        EITHER_WAY, [(named, {'named': named}) for named in (
+            'ephemeral', 'root,ephemeral')])
+
+    def test_the_fault_says_that_the_flavor_has_none(self):
+        self.start_compute()
+        self.assertIn(
+            "fakedax:disks names the ephemeral disk, but the flavor's "
+            "ephemeral disk is 0 GiB; allowed: 1 GiB or more",
+            self.fault(self.put_flavor(self.named)))

@@ -10,16 +10,18 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-import ddt
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import config as vconfig
 from oslotest import base
+import testscenarios
 
 from nova_fakedax import admission
 from nova_fakedax import domain
 from nova_fakedax import spec
 from tests import fixtures
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 
 class AdmissionTestCase(base.BaseTestCase):
@@ -41,13 +43,15 @@ class AdmissionTestCase(base.BaseTestCase):
             flavor=self.flavor(disks, **extra_specs))
 
 
-@ddt.ddt
-class CheckBuildTest(AdmissionTestCase):
+class CheckBuildTestCase(AdmissionTestCase):
 
     def refused(self, error, instance, *reasons_against):
         return self.assertRaises(
             error, admission.check_build, instance, reasons_against
         ).format_message()
+
+
+class CheckBuildTest(CheckBuildTestCase):
 
     def test_an_instance_that_can_be_built(self):
         admission.check_build(self.instance(), [])
@@ -62,14 +66,6 @@ class CheckBuildTest(AdmissionTestCase):
             exception.ComputeResourcesUnavailable, self.instance(),
             'too old', 'too full'))
 
-    # Exceptions for which ComputeManager gives up at once: another host
-    # would not help.
-    @ddt.data('root,root', '')
-    def test_a_flavor_that_no_host_can_run(self, disks):
-        self.assertIn(
-            f"'{disks}' is not a value of fakedax:disks; allowed: 'root'",
-            self.refused(exception.InvalidInput, self.instance(disks)))
-
     def test_a_conflict_in_the_flavor(self):
         self.assertIn(
             "hw:locked_memory='true' is incompatible with fakedax:disks",
@@ -82,6 +78,20 @@ class CheckBuildTest(AdmissionTestCase):
             self.instance(properties={'fakedax_guest': 'true'}))
         self.assertIn('fakedax_guest', message)
         self.assertIn('6f1c', message)
+
+
+class UnknownValueTest(CheckBuildTestCase):
+    """No host can run the flavor, so Nova must not try another."""
+
+    scenarios = [(repr(disks), {'disks': disks}) for disks in (
+        'root,root', '')]
+
+    def test_the_build_ends_at_once(self):
+        # ComputeManager gives up at once for this exception.
+        self.assertIn(
+            f"'{self.disks}' is not a value of fakedax:disks; allowed: "
+            f"'root'",
+            self.refused(exception.InvalidInput, self.instance(self.disks)))
 
 
 class CheckRebuildTest(AdmissionTestCase):

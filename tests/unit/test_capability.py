@@ -12,15 +12,17 @@
 
 from unittest import mock
 
-import ddt
 from nova import conf as nova_conf
 from nova.virt.libvirt import host as libvirt_host
 from oslo_config import fixture as config_fixture
 from oslotest import base
+import testscenarios
 
 from nova_fakedax import capability
 from nova_fakedax import conf
 from tests import fixtures
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 CONF = nova_conf.CONF
 conf.register_opts(CONF)
@@ -30,8 +32,7 @@ class LibvirtError(Exception):
     """In place of libvirt.libvirtError, whose module may be missing."""
 
 
-@ddt.ddt
-class ReasonsAgainstTest(base.BaseTestCase):
+class ReasonsAgainstTestCase(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
@@ -42,85 +43,118 @@ class ReasonsAgainstTest(base.BaseTestCase):
         self.host.has_min_version.side_effect = (
             lambda wanted: self.libvirt_version >= wanted)
         self.host.get_capabilities.return_value.host.cpu.arch = 'x86_64'
-        self._domain_capabilities().return_value = (
+        self.domain_capabilities().return_value = (
             f'<domainCapabilities><path>{self.emulator.path}</path>'
             f'</domainCapabilities>')
         libvirt = mock.Mock(libvirtError=LibvirtError)
         self.useFixture(config_fixture.fixtures.MonkeyPatch(
             'nova.virt.libvirt.host.libvirt', libvirt))
 
-    def _domain_capabilities(self):
+    def domain_capabilities(self):
         return self.host.get_connection.return_value.getDomainCapabilities
 
-    def _reasons(self):
+    def reasons(self):
         return capability.reasons_against(CONF, self.host)
 
-    @ddt.data('default', 'raw', 'flat', 'qcow2')
-    def test_a_good_host_has_nothing_against_it(self, images_type):
-        self.conf.config(group='libvirt', images_type=images_type)
-        self.assertEqual([], self._reasons())
-        self._domain_capabilities().assert_called_once_with(
-            None, 'x86_64', None, 'kvm', 0)
 
-    @ddt.data('lxc', 'parallels')
-    def test_another_hypervisor_is_the_only_reason_given(self, virt_type):
-        self.conf.config(group='libvirt', virt_type=virt_type)
-        self.libvirt_version = (1, 0, 0)
-        self.assertEqual(
-            [f"[libvirt]virt_type is '{virt_type}'; allowed: 'kvm', 'qemu'"],
-            self._reasons())
-
-    @ddt.data('rbd', 'lvm', 'ploop')
-    def test_images_that_are_no_files(self, images_type):
-        self.conf.config(group='libvirt', images_type=images_type)
-        self.assertEqual(
-            [f"[libvirt]images_type is '{images_type}': images on fake DAX "
-             f"are files; allowed: 'raw', 'flat', 'qcow2', 'default'"],
-            self._reasons())
+class ReasonsAgainstTest(ReasonsAgainstTestCase):
 
     def test_images_that_are_not_made_raw(self):
         self.conf.config(force_raw_images=False)
         self.assertEqual(
             ['force_raw_images is off: images on fake DAX are raw'],
-            self._reasons())
+            self.reasons())
 
     def test_file_backed_memory(self):
         self.conf.config(group='libvirt', file_backed_memory=1024)
-        [reason] = self._reasons()
+        [reason] = self.reasons()
         self.assertIn('[libvirt]file_backed_memory is set', reason)
 
     def test_encrypted_ephemeral_storage(self):
         self.conf.config(group='ephemeral_storage_encryption', enabled=True)
-        [reason] = self._reasons()
+        [reason] = self.reasons()
         self.assertIn('[ephemeral_storage_encryption]enabled is on', reason)
-
-    @ddt.data((9, 0, 0), (8, 0, 0))
-    def test_a_libvirt_that_cannot_start_the_element(self, version):
-        self.libvirt_version = version
-        self.assertEqual(
-            ["libvirt is older than 9.1.0, the first that can start "
-             "<memory model='virtio-pmem'>"], self._reasons())
 
     def test_the_first_libvirt_that_can(self):
         self.libvirt_version = (9, 1, 0)
-        self.assertEqual([], self._reasons())
+        self.assertEqual([], self.reasons())
 
     def test_an_emulator_without_the_device(self):
         self.emulator.answer('')
         self.assertEqual(
             [f'{self.emulator.path} has no device virtio-pmem-pci'],
-            self._reasons())
+            self.reasons())
 
     def test_the_configured_emulator_is_asked_and_not_libvirts(self):
         self.conf.config(group='fakedax', emulator='/no/such/qemu')
         self.assertEqual(['/no/such/qemu: No such file or directory'],
-                         self._reasons())
-        self._domain_capabilities().assert_not_called()
+                         self.reasons())
+        self.domain_capabilities().assert_not_called()
 
     def test_a_libvirt_without_an_emulator(self):
-        self._domain_capabilities().side_effect = LibvirtError('no kvm')
+        self.domain_capabilities().side_effect = LibvirtError('no kvm')
         self.assertEqual(['libvirt has no emulator: no kvm'],
-                         self._reasons())
+                         self.reasons())
+
+    def test_all_reasons_are_given_at_once(self):
+        self.conf.config(force_raw_images=False)
+        self.conf.config(group='libvirt', images_type='rbd')
+        self.libvirt_version = (9, 0, 0)
+        self.emulator.answer('')
+        self.assertEqual(4, len(self.reasons()))
+
+
+class GoodHostTest(ReasonsAgainstTestCase):
+
+    scenarios = [(images_type, {'images_type': images_type})
+                 for images_type in ('default', 'raw', 'flat', 'qcow2')]
+
+    def test_it_has_nothing_against_it(self):
+        self.conf.config(group='libvirt', images_type=self.images_type)
+        self.assertEqual([], self.reasons())
+        self.domain_capabilities().assert_called_once_with(
+            None, 'x86_64', None, 'kvm', 0)
+
+
+class OtherHypervisorTest(ReasonsAgainstTestCase):
+
+    scenarios = [(virt_type, {'virt_type': virt_type})
+                 for virt_type in ('lxc', 'parallels')]
+
+    def test_it_is_the_only_reason_given(self):
+        self.conf.config(group='libvirt', virt_type=self.virt_type)
+        self.libvirt_version = (1, 0, 0)
+        self.assertEqual(
+            [f"[libvirt]virt_type is '{self.virt_type}'; allowed: 'kvm', "
+             f"'qemu'"], self.reasons())
+
+
+class ImagesThatAreNoFilesTest(ReasonsAgainstTestCase):
+
+    scenarios = [(images_type, {'images_type': images_type})
+                 for images_type in ('rbd', 'lvm', 'ploop')]
+
+    def test_the_reason_names_those_that_are(self):
+        self.conf.config(group='libvirt', images_type=self.images_type)
+        self.assertEqual(
+            [f"[libvirt]images_type is '{self.images_type}': images on fake "
+             f"DAX are files; allowed: 'raw', 'flat', 'qcow2', 'default'"],
+            self.reasons())
+
+
+class OldLibvirtTest(ReasonsAgainstTestCase):
+
+    scenarios = [('9.0.0', {'version': (9, 0, 0)}),
+                 ('8.0.0', {'version': (8, 0, 0)})]
+
+    def test_it_cannot_start_the_element(self):
+        self.libvirt_version = self.version
+        self.assertEqual(
+            ["libvirt is older than 9.1.0, the first that can start "
+             "<memory model='virtio-pmem'>"], self.reasons())
+
+
+class LogTest(base.BaseTestCase):
 
     def test_all_reasons_are_in_one_warning(self):
         with self.assertLogs(capability.LOG.logger, 'INFO') as logs:
@@ -138,10 +172,3 @@ class ReasonsAgainstTest(base.BaseTestCase):
         [line] = logs.output
         self.assertTrue(line.startswith('INFO'))
         self.assertIn('off on this host: too old', line)
-
-    def test_all_reasons_are_given_at_once(self):
-        self.conf.config(force_raw_images=False)
-        self.conf.config(group='libvirt', images_type='rbd')
-        self.libvirt_version = (9, 0, 0)
-        self.emulator.answer('')
-        self.assertEqual(4, len(self._reasons()))

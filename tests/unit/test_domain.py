@@ -12,18 +12,20 @@
 
 import os
 
-import ddt
 import fixtures
 from lxml import etree
 from nova import exception
 from nova.virt.libvirt import config as vconfig
 from oslo_utils import units
 from oslotest import base
+import testscenarios
 
 from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import hooks
 from nova_fakedax import layout
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 SCHEMA = '/usr/share/libvirt/schemas/domain.rng'
 UUID = '4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88'
@@ -92,6 +94,10 @@ class ConvertTestCase(base.BaseTestCase):
         domain.convert(
             guest, self.path,
             lambda path: os.path.basename(path) in wanted, emulator)
+
+    def refused(self, guest, error=exception.InvalidInput):
+        exc = self.assertRaises(error, self.convert, guest, 'disk.eph0')
+        return str(exc)
 
     def assert_xml(self, expected, guest):
         xml = guest.to_xml()
@@ -337,59 +343,33 @@ class ConvertTest(ConvertTestCase):
         self.assertEqual([volume, cdrom], guest.devices)
 
 
-@ddt.ddt
 class ConvertRefusesTest(ConvertTestCase):
-
-    def _refused(self, guest, error=exception.InvalidInput):
-        exc = self.assertRaises(error, self.convert, guest, 'disk.eph0')
-        return str(exc)
 
     def test_a_missing_backing_file(self):
         guest = self.guest(self.disk('disk.eph0', 'vda'))
         self.assertEqual(f'{self.path}/disk.eph0 does not exist',
-                         self._refused(guest, layout.InvalidLayout))
+                         self.refused(guest, layout.InvalidLayout))
 
     def test_a_sparse_backing_file(self):
         device = self.disk('disk.eph0', 'vda', mib=2)
         with open(device.source_path, 'r+b') as image:
             image.truncate(8 * units.Mi)
-        self.assertIn('but only 2097152 are allocated', self._refused(
+        self.assertIn('but only 2097152 are allocated', self.refused(
             self.guest(device), layout.InvalidLayout))
-
-    @ddt.data(
-        (vconfig.LibvirtConfigGuestHostdevPCI, {}, 'a passed-through device'),
-        (vconfig.LibvirtConfigGuestHostdevMDEV, {},
-         'a passed-through device'),
-        (vconfig.LibvirtConfigGuestInterface, {'net_type': 'hostdev'},
-         'a network interface of type hostdev'),
-        (vconfig.LibvirtConfigGuestInterface, {'net_type': 'vdpa'},
-         'a network interface of type vdpa'),
-        (vconfig.LibvirtConfigGuestVPMEM, {}, 'a vPMEM device (hw:pmem)'),
-    )
-    @ddt.unpack
-    def test_a_device_that_would_pin_the_image(
-            self, device_class, attributes, name):
-        device = device_class()
-        for key, value in attributes.items():
-            setattr(device, key, value)
-        guest = self.guest(self.disk('disk.eph0', 'vda', mib=2), device)
-        self.assertEqual(
-            f'Invalid input received: {name} is incompatible with disks on '
-            f'fake DAX', self._refused(guest))
 
     def test_locked_memory(self):
         guest = self.guest(self.disk('disk.eph0', 'vda', mib=2))
         guest.membacking = vconfig.LibvirtConfigGuestMemoryBacking()
         guest.membacking.locked = True
         self.assertIn('locked memory is incompatible with',
-                      self._refused(guest))
+                      self.refused(guest))
 
     def test_encrypted_memory(self):
         guest = self.guest(self.disk('disk.eph0', 'vda', mib=2))
         guest.launch_security = (
             vconfig.LibvirtConfigGuestSEVLaunchSecurity())
         self.assertIn('encrypted memory is incompatible with',
-                      self._refused(guest))
+                      self.refused(guest))
 
     def test_ordinary_interfaces_and_memory_are_not_refused(self):
         interface = vconfig.LibvirtConfigGuestInterface()
@@ -402,6 +382,38 @@ class ConvertRefusesTest(ConvertTestCase):
     def test_a_conflict_is_none_without_disks_on_fake_dax(self):
         guest = self.guest(vconfig.LibvirtConfigGuestHostdevPCI())
         self.convert(guest, 'disk.eph0')
+
+
+class PinningDeviceTest(ConvertTestCase):
+
+    scenarios = [
+        ('PCI', {
+            'device_class': vconfig.LibvirtConfigGuestHostdevPCI,
+            'attributes': {}, 'named': 'a passed-through device'}),
+        ('mdev', {
+            'device_class': vconfig.LibvirtConfigGuestHostdevMDEV,
+            'attributes': {}, 'named': 'a passed-through device'}),
+        ('hostdev interface', {
+            'device_class': vconfig.LibvirtConfigGuestInterface,
+            'attributes': {'net_type': 'hostdev'},
+            'named': 'a network interface of type hostdev'}),
+        ('vDPA interface', {
+            'device_class': vconfig.LibvirtConfigGuestInterface,
+            'attributes': {'net_type': 'vdpa'},
+            'named': 'a network interface of type vdpa'}),
+        ('vPMEM', {
+            'device_class': vconfig.LibvirtConfigGuestVPMEM,
+            'attributes': {}, 'named': 'a vPMEM device (hw:pmem)'}),
+    ]
+
+    def test_it_is_refused(self):
+        device = self.device_class()
+        for key, value in self.attributes.items():
+            setattr(device, key, value)
+        guest = self.guest(self.disk('disk.eph0', 'vda', mib=2), device)
+        self.assertEqual(
+            f'Invalid input received: {self.named} is incompatible with '
+            f'disks on fake DAX', self.refused(guest))
 
 
 class ReadBackTest(base.BaseTestCase):

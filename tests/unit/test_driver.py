@@ -21,7 +21,6 @@ import os
 import pathlib
 from unittest import mock
 
-import ddt
 from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
@@ -32,6 +31,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import imagebackend as libvirt_imagebackend
 from oslo_utils import units
 from oslotest import base
+import testscenarios
 
 from nova_fakedax import disk
 from nova_fakedax import domain
@@ -39,6 +39,8 @@ from nova_fakedax import driver
 from nova_fakedax import imagebackend
 from nova_fakedax import spec
 from tests import fixtures
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 
 def _methods(cls):
@@ -153,8 +155,7 @@ class ShapeTest(base.BaseTestCase):
             self.assertLessEqual(lines, 12, function.name)
 
 
-@ddt.ddt
-class DriverTest(base.BaseTestCase):
+class DriverTestCase(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
@@ -175,6 +176,9 @@ class DriverTest(base.BaseTestCase):
             instance.flavor.extra_specs['fakedax:disks'] = disks
         return instance
 
+
+class DriverTest(DriverTestCase):
+
     def test_the_image_backend_is_the_projects(self):
         self.assertIsInstance(
             self.driver.image_backend, imagebackend.FakeDaxBackend)
@@ -189,57 +193,6 @@ class DriverTest(base.BaseTestCase):
                 self.instance(), None, None, None, None)
         self.assertIn('nova-compute is starting', exc.format_message())
         spawn.assert_not_called()
-
-    @ddt.data(True, False)
-    def test_the_trait_follows_what_the_host_can(self, can):
-        self.driver._reasons_against = [] if can else ['too old']
-        self.driver._migration_reasons_against = (
-            self.driver._reasons_against)
-        tree = mock.Mock()
-        self.driver.provider_tree = mock.Mock()
-        with mock.patch.object(
-                libvirt_driver.LibvirtDriver, 'update_provider_tree'):
-            self.driver.update_provider_tree(tree, 'node')
-        for changed in (tree, self.driver.provider_tree):
-            add, remove = changed.add_traits, changed.remove_traits
-            self.assertEqual(
-                [mock.call('node', spec.TRAIT),
-                 mock.call('node', spec.MIGRATION_TRAIT)],
-                (add if can else remove).mock_calls)
-            (remove if can else add).assert_not_called()
-
-    @ddt.data(True, False)
-    def test_the_statistics_follow_what_the_host_can(self, can):
-        self.driver._reasons_against = [] if can else ['too old']
-        with mock.patch.object(
-                libvirt_driver.LibvirtDriver, 'get_available_resource',
-                return_value={'vcpus': 2}):
-            resources = self.driver.get_available_resource('node')
-        self.assertEqual(2, resources['vcpus'])
-        self.assertEqual({'fakedax_supported': 'true'} if can else {},
-                         resources.get('stats', {}))
-
-    @ddt.data(('root', ['disk']), ('ephemeral', ['disk.eph0', 'disk.eph1']),
-              ('root,ephemeral', ['disk', 'disk.eph0', 'disk.eph1']),
-              (None, []))
-    @ddt.unpack
-    def test_power_off_flushes_the_images_once_the_guest_is_off(
-            self, disks, flushed):
-        directory = os.path.join(self.conf.instances_path, fixtures.UUID)
-        os.mkdir(directory)
-        for name in ('disk', 'disk.eph0', 'disk.eph1', 'disk.swap',
-                     'disk.config', 'disk.info'):
-            with open(os.path.join(directory, name), 'wb'):
-                pass
-        order = mock.Mock()
-        with mock.patch.object(libvirt_driver.LibvirtDriver, 'power_off',
-                               order.power_off), \
-                mock.patch('nova_fakedax.hostcache.flush', order.flush):
-            self.driver.power_off(self.instance(disks), 60, 10)
-        self.assertEqual(
-            [mock.call.power_off(mock.ANY, 60, 10)] +
-            [mock.call.flush(os.path.join(directory, name))
-             for name in flushed], order.mock_calls)
 
     def test_disk_info_has_each_disk_once(self):
         guest = vconfig.LibvirtConfigGuest()
@@ -263,43 +216,117 @@ class DriverTest(base.BaseTestCase):
             'path': '/i/disk.eph0', 'virt_disk_size': 2 * units.Mi,
             'disk_size': 2 * units.Mi}], infos)
 
-    @ddt.data('direct', 'direct-physical', 'vdpa', 'accelerator-direct',
-              'remote-managed')
-    def test_a_passed_through_interface_is_not_attached(self, vnic_type):
+    def migrate(self, instance):
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, '_live_migration_operation',
+                side_effect=libvirt_driver.libvirt.libvirtError('stale')):
+            self.driver._live_migration_operation(
+                None, instance, 'there', False, None, None, [])
+
+    def test_a_migration_that_libvirt_refuses_is_left_to_its_monitor(self):
+        """Which has rolled it back; Nova would still set ERROR."""
+        self.migrate(self.instance())
+
+    def test_that_of_an_ordinary_instance_is_left_to_nova(self):
+        self.assertRaises(libvirt_driver.libvirt.libvirtError,
+                          self.migrate, self.instance(None))
+
+
+class SupportTest(DriverTestCase):
+    """Nova hears what the host can."""
+
+    scenarios = [('can', {'reasons': []}), ('cannot', {'reasons': ['old']})]
+
+    def setUp(self):
+        super().setUp()
+        self.driver._reasons_against = self.reasons
+        self.driver._migration_reasons_against = self.reasons
+
+    def test_by_its_traits(self):
+        tree = mock.Mock()
+        self.driver.provider_tree = mock.Mock()
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, 'update_provider_tree'):
+            self.driver.update_provider_tree(tree, 'node')
+        for changed in (tree, self.driver.provider_tree):
+            add, remove = changed.add_traits, changed.remove_traits
+            if self.reasons:
+                add, remove = remove, add
+            self.assertEqual(
+                [mock.call('node', spec.TRAIT),
+                 mock.call('node', spec.MIGRATION_TRAIT)], add.mock_calls)
+            remove.assert_not_called()
+
+    def test_by_its_statistics(self):
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, 'get_available_resource',
+                return_value={'vcpus': 2}):
+            resources = self.driver.get_available_resource('node')
+        self.assertEqual(2, resources['vcpus'])
+        self.assertEqual(
+            {} if self.reasons else {'fakedax_supported': 'true'},
+            resources.get('stats', {}))
+
+
+class PowerOffTest(DriverTestCase):
+
+    scenarios = [
+        ('root', {'disks': 'root', 'flushed': ['disk']}),
+        ('ephemeral', {
+            'disks': 'ephemeral', 'flushed': ['disk.eph0', 'disk.eph1']}),
+        ('both', {
+            'disks': 'root,ephemeral',
+            'flushed': ['disk', 'disk.eph0', 'disk.eph1']}),
+        ('none', {'disks': None, 'flushed': []}),
+    ]
+
+    def test_it_flushes_the_images_once_the_guest_is_off(self):
+        directory = os.path.join(self.conf.instances_path, fixtures.UUID)
+        os.mkdir(directory)
+        for name in ('disk', 'disk.eph0', 'disk.eph1', 'disk.swap',
+                     'disk.config', 'disk.info'):
+            with open(os.path.join(directory, name), 'wb'):
+                pass
+        order = mock.Mock()
+        with mock.patch.object(libvirt_driver.LibvirtDriver, 'power_off',
+                               order.power_off), \
+                mock.patch('nova_fakedax.hostcache.flush', order.flush):
+            self.driver.power_off(self.instance(self.disks), 60, 10)
+        self.assertEqual(
+            [mock.call.power_off(mock.ANY, 60, 10)] +
+            [mock.call.flush(os.path.join(directory, name))
+             for name in self.flushed], order.mock_calls)
+
+
+class PassedThroughInterfaceTest(DriverTestCase):
+
+    scenarios = [(vnic_type, {'vnic_type': vnic_type}) for vnic_type in (
+        'direct', 'direct-physical', 'vdpa', 'accelerator-direct',
+        'remote-managed')]
+
+    def test_it_is_not_attached(self):
+        vif = {'vnic_type': self.vnic_type}
         with mock.patch.object(libvirt_driver.LibvirtDriver,
                                'attach_interface') as attach:
             exc = self.assertRaises(
                 exception.NovaException, self.driver.attach_interface, None,
-                self.instance(), None, {'vnic_type': vnic_type})
+                self.instance(), None, vif)
             attach.assert_not_called()
             self.assertIn('attach of a passed-through interface',
                           exc.format_message())
             self.driver.attach_interface(
-                None, self.instance(None), None, {'vnic_type': vnic_type})
+                None, self.instance(None), None, vif)
             attach.assert_called_once()
 
-    @ddt.data('normal', 'macvtap')
-    def test_an_ordinary_interface_is_attached(self, vnic_type):
+
+class OrdinaryInterfaceTest(DriverTestCase):
+
+    scenarios = [(vnic_type, {'vnic_type': vnic_type})
+                 for vnic_type in ('normal', 'macvtap')]
+
+    def test_it_is_attached(self):
         with mock.patch.object(libvirt_driver.LibvirtDriver,
                                'attach_interface') as attach:
             self.driver.attach_interface(
-                None, self.instance(), None, {'vnic_type': vnic_type})
+                None, self.instance(), None, {'vnic_type': self.vnic_type})
         attach.assert_called_once()
-
-    @ddt.data('root', None)
-    def test_a_migration_that_libvirt_refuses_is_left_to_its_monitor(
-            self, disks):
-        """Which has rolled it back; Nova would still set ERROR."""
-        instance = self.instance(disks)
-        with mock.patch.object(
-                libvirt_driver.LibvirtDriver, '_live_migration_operation',
-                side_effect=libvirt_driver.libvirt.libvirtError('stale')):
-            def operate():
-                self.driver._live_migration_operation(
-                    None, instance, 'there', False, None, None, [])
-
-            if disks:
-                operate()
-            else:
-                self.assertRaises(
-                    libvirt_driver.libvirt.libvirtError, operate)

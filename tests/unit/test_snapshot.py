@@ -17,7 +17,6 @@ import os
 import subprocess
 from unittest import mock
 
-import ddt
 import fixtures
 from nova.compute import power_state
 from nova import exception
@@ -27,10 +26,13 @@ from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import units
 from oslotest import base
+import testscenarios
 
 from nova_fakedax import layout
 from nova_fakedax import snapshot
 from tests import fixtures as our_fixtures
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 
 class TakeTest(base.BaseTestCase):
@@ -104,8 +106,7 @@ class TakeTest(base.BaseTestCase):
                          snapshot._FICLONE)
 
 
-@ddt.ddt
-class PausedTest(base.BaseTestCase):
+class GuestTestCase(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
@@ -117,6 +118,9 @@ class PausedTest(base.BaseTestCase):
         self.instance = mock.Mock(
             spec=objects.Instance, uuid=our_fixtures.UUID,
             vm_state='active', task_state='image_uploading')
+
+
+class PausedTest(GuestTestCase):
 
     def test_it_runs_on_also_after_an_error(self):
         def fail():
@@ -138,14 +142,31 @@ class PausedTest(base.BaseTestCase):
         self.guest.pause.assert_not_called()
         self.guest.resume.assert_not_called()
 
+
+class InterruptedTestCase(GuestTestCase):
+
     def resume_interrupted(self):
         context = mock.sentinel.context
         snapshot.resume_interrupted(self.driver, context, self.instance)
 
-    @ddt.data('image_snapshot_pending', 'image_snapshot', 'image_backup',
-              'image_pending_upload', 'image_uploading')
-    def test_one_that_was_left_paused_runs_on(self, task_state):
-        self.instance.task_state = task_state
+
+class InterruptedTest(InterruptedTestCase):
+
+    def test_nova_compute_starts_whatever_becomes_of_it(self):
+        self.host.get_guest.side_effect = exception.InstanceNotFound(
+            instance_id='gone')
+        self.resume_interrupted()
+        self.driver.unquiesce.assert_not_called()
+
+
+class LeftPausedTest(InterruptedTestCase):
+
+    scenarios = [(task_state, {'task_state': task_state}) for task_state in (
+        'image_snapshot_pending', 'image_snapshot', 'image_backup',
+        'image_pending_upload', 'image_uploading')]
+
+    def test_it_runs_on(self):
+        self.instance.task_state = self.task_state
         self.guest.get_power_state.return_value = power_state.PAUSED
         # Frozen or not, which nobody remembers.
         for error in None, exception.QemuGuestAgentNotEnabled():
@@ -155,21 +176,28 @@ class PausedTest(base.BaseTestCase):
         self.driver.unquiesce.assert_called_with(
             mock.sentinel.context, self.instance, self.instance.image_meta)
 
-    @ddt.data(('paused', 'image_uploading', power_state.PAUSED),
-              ('active', None, power_state.PAUSED),
-              ('active', 'migrating', power_state.PAUSED),
-              ('active', 'image_uploading', power_state.RUNNING))
-    @ddt.unpack
-    def test_no_other_is_touched(self, vm_state, task_state, state):
-        self.instance.vm_state = vm_state
-        self.instance.task_state = task_state
-        self.guest.get_power_state.return_value = state
+
+class NotInterruptedTest(InterruptedTestCase):
+
+    scenarios = [
+        ('paused by its user', {
+            'vm_state': 'paused', 'task_state': 'image_uploading',
+            'power_state': power_state.PAUSED}),
+        ('no task', {
+            'vm_state': 'active', 'task_state': None,
+            'power_state': power_state.PAUSED}),
+        ('another task', {
+            'vm_state': 'active', 'task_state': 'migrating',
+            'power_state': power_state.PAUSED}),
+        ('running', {
+            'vm_state': 'active', 'task_state': 'image_uploading',
+            'power_state': power_state.RUNNING}),
+    ]
+
+    def test_it_is_not_touched(self):
+        self.instance.vm_state = self.vm_state
+        self.instance.task_state = self.task_state
+        self.guest.get_power_state.return_value = self.power_state
         self.resume_interrupted()
         self.guest.resume.assert_not_called()
-        self.driver.unquiesce.assert_not_called()
-
-    def test_nova_compute_starts_whatever_becomes_of_it(self):
-        self.host.get_guest.side_effect = exception.InstanceNotFound(
-            instance_id='gone')
-        self.resume_interrupted()
         self.driver.unquiesce.assert_not_called()

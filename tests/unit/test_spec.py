@@ -12,13 +12,15 @@
 
 from unittest import mock
 
-import ddt
 from nova import exception
 from oslotest import base
+import testscenarios
 
 from nova_fakedax import disk
 from nova_fakedax import extra_specs
 from nova_fakedax import spec
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 ROOT = frozenset({disk.ROOT})
 EPHEMERAL = frozenset({disk.EPHEMERAL})
@@ -43,15 +45,7 @@ def _read(**extra_specs):
         {f'fakedax:{key}': value for key, value in extra_specs.items()}))
 
 
-@ddt.ddt
 class FromFlavorTest(base.BaseTestCase):
-
-    @ddt.data(('root', ROOT), ('ephemeral', EPHEMERAL),
-              ('root,ephemeral', BOTH))
-    @ddt.unpack
-    def test_the_value_names_the_disks(self, value, roles):
-        self.assertEqual(roles, _read(disks=value).roles)
-        self.assertTrue(_read(disks=value))
 
     def test_a_flavor_without_such_extra_specs_asks_for_nothing(self):
         flavor = Flavor({'hw:cpu_policy': 'dedicated', 'fakedaxes': 'root',
@@ -61,21 +55,58 @@ class FromFlavorTest(base.BaseTestCase):
     def test_a_flavor_whose_extra_specs_are_not_loaded_asks_for_nothing(self):
         self.assertFalse(spec.FakeDaxSpec.from_flavor(Flavor()))
 
-    @ddt.data('', 'root,root', 'ephemeral,root', 'root, ephemeral', 'Root',
-              'all', 'true', ' root')
-    def test_an_unknown_value_is_refused_by_name(self, value):
-        exc = self.assertRaises(spec.InvalidSpec, _read, disks=value)
+    def test_no_disk_is_wanted_by_an_ordinary_flavor(self):
+        self.assertFalse(spec.FakeDaxSpec().wants('disk'))
+
+
+class KnownValueTest(base.BaseTestCase):
+
+    scenarios = [
+        ('root', {
+            'value': 'root', 'roles': ROOT, 'wanted': ['disk']}),
+        ('ephemeral', {
+            'value': 'ephemeral', 'roles': EPHEMERAL,
+            'wanted': ['disk.local', 'disk.eph0', 'disk.eph1']}),
+        ('both', {
+            'value': 'root,ephemeral', 'roles': BOTH,
+            'wanted': ['disk', 'disk.local', 'disk.eph0', 'disk.eph1']}),
+    ]
+
+    def test_it_names_the_disks(self):
+        self.assertEqual(self.roles, _read(disks=self.value).roles)
+        self.assertTrue(_read(disks=self.value))
+
+    def test_only_the_named_disks_are_wanted(self):
+        wants = _read(disks=self.value).wants
+        self.assertEqual(self.wanted, [name for name in (
+            'disk', 'disk.local', 'disk.eph0', 'disk.eph1', 'disk.swap',
+            'disk.config', 'disk.rescue', 'kernel') if wants(name)])
+
+
+class UnknownValueTest(base.BaseTestCase):
+
+    scenarios = [(repr(value), {'value': value}) for value in (
+        '', 'root,root', 'ephemeral,root', 'root, ephemeral', 'Root', 'all',
+        'true', ' root')]
+
+    def test_it_is_refused_by_name(self):
+        exc = self.assertRaises(spec.InvalidSpec, _read, disks=self.value)
         self.assertEqual(
-            f"'{value}' is not a value of fakedax:disks; "
+            f"'{self.value}' is not a value of fakedax:disks; "
             f"allowed: 'root', 'ephemeral', 'root,ephemeral'", str(exc))
 
-    @ddt.data('fakedax:disk', 'fakedax:', 'fakedax', 'fakedax:disks:root')
-    def test_an_unknown_key_is_refused_by_name(self, key):
-        flavor = Flavor({key: 'root', 'fakedax:disks': 'root'})
+
+class UnknownKeyTest(base.BaseTestCase):
+
+    scenarios = [(key, {'key': key}) for key in (
+        'fakedax:disk', 'fakedax:', 'fakedax', 'fakedax:disks:root')]
+
+    def test_it_is_refused_by_name(self):
+        flavor = Flavor({self.key: 'root', 'fakedax:disks': 'root'})
         exc = self.assertRaises(
             spec.InvalidSpec, spec.FakeDaxSpec.from_flavor, flavor)
         self.assertEqual(
-            f"'{key}' is not an extra spec of fake DAX; "
+            f"'{self.key}' is not an extra spec of fake DAX; "
             f"allowed: fakedax:disks", str(exc))
 
 
@@ -143,95 +174,110 @@ class TableTest(base.BaseTestCase):
             'fakedax:speed', 'warp')
 
 
-@ddt.ddt
-class WantsTest(base.BaseTestCase):
+class CheckFlavorTestCase(base.BaseTestCase):
 
-    @ddt.data(('root', ['disk']),
-              ('ephemeral', ['disk.local', 'disk.eph0', 'disk.eph1']),
-              ('root,ephemeral',
-               ['disk', 'disk.local', 'disk.eph0', 'disk.eph1']))
-    @ddt.unpack
-    def test_only_the_named_disks_are_wanted(self, value, wanted):
-        wants = _read(disks=value).wants
-        self.assertEqual(wanted, [name for name in (
-            'disk', 'disk.local', 'disk.eph0', 'disk.eph1', 'disk.swap',
-            'disk.config', 'disk.rescue', 'kernel') if wants(name)])
-
-    def test_no_disk_is_wanted_by_an_ordinary_flavor(self):
-        self.assertFalse(spec.FakeDaxSpec().wants('disk'))
-
-
-@ddt.ddt
-class CheckFlavorTest(base.BaseTestCase):
-
-    def _check(self, disks, **kwargs):
-        extra_specs = {'fakedax:disks': disks, **kwargs.pop('extra', {})}
-        flavor = Flavor(extra_specs, **kwargs)
+    def check(self, disks, extra_specs=None, **sizes):
+        flavor = Flavor({'fakedax:disks': disks, **(extra_specs or {})},
+                        **sizes)
         spec.FakeDaxSpec.from_flavor(flavor).check_flavor(flavor)
 
-    @ddt.data('root', 'root,ephemeral')
-    def test_a_root_disk_of_0_gib_is_refused(self, disks):
-        exc = self.assertRaises(
-            spec.InvalidSpec, self._check, disks, root_gb=0)
-        self.assertEqual(
-            "fakedax:disks names the root disk, but the flavor's disk is "
-            "0 GiB; allowed: 1 GiB or more", str(exc))
+    def refused(self, *args, **kwargs):
+        return str(self.assertRaises(
+            spec.InvalidSpec, self.check, *args, **kwargs))
 
-    @ddt.data('ephemeral', 'root,ephemeral')
-    def test_an_ephemeral_disk_that_there_is_not_is_refused(self, disks):
-        exc = self.assertRaises(
-            spec.InvalidSpec, self._check, disks, ephemeral_gb=0)
-        self.assertEqual(
-            "fakedax:disks names the ephemeral disk, but the flavor's "
-            "ephemeral disk is 0 GiB; allowed: 1 GiB or more", str(exc))
+
+class CheckFlavorTest(CheckFlavorTestCase):
 
     def test_a_disk_that_is_not_named_may_be_0_gib(self):
-        self._check('root', ephemeral_gb=0)
-        self._check('ephemeral', root_gb=0)
+        self.check('root', ephemeral_gb=0)
+        self.check('ephemeral', root_gb=0)
 
-    @ddt.data(*spec.CONFLICTS)
-    def test_a_conflict_is_refused_by_key_and_value(self, key):
-        exc = self.assertRaises(
-            spec.InvalidSpec, self._check, 'root', extra={key: 'Yes'})
+    def test_what_the_design_refuses_is_a_conflict(self):
+        self.assertEqual(set(), {
+            'pci_passthrough:alias', 'resources:VGPU', 'hw:cpu_realtime',
+            'hw:locked_memory', 'hw:pmem', 'hw:mem_encryption',
+            'accel:device_profile'} - spec.CONFLICTS.keys())
+
+
+class RootDiskOf0GibTest(CheckFlavorTestCase):
+
+    scenarios = [(disks, {'disks': disks}) for disks in (
+        'root', 'root,ephemeral')]
+
+    def test_it_is_refused(self):
         self.assertEqual(
-            f"{key}='Yes' is incompatible with fakedax:disks: "
-            f"{spec.CONFLICTS[key]}", str(exc))
-
-    @ddt.data('pci_passthrough:alias', 'resources:VGPU', 'hw:cpu_realtime',
-              'hw:locked_memory', 'hw:pmem', 'hw:mem_encryption',
-              'accel:device_profile')
-    def test_what_the_design_refuses_is_a_conflict(self, key):
-        self.assertIn(key, spec.CONFLICTS)
-
-    @ddt.data('no', 'False', '0', 'off', '')
-    def test_a_conflict_that_is_switched_off_is_none(self, value):
-        self._check('root', extra={'hw:cpu_realtime': value,
-                                   'hw:locked_memory': value})
+            "fakedax:disks names the root disk, but the flavor's disk is "
+            "0 GiB; allowed: 1 GiB or more",
+            self.refused(self.disks, root_gb=0))
 
 
-@ddt.ddt
+class EphemeralDiskOf0GibTest(CheckFlavorTestCase):
+
+    scenarios = [(disks, {'disks': disks}) for disks in (
+        'ephemeral', 'root,ephemeral')]
+
+    def test_it_is_refused(self):
+        self.assertEqual(
+            "fakedax:disks names the ephemeral disk, but the flavor's "
+            "ephemeral disk is 0 GiB; allowed: 1 GiB or more",
+            self.refused(self.disks, ephemeral_gb=0))
+
+
+class ConflictTest(CheckFlavorTestCase):
+
+    scenarios = [(key, {'key': key}) for key in spec.CONFLICTS]
+
+    def test_it_is_refused_by_key_and_value(self):
+        self.assertEqual(
+            f"{self.key}='Yes' is incompatible with fakedax:disks: "
+            f"{spec.CONFLICTS[self.key]}",
+            self.refused('root', {self.key: 'Yes'}))
+
+
+class SwitchedOffConflictTest(CheckFlavorTestCase):
+
+    scenarios = [(repr(value), {'value': value}) for value in (
+        'no', 'False', '0', 'off', '')]
+
+    def test_it_is_no_conflict(self):
+        self.check('root', {'hw:cpu_realtime': self.value,
+                            'hw:locked_memory': self.value})
+
+
 class CheckImageTest(base.BaseTestCase):
 
-    @ddt.data('true', 'True', 'yes', '1', 'on', True)
-    def test_an_image_that_knows_fake_dax_is_taken(self, value):
-        _read(disks='root').check_image({'fakedax_guest': value})
+    def test_an_ephemeral_disk_needs_no_such_image(self):
+        _read(disks='ephemeral').check_image({})
 
-    @ddt.data({}, {'fakedax_guest': ''}, {'fakedax_guest': 'false'},
-              {'fakedax_guest': 'maybe'}, {'fakedax_guest': None},
-              {'fakedax_guests': 'true'})
-    def test_another_image_is_refused_by_property(self, properties):
-        value = properties.get('fakedax_guest', '')
+
+class ImageForFakeDaxTest(base.BaseTestCase):
+
+    scenarios = [(repr(value), {'value': value}) for value in (
+        'true', 'True', 'yes', '1', 'on', True)]
+
+    def test_it_is_taken(self):
+        _read(disks='root').check_image({'fakedax_guest': self.value})
+
+
+class OtherImageTest(base.BaseTestCase):
+
+    scenarios = [(repr(properties), {'properties': properties})
+                 for properties in (
+                     {}, {'fakedax_guest': ''}, {'fakedax_guest': 'false'},
+                     {'fakedax_guest': 'maybe'}, {'fakedax_guest': None},
+                     {'fakedax_guests': 'true'})]
+
+    def test_it_is_refused_by_property(self):
+        value = self.properties.get('fakedax_guest', '')
         for disks in ('root', 'root,ephemeral'):
             exc = self.assertRaises(
-                spec.InvalidImage, _read(disks=disks).check_image, properties)
+                spec.InvalidImage, _read(disks=disks).check_image,
+                self.properties)
             self.assertEqual(
                 f"fakedax:disks names the root disk, but the image's "
                 f"property fakedax_guest is '{value}'; allowed: 'true', for "
                 f"an image whose guest mounts its root from /dev/pmem0",
                 str(exc))
-
-    def test_an_ephemeral_disk_needs_no_such_image(self):
-        _read(disks='ephemeral').check_image({})
 
 
 class CheckDisksTest(base.BaseTestCase):
@@ -252,22 +298,37 @@ class CheckDisksTest(base.BaseTestCase):
                 f"as a file", str(exc))
 
 
-@ddt.ddt
-class CheckResizeTest(base.BaseTestCase):
+class ResizeToTheSameDisksTest(base.BaseTestCase):
 
-    @ddt.data(frozenset(), ROOT, EPHEMERAL, BOTH)
-    def test_to_a_flavor_with_the_same_disks(self, roles):
-        spec.FakeDaxSpec(roles).check_resize(spec.FakeDaxSpec(roles))
+    scenarios = [
+        ('none', {'roles': frozenset()}),
+        ('root', {'roles': ROOT}),
+        ('ephemeral', {'roles': EPHEMERAL}),
+        ('both', {'roles': BOTH}),
+    ]
 
-    @ddt.data((frozenset(), BOTH, 'root,ephemeral', ''),
-              (ROOT, frozenset(), '', 'root'),
-              (ROOT, EPHEMERAL, 'ephemeral', 'root'))
-    @ddt.unpack
-    def test_to_another_is_refused_by_both_values(
-            self, old, new, given, allowed):
+    def test_it_is_allowed(self):
+        spec.FakeDaxSpec(self.roles).check_resize(
+            spec.FakeDaxSpec(self.roles))
+
+
+class ResizeToOtherDisksTest(base.BaseTestCase):
+
+    scenarios = [
+        ('none to both', {
+            'old': frozenset(), 'new': BOTH,
+            'given': 'root,ephemeral', 'allowed': ''}),
+        ('root to none', {
+            'old': ROOT, 'new': frozenset(), 'given': '', 'allowed': 'root'}),
+        ('root to ephemeral', {
+            'old': ROOT, 'new': EPHEMERAL,
+            'given': 'ephemeral', 'allowed': 'root'}),
+    ]
+
+    def test_it_is_refused_by_both_values(self):
         exc = self.assertRaises(
-            spec.InvalidSpec, spec.FakeDaxSpec(old).check_resize,
-            spec.FakeDaxSpec(new))
+            spec.InvalidSpec, spec.FakeDaxSpec(self.old).check_resize,
+            spec.FakeDaxSpec(self.new))
         self.assertIn(
-            f"fakedax:disks is '{given}' in the new flavor; allowed: "
-            f"'{allowed}'", str(exc))
+            f"fakedax:disks is '{self.given}' in the new flavor; allowed: "
+            f"'{self.allowed}'", str(exc))
