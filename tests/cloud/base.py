@@ -33,12 +33,12 @@ ROOT = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
 
 _TASKS_END_SECONDS = 120
 
-#: Section to option to value, as lab.deploy.host.Host.configure has it.
+#: Values by section and option, as lab.deploy.host.Host.configure takes them.
 Options = Mapping[str, Mapping[str, str]]
 
 
 def configure(options: Options, *nodes: host.Host) -> None:
-    """Give nova-computes options over those of the lab, and restart them."""
+    """Override options of nova-computes, and restart them."""
     for node in nodes:
         node.configure(options)
     lifecycle.restart([f'nova-compute{node.number}' for node in nodes])
@@ -65,8 +65,8 @@ class CloudTestCase(base.BaseTestCase):
     def _share_the_cloud(self) -> None:
         """Wait until this test may run, and keep the cloud until its end."""
         cloud, turn = (self._locked_file(name) for name in ('cloud', 'turn'))
-        # First come, first served: the one that waits for the others' end
-        # keeps new ones from beginning.
+        # First come, first served: a test that waits for others to end keeps
+        # new ones from starting.
         with turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
             fcntl.flock(cloud, fcntl.LOCK_EX if self.alone else fcntl.LOCK_SH)
@@ -77,9 +77,9 @@ class CloudTestCase(base.BaseTestCase):
         return file
 
     def configure(self, options: Options, *nodes: host.Host) -> None:
-        """Give nova-computes options for this test; of all hosts by default.
+        """Override options of nova-computes for this test, by default of all.
 
-        They are restarted, and once more when it has ended.
+        They are restarted now, and again after the test.
         """
         assert self.alone, f'{self.id()} is not alone in the cloud'
         nodes = nodes or host.HOSTS
@@ -90,7 +90,7 @@ class CloudTestCase(base.BaseTestCase):
         name = '-'.join(['fakedax-test', *(['kernel-boot'] if kernel else []),
                          *(f'{key}={value}'
                            for key, value in sorted(properties.items()))])
-        # Two tests that miss it would both make it.
+        # Two tests that find no such image would both make it.
         with self._locked_file('image') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return servers.image(
@@ -98,7 +98,7 @@ class CloudTestCase(base.BaseTestCase):
 
     def flavor(self, extra_specs: dict[str, str] | None = None,
                **sizes: int) -> Any:
-        """A flavor of this test's own."""
+        """Make a flavor that only this test uses."""
         name = self.id().rpartition('.')[2]
         made = servers.flavor(
             self.cloud, f'{name}-{time.monotonic_ns()}',
@@ -127,15 +127,17 @@ class CloudTestCase(base.BaseTestCase):
 
     def wait(self, server_id: str, status: str) -> Any:
         """Wait until a server's tasks have ended, and expect a status."""
-        deadline = time.monotonic() + _TASKS_END_SECONDS
-        while True:
-            server = self.cloud.compute.get_server(server_id)
-            if server.task_state is None and server.status != 'BUILD':
-                break
-            if time.monotonic() > deadline:
-                self.fail(f'server {server_id} is still {server.task_state} '
-                          f'after {_TASKS_END_SECONDS} s')
-            time.sleep(0.3)
+        show = servers.Server(self.cloud, server_id).show
+
+        def idle() -> Any:
+            server = show()
+            busy = server.task_state is not None or server.status == 'BUILD'
+            return None if busy else server
+
+        server = wait.until(
+            f'the task of server {server_id} to end', idle,
+            _TASKS_END_SECONDS, interval=0.3,
+            state=lambda: show().task_state)
         self.assertEqual(status, server.status, server.fault)
         return server
 
@@ -150,34 +152,33 @@ class CloudTestCase(base.BaseTestCase):
 
     def act(self, server: servers.Server, status: str, action: str,
             *arguments: Any) -> Any:
-        """Have the server do something, and wait for its end."""
+        """Start an action on the server, and wait until it has ended."""
         getattr(self.cloud.compute, action)(server.id, *arguments)
         return self.wait(server.id, status)
 
     def finish_resize(self, server: servers.Server,
                       action: str) -> servers.Server:
-        """Confirm or revert a resize; the server as it then is."""
+        """Confirm or revert a resize; return the server as it is then."""
         getattr(self.cloud.compute, action)(server.id)
-        # Nova answers before the compute has begun, and until that has ended
-        # the task may be over but not the resize.
-        deadline = time.monotonic() + _TASKS_END_SECONDS
-        while server.show().status in ('VERIFY_RESIZE', 'REVERT_RESIZE'):
-            if time.monotonic() > deadline:
-                self.fail(f'server {server.id}: {action} has not ended after '
-                          f'{_TASKS_END_SECONDS} s')
-            time.sleep(0.3)
+        # Nova answers before the compute has begun, and the server may have no
+        # task while its resize still goes on.
+        wait.until(
+            f'{action} of server {server.id} to end',
+            lambda: server.show().status not in (
+                'VERIFY_RESIZE', 'REVERT_RESIZE'),
+            _TASKS_END_SECONDS, interval=0.3)
         self.wait(server.id, 'ACTIVE')
         return servers.Server(self.cloud, server.id)
 
     def begin_snapshot(self, server: servers.Server) -> Any:
-        """Ask for one; what is made of it is deleted after the test."""
+        """Start a snapshot; return its image, deleted after the test."""
         image = self.cloud.compute.create_server_image(
             server.id, f'{self.id().rpartition(".")[2]}-{time.time_ns()}')
         self.addCleanup(self.cloud.image.delete_image, image.id)
         return image
 
     def snapshot(self, server: servers.Server) -> Any:
-        """Take one, and wait for its end; the image."""
+        """Take a snapshot, wait until it is done, and return its image."""
         status = server.show().status
         image = self.begin_snapshot(server)
         self.wait(server.id, status)
@@ -189,7 +190,7 @@ class CloudTestCase(base.BaseTestCase):
         return image
 
     def mounts(self, server: servers.Server) -> dict[str, tuple[str, str]]:
-        """What the guest has mounted: place to device and options."""
+        """The guest's mounts: device and options by mount point."""
         with server.agent() as agent:
             text = agent.run('cat /proc/mounts', check=True).stdout
         return {place: (device, options)
@@ -202,7 +203,7 @@ class CloudTestCase(base.BaseTestCase):
         self.assertIn('dax=always', options.split(','))
 
     def assert_nothing_left(self, server_id: str) -> None:
-        """No domain, no file, no allocation, on any host."""
+        """Assert that no domain, file or allocation of it is on any host."""
         for node in host.HOSTS:
             with node.libvirt() as libvirt:
                 self.assertNotIn(
@@ -211,12 +212,15 @@ class CloudTestCase(base.BaseTestCase):
                      libvirt.listAllDomains()])
             self.assertFalse(
                 node.path(host.INSTANCES / server_id).exists(), node.name)
-        # ComputeManager._complete_deletion() deletes the server, then these.
-        deadline = time.monotonic() + 30
-        while allocations := self.cloud.placement.get(
-                f'/allocations/{server_id}').json()['allocations']:
-            self.assertLess(time.monotonic(), deadline, allocations)
-            time.sleep(0.5)
+
+        def allocations() -> Any:
+            return self.cloud.placement.get(
+                f'/allocations/{server_id}').json()['allocations']
+
+        # ComputeManager._complete_deletion() deletes the server before them.
+        wait.until(f'the allocations of server {server_id} to be deleted',
+                   lambda: not allocations(), 30, interval=0.5,
+                   state=allocations)
 
     def event(self, server: servers.Server, action: str) -> Any:
         """The last event of an action, as the administrator sees it."""

@@ -10,16 +10,16 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What tests of live migration share: moves, and a guest that keeps watch."""
+"""What tests of live migration share: a guest that checks its disk."""
 
-import time
 import typing as ty
 
 from lab.deploy import servers
+from lab import wait
 from tests.cloud import base
 
 CHURN_MIB = 16
-#: Syncs until the writer has looked at all of its file, 512 blocks for each.
+#: Syncs until the writer has checked its whole file, 512 blocks a sync.
 ROUND = CHURN_MIB * 256 // 512
 
 _LOG = '/dev/churn'
@@ -29,13 +29,13 @@ _ROUND_SECONDS = 120
 class Churn:
     """A writer and verifier that runs in a guest until it is stopped.
 
-    Its log is in the guest's RAM, which moves with the guest, and is copied
-    out of it as it grows.
+    Its log is in the guest's RAM, which migrates with the guest. read() copies
+    the new lines out of the guest.
     """
 
     def __init__(self, server: servers.Server) -> None:
         self._server = server
-        #: Words of the lines seen so far, as ``probe churn`` explains them.
+        #: The lines read so far, in words; ``probe churn`` explains them.
         self.lines: list[list[str]] = []
         self._offset = 0
         with server.agent() as agent:
@@ -45,7 +45,7 @@ class Churn:
                       '>/dev/null 2>/root/churn.error &', check=True)
 
     def read(self) -> int:
-        """Copy what is new; return how many lines there are."""
+        """Copy the new lines; return how many there are in all."""
         with self._server.agent() as agent:
             text = agent.run(f'tail -c +{self._offset + 1} {_LOG}',
                              check=True).stdout
@@ -55,21 +55,19 @@ class Churn:
         return len(self.lines)
 
     def wait_round(self) -> None:
-        """Wait until all of the file has been looked at once more.
+        """Wait until the writer has checked its whole file once more.
 
-        :raises AssertionError: the writer is too slow, or hangs
+        :raises WaitError: the writer is too slow, or hangs
         """
-        deadline = time.monotonic() + _ROUND_SECONDS
         wanted = self.read() + ROUND
-        while self.read() < wanted:
-            if time.monotonic() > deadline:
-                raise AssertionError(
-                    f'{wanted - len(self.lines)} of {ROUND} syncs are missing '
-                    f'after {_ROUND_SECONDS} s: {self.lines[-3:]}')
-            time.sleep(0.2)
+        wait.until(
+            f'{ROUND} more syncs of the guest',
+            lambda: self.read() >= wanted, _ROUND_SECONDS, interval=0.2,
+            state=lambda: f'{wanted - len(self.lines)} are missing: '
+                          f'{self.lines[-3:]}')
 
     def bad(self) -> list[list[str]]:
-        """The lines of blocks that were not what was written last."""
+        """The lines about blocks that do not hold what was written last."""
         return [line for line in self.lines if line[0] != 'ack']
 
 
@@ -77,7 +75,7 @@ class MigrationTestCase(base.CloudTestCase):
 
     def migrate(self, server: servers.Server, status: str = 'completed',
                 **arguments: ty.Any) -> str:
-        """Migrate and wait; return the name of the host it is on."""
+        """Migrate, wait, and return the name of the host it is on then."""
         self.assertEqual(status, server.live_migrate(**arguments))
         self.wait(server.id, 'ACTIVE')
         return server.host.name

@@ -10,19 +10,19 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Bad input and lack: a clear error, and nothing left behind."""
+"""Bad input and full disks: a clear error, and nothing left behind."""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import json
 import os
-import time
 from typing import Any
 
 from lab.deploy import clients
 from lab.deploy import host
 from lab.deploy import servers
 from lab.deploy import supervision
+from lab import wait
 from tests.cloud import base
 
 KEY = 'fakedax:disks'
@@ -97,7 +97,7 @@ class FullDiskTest(BuildTestCase):
         path = host.HOSTS[0].path(host.INSTANCES)
         before = os.statvfs(path)
         # As much as placement thinks there is, less what a few other servers
-        # may have taken of that; the machine itself needs far more.
+        # may have taken. The machine itself uses more than that.
         gib = (before.f_blocks * before.f_frsize >> 30) - 3
         self.assertGreater(gib << 30, before.f_bavail * before.f_frsize)
         with _logged(*host.HOSTS) as said:
@@ -109,7 +109,7 @@ class FullDiskTest(BuildTestCase):
         after = os.statvfs(path)
         self.assertLess(
             (before.f_bavail - after.f_bavail) * before.f_frsize, 1 << 30)
-        # That a start would have been seen.
+        # The same check notices a server that was started.
         self.assertTrue(self.was_started(
             self.create(self.flavor(), self.image())))
 
@@ -139,7 +139,7 @@ class HostTest(base.CloudTestCase):
         node = host.HOSTS[0]
         with _logged(node) as said:
             self.configure({'DEFAULT': {'force_raw_images': 'false'}}, node)
-        self.assert_soon(lambda: _TRAIT not in self.traits(node))
+        self.wait_reported(lambda: _TRAIT not in self.traits(node))
         warnings = [line for line in said.text.splitlines()
                     if 'This host cannot run' in line]
         self.assertEqual(1, len(warnings))
@@ -154,19 +154,19 @@ class HostTest(base.CloudTestCase):
 
     def test_host_that_went_back_to_the_plain_driver_gets_none(
             self) -> None:
-        """Placement keeps the trait of such a host; statistics tell."""
+        """Placement keeps its trait, so the filter reads its statistics."""
         node = host.HOSTS[0]
         self.configure(
             {'DEFAULT': {'compute_driver': 'libvirt.LibvirtDriver'}}, node)
-        self.assert_soon(lambda: 'fakedax_supported' not in
-                         self.statistics(node))
+        self.wait_reported(lambda: 'fakedax_supported' not in
+                           self.statistics(node))
         self.assertIn(_TRAIT, self.traits(node))
         server = self.create(
             self.flavor({'fakedax:disks': 'root'}), self.image())
         self.assertEqual(host.HOSTS[1].name, server.host.name)
 
     def statistics(self, node: host.Host) -> dict[str, str]:
-        """What the host's compute node says of itself to the scheduler."""
+        """The statistics of the host's compute node, for the scheduler."""
         with clients.database('nova') as database, \
                 database.cursor() as cursor:
             cursor.execute(
@@ -175,12 +175,10 @@ class HostTest(base.CloudTestCase):
             row, = cursor.fetchall()
         return json.loads(row[0])
 
-    def assert_soon(self, condition: Callable[[], bool]) -> None:
-        """What nova-compute reports, some seconds after it has started."""
-        deadline = time.monotonic() + 60
-        while not condition():
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.5)
+    def wait_reported(self, condition: Callable[[], bool]) -> None:
+        """Wait for what nova-compute reports some seconds after its start."""
+        wait.until('nova-compute to report what it can', condition, 60,
+                   interval=0.5)
 
 
 class _Said:
@@ -189,7 +187,7 @@ class _Said:
 
 @contextlib.contextmanager
 def _logged(*nodes: host.Host) -> Iterator[_Said]:
-    """What the hosts' nova-computes log in the ``with`` block."""
+    """Collect what the nova-computes log during the ``with`` block."""
     logs = [supervision.log_of(f'nova-compute{node.number}')
             for node in nodes]
     before = [log.stat().st_size for log in logs]

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What becomes of a server one of whose disks cannot be synced."""
+"""A server with a disk that cannot be synced."""
 
 import errno
 import pathlib
@@ -18,12 +18,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 
 from lab.deploy import host
 from lab.deploy import supervision
 from lab.machine import agent
 from lab import paths
+from lab import wait
 from tests.cloud import base
 from tests.cloud import moving
 from tests.device import backing
@@ -49,7 +49,7 @@ class FailedSyncTest(moving.MigrationTestCase):
         self.act(self.server, 'ACTIVE', 'start_server')
 
     def test_started_again_it_reads_what_is_on_storage(self) -> None:
-        """Not what is in the page cache, and marked clean."""
+        """Not what the page cache has, marked clean by the failed sync."""
         self.run_in_guest(_MOUNT)
         self.run_in_guest(f'probe write {_KEEP} 4 7 && sync')
         self.mounted.fail_writes(errno.EIO)
@@ -74,21 +74,21 @@ class FailedSyncTest(moving.MigrationTestCase):
         self.mounted.fail_always(errno.EIO)
         self.addCleanup(self.mounted.fail_always, 0)
         self.assertEqual(source.name, self.migrate(self.server, 'failed'))
-        # The thread that migrated tells of it when the other has rolled back.
-        deadline = time.monotonic() + 60
-        while not re.search(
-                "Live Migration failure: .*'memua-fakedax-eph0' could not be "
-                r'synced \(Input/output error\)', log.read_text()[before:]):
-            self.assertLess(time.monotonic(), deadline,
-                            log.read_text()[before:])
-            time.sleep(0.5)
+        reason = re.compile(
+            "Live Migration failure: .*'memua-fakedax-eph0' could not be "
+            r'synced \(Input/output error\)')
+        # The thread that migrates logs it after the other has rolled back.
+        wait.until(
+            'nova-compute to log why',
+            lambda: reason.search(log.read_text()[before:]), 60,
+            interval=0.5, state=lambda: log.read_text()[before:])
         self.run_in_guest('probe fsync /root/after 3')
         self.assertRaisesRegex(
             agent.CommandError, 'Input/output error', self.run_in_guest,
             'dd if=/dev/zero of=/dev/pmem1 bs=4k count=1 conv=fsync')
 
     def interpose(self) -> backing.BackingFile:
-        """A file system that can fail, over a disk of the stopped server."""
+        """Cover a disk of the stopped server with a file that can fail."""
         directory = pathlib.Path(tempfile.mkdtemp(prefix='interposed-'))
         self.addCleanup(shutil.rmtree, directory)
         node = self.server.host
@@ -102,7 +102,7 @@ class FailedSyncTest(moving.MigrationTestCase):
         return mounted
 
     def stop(self) -> None:
-        """Have QEMU close its disks."""
+        """Stop the server, so that QEMU closes its disks."""
         if self.server.show().status == 'ACTIVE':
             self.act(self.server, 'SHUTOFF', 'stop_server')
 

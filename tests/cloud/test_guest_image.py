@@ -11,7 +11,7 @@
 # under the License.
 
 
-"""The image of guest-image-elements, as a user of the cloud has it."""
+"""The image of guest-image-elements, as a user of the cloud runs it."""
 
 import base64
 from typing import Any
@@ -20,8 +20,8 @@ from lab.deploy import servers
 from tests.cloud import base
 from tests.image import base as image_base
 
-#: A boot of a whole distribution, by TCG, while all of the cloud runs: only
-#: what hangs should end by it.
+#: A whole distribution boots, by TCG, while the whole cloud runs: only a boot
+#: that hangs takes longer.
 BOOT_SECONDS = 600
 
 USER_DATA = ('#cloud-config\n'
@@ -44,7 +44,7 @@ class GuestImageTest(base.CloudTestCase):
             user_data=base64.b64encode(USER_DATA.encode()).decode())
 
     def run_in(self, server: servers.Server, *commands: str) -> list[str]:
-        """What commands print that must succeed, once the guest is up."""
+        """Run commands that must succeed, and return what they print."""
         with server.agent(BOOT_SECONDS) as agent:
             # "systemctl start" waits for a unit that is starting.
             agent.run('systemctl start fakedax-guest.service',
@@ -101,12 +101,12 @@ class GuestImageTest(base.CloudTestCase):
         self.assertEqual(['kept'], self.run_in(server, 'cat /root/kept'))
 
     def assert_root_on_dax(self, server: servers.Server, gib: int) -> None:
-        """And grown to a disk of a size."""
+        """Assert that it has grown to a disk of a size, too."""
         report, root_mib = self.run_in(
             server, 'fakedax-guest',
             'df --block-size=1M --output=size / | tail -n 1')
         self.assertIn('ok: / (/dev/pmem0p3, ext4) uses DAX', report)
-        # The rest are the partitions for firmware, and the file system's own.
+        # The rest is the firmware's partitions and the file system's metadata.
         self.assertGreater(int(root_mib), gib * 1024 - 600)
         self.assertLess(int(root_mib), gib * 1024)
         self.assert_root_is_pmem(server)

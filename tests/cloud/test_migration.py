@@ -20,7 +20,6 @@ import mmap
 import os
 import pathlib
 import statistics
-import time
 import typing as ty
 
 import libvirt
@@ -31,6 +30,7 @@ from lab.deploy import servers
 from lab.machine import emulators
 from lab.machine import pagecache
 from lab import paths
+from lab import wait
 from tests.cloud import moving
 
 MOVES = int(os.environ.get('FAKEDAX_STORM', '8'))
@@ -48,12 +48,12 @@ class StormTest(moving.MigrationTestCase):
             before = server.host
             self.assertNotEqual(before.name, self.migrate(server))
             downtimes.append(server.migration_statistics()['downtime'])
-            # The source keeps none of it.
+            # The source keeps nothing of the image in its page cache.
             self.assertEqual(0, pagecache.cached_bytes(
                 before.path(host.INSTANCES / server.id / 'disk')))
             churn.wait_round()
             self.assertEqual([], churn.bad())
-        # Where an operator looks at the last move.
+        # The operator sees it among the events of the last migration.
         said = {event['event']: event['details']
                 for event in self.events(server, 'live-migration')}
         self.assertRegex(
@@ -78,13 +78,12 @@ class StormTest(moving.MigrationTestCase):
             'downtime_max_ms': max(downtimes)}])
 
     def wait_power_off(self, server: servers.Server) -> None:
-        deadline = time.monotonic() + 120
-        while server.show().status != 'SHUTOFF':
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.5)
+        wait.until(f'Nova to see that server {server.id} is off',
+                   lambda: server.show().status == 'SHUTOFF', 120,
+                   interval=0.5)
 
     def test_without_the_drop_the_guest_reads_stale_blocks(self) -> None:
-        """What the test above finds when the protection is off."""
+        """With the protection off, the test above would fail."""
         script = paths.STATE / 'qemu-that-keeps-its-cache'
         self.addCleanup(pathlib.Path.unlink, script)
         script.write_text(f'#!/bin/sh\nexec {emulators.project()} "$@"'
@@ -94,7 +93,7 @@ class StormTest(moving.MigrationTestCase):
         server = self.create(self.flavor(), self.image())
         churn = moving.Churn(server)
         for _turn in range(4):
-            # The source would drop its pages after the guest has left.
+            # Otherwise the source drops its pages after the guest has left.
             with self.kept(server):
                 self.migrate(server)
             churn.wait_round()
@@ -103,7 +102,7 @@ class StormTest(moving.MigrationTestCase):
         self.assertNotEqual([], churn.bad())
 
     def kept(self, server: servers.Server) -> ty.Any:
-        """Pages of the image that are mapped and so cannot be dropped."""
+        """Map the pages of the image, so that they cannot be dropped."""
         path = server.file('disk')
         file = path.open('rb')
         mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -117,7 +116,7 @@ class StormTest(moving.MigrationTestCase):
 class RefusalTest(moving.MigrationTestCase):
 
     def test_stale_pages_at_the_destination(self) -> None:
-        """The device refuses; the guest goes on, and may go later."""
+        """The device refuses; the guest runs on and can migrate later."""
         server = self.create(self.flavor(), self.image())
         source = server.host
         [other] = [node for node in host.HOSTS if node != source]
@@ -131,7 +130,7 @@ class RefusalTest(moving.MigrationTestCase):
         self.assertEqual(other.name, self.migrate(server))
 
     def test_a_second_host_cannot_start_it(self) -> None:
-        """Whatever Nova believes: the image is locked on all hosts."""
+        """The image is locked on all hosts, whatever Nova believes."""
         server = self.create(self.flavor(), self.image())
         with server.domain() as domain:
             definition = domain.XMLDesc(0)

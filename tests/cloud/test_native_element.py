@@ -60,7 +60,7 @@ _DOMAIN = """
 
 
 class NativeElementTest(base.CloudTestCase):
-    """A domain on the lab's shared storage, and both of its libvirts."""
+    """A domain on the lab's shared storage, run by either libvirt."""
 
     alone = True
 
@@ -121,7 +121,7 @@ class NativeElementTest(base.CloudTestCase):
                 | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE)
 
     def assert_flushes(self, node: host.Host) -> None:
-        """It is the same guest, and its fsync reaches the device."""
+        """Assert that the guest is the same and its fsync reaches QEMU."""
         before = self.pmem(node, 'requests')
         self.assertEqual(self.boot_id, self.run_in_guest(
             node, 'probe fsync /root/f 5 >/dev/null &&'
@@ -153,11 +153,11 @@ class NativeElementTest(base.CloudTestCase):
         self.run_in_guest(here, 'probe verify /root/data 8 2')
 
     def test_destination_that_cannot_drop_its_cache_is_refused(self) -> None:
-        """libvirt says so, and the guest goes on at the source."""
+        """libvirt reports why, and the guest runs on at the source."""
         here, there = host.HOSTS
         with (there.path(self.directory / 'image').open('rb') as file,
               mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped):
-            # A page that is mapped and was looked at cannot be dropped.
+            # A page that is mapped and was read cannot be dropped.
             mapped.read(1)
             error = self.assertRaises(
                 libvirt.libvirtError, self.migrate, here, there)

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What becomes of a live migration when something fails in its midst."""
+"""Live migrations during which something fails."""
 
 from collections.abc import Callable
 import contextlib
@@ -18,7 +18,6 @@ import ctypes
 import os
 import signal
 import socket
-import time
 import typing as ty
 
 import libvirt
@@ -28,10 +27,11 @@ from lab.deploy import host
 from lab.deploy import lifecycle
 from lab.deploy import servers
 from lab.deploy import supervision
+from lab import wait
 from tests.cloud import base
 from tests.cloud import moving
 
-#: MiB/s: slow enough for a test to come in between, and no limit.
+#: MiB/s: so slow that a test can interfere, and no limit in practice.
 CRAWL = 2
 GALLOP = 10_000
 
@@ -41,7 +41,7 @@ _NR_PIDFD_GETFD = 438
 
 
 class RecoveryTestCase(moving.MigrationTestCase):
-    """A guest that writes and looks at what it wrote, and is on its way."""
+    """A guest that writes and checks what it wrote while it migrates."""
 
     alone = True
 
@@ -54,12 +54,13 @@ class RecoveryTestCase(moving.MigrationTestCase):
         return server
 
     def depart(self, server: servers.Server, speed: int = CRAWL) -> ty.Any:
-        """Have it migrate, at so many MiB/s; return the running migration."""
+        """Start a migration, at so many MiB/s; return it once it runs."""
         self.known = server.migrations()
         self.set_speed(server, speed)
         self.cloud.compute.live_migrate_server(
             server.id, block_migration='auto')
         self.wait_for(
+            'the guest to be on its way',
             lambda: self.job(server).get('memory_processed', 0) > 1 << 20)
         [migration] = self.cloud.compute.server_migrations(server.id)
         self.assertEqual('running', migration.status)
@@ -70,7 +71,7 @@ class RecoveryTestCase(moving.MigrationTestCase):
             domain.migrateSetMaxSpeed(mib_per_second)
 
     def job(self, server: servers.Server) -> dict[str, ty.Any]:
-        """How far it is, as libvirt's job statistics have it."""
+        """The progress of its migration: libvirt's job statistics."""
         with self.domain(server, self.source) as domain:
             return domain.jobStats()
 
@@ -80,12 +81,8 @@ class RecoveryTestCase(moving.MigrationTestCase):
         with node.libvirt() as connection:
             yield connection.lookupByUUIDString(server.id)
 
-    def wait_for(self, condition: Callable[[], ty.Any]) -> ty.Any:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not (answer := condition()):
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.2)
-        return answer
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
+        wait.until(what, condition, _PATIENCE_SECONDS, interval=0.2)
 
     def is_defined(self, server: servers.Server, node: host.Host) -> bool:
         try:
@@ -96,6 +93,10 @@ class RecoveryTestCase(moving.MigrationTestCase):
                 raise
             return False
 
+    def wait_gone(self, server: servers.Server, node: host.Host) -> None:
+        self.wait_for(f'{node.name} to have no domain of the server',
+                      lambda: not self.is_defined(server, node))
+
     def emulator(self, server: servers.Server,
                  node: host.Host) -> psutil.Process:
         [process] = [each for each in node.emulators()
@@ -103,12 +104,13 @@ class RecoveryTestCase(moving.MigrationTestCase):
         return process
 
     def kill_service(self, name: str) -> None:
-        """End it without a warning; the test's end brings it back."""
+        """Kill a service; it is started again after the test."""
         self.addCleanup(self.revive, name)
         pid = supervision.Supervisor().processes()[name].pid
         os.kill(pid, signal.SIGKILL)
-        self.wait_for(lambda: not supervision.Supervisor().processes()[
-            name].running)
+        self.wait_for(
+            f'{name} to end',
+            lambda: not supervision.Supervisor().processes()[name].running)
 
     def revive(self, *_names: str) -> None:
         """Start what is down, and wait until it is ready.
@@ -116,13 +118,13 @@ class RecoveryTestCase(moving.MigrationTestCase):
         nova-compute disables its service while it has no libvirt.
         """
         lifecycle.restart([])
-        self.wait_for(lambda: all(
+        self.wait_for('all nova-computes to be enabled', lambda: all(
             service.status == 'enabled'
             for service in self.cloud.compute.services(
                 binary='nova-compute')))
 
     def assert_stays(self, server: servers.Server, status: str) -> None:
-        """It failed, nothing is left of it, and the next one works."""
+        """Assert that its migration left nothing, and that the next works."""
         self.assertEqual(status, server.migration_status(self.known))
         self.wait(server.id, 'ACTIVE')
         self.assert_runs_on(server, self.source)
@@ -136,12 +138,12 @@ class RecoveryTestCase(moving.MigrationTestCase):
         self.assert_runs_on(server, self.destination)
 
     def assert_runs_on(self, server: servers.Server, node: host.Host) -> None:
-        """There and nowhere else, with every byte right."""
+        """Assert that it runs only there, with every byte right."""
         self.assertEqual(node.name, server.show().compute_host)
         self.assertEqual(node, server.host)
         [other] = [each for each in host.HOSTS if each != node]
         # A libvirt that was killed looks after its guests once it is ready.
-        self.wait_for(lambda: not self.is_defined(server, other))
+        self.wait_gone(server, other)
         self.assertEqual([], [each for each in other.emulators()
                               if server.id in each.cmdline()])
         self.churn.wait_round()
@@ -163,6 +165,7 @@ class UserTest(RecoveryTestCase):
             migration, server.id)
         with self.domain(server, self.source) as domain:
             self.wait_for(
+                'Nova to pause the guest',
                 lambda: domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED)
         self.set_speed(server, GALLOP)
         self.assert_moved(server)
@@ -178,6 +181,7 @@ class UserTest(RecoveryTestCase):
                       check=True)
         self.depart(server, speed=8)
         self.wait_for(
+            'QEMU to throttle the guest',
             lambda: self.job(server).get('auto_converge_throttle', 0) > 0)
         self.set_speed(server, GALLOP)
         self.assert_moved(server)
@@ -231,9 +235,9 @@ class FaultTest(RecoveryTestCase):
         self.assert_stays(server, 'failed')
 
     def test_libvirt_is_killed_at_the_source(self) -> None:
-        """Nova cannot know where the guest is, and says so: ERROR.
+        """Nova cannot know where the guest is, so it sets ERROR.
 
-        The guest runs on; an administrator who has seen that resets the state.
+        The guest runs on. An administrator who has seen that resets the state.
         """
         server = self.begin()
         self.depart(server)
@@ -247,17 +251,17 @@ class FaultTest(RecoveryTestCase):
         self.assert_runs_on(server, self.destination)
 
     def test_nova_compute_is_killed_at_the_destination(self) -> None:
-        """The guest moves; what Nova has to do for it is done later."""
+        """The guest moves, and Nova does its part later."""
         server = self.begin()
         self.depart(server)
         self.kill_service(f'nova-compute{self.destination.number}')
         self.set_speed(server, GALLOP)
-        self.wait_for(lambda: not self.is_defined(server, self.source))
+        self.wait_gone(server, self.source)
         self.revive()
         self.assert_moved(server)
 
     def test_nova_compute_is_killed_at_the_source(self) -> None:
-        """When it is back while the guest is on its way, it calls it back."""
+        """If it is back while the guest is on its way, the guest stays."""
         server = self.begin()
         self.depart(server)
         self.kill_service(f'nova-compute{self.source.number}')
@@ -266,18 +270,18 @@ class FaultTest(RecoveryTestCase):
 
     def test_nova_compute_is_killed_at_the_source_and_back_too_late(
             self) -> None:
-        """The guest has left by then: Nova finds it where it is."""
+        """The guest has left by then, and Nova finds it where it is."""
         server = self.begin()
         self.depart(server)
         self.kill_service(f'nova-compute{self.source.number}')
         self.set_speed(server, GALLOP)
-        self.wait_for(lambda: not self.is_defined(server, self.source))
+        self.wait_gone(server, self.source)
         self.revive()
         self.assert_moved(server)
 
 
 def cut(process: psutil.Process, address: str) -> None:
-    """Shut a process's TCP connections to an address down, as a net does.
+    """Shut down a process's TCP connections to an address.
 
     :raises LookupError: it has none
     """

@@ -10,11 +10,10 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What is not right yet is refused, and the server goes on."""
-
-import time
+"""What cannot work is refused, and the server runs on."""
 
 from lab.deploy import servers
+from lab import wait
 from tests.cloud import base
 
 _FSYNC = 'probe fsync /root/after 3'
@@ -23,7 +22,7 @@ _FSYNC = 'probe fsync /root/after 3'
 class RefusalTest(base.CloudTestCase):
 
     def assert_goes_on(self, server: servers.Server, kept: dict) -> None:
-        """The guest runs on where it was, and its flushes work."""
+        """Assert that the guest runs on where it was, and can flush."""
         shown = self.cloud.compute.get_server(server.id)
         self.assertEqual('ACTIVE', shown.status)
         self.assertEqual(kept['host'], shown.compute_host)
@@ -47,20 +46,18 @@ class RefusalTest(base.CloudTestCase):
         self.assertIn(reason, event['details'])
 
     def _ended(self, server: servers.Server, action: str) -> dict:
-        deadline = time.monotonic() + 60
-        while True:
-            shown = self.cloud.compute.get_server(server.id)
-            if shown.task_state is None and shown.status != 'RESIZE':
-                event = self.event(server, action)
-                if event['result']:
-                    return event
-            if time.monotonic() > deadline:
-                self.fail(f'{action} of {server.id} has not ended: '
-                          f'{shown.status}, {shown.task_state}')
-            time.sleep(0.3)
+        def ended() -> dict | None:
+            shown = server.show()
+            if shown.task_state is not None or shown.status == 'RESIZE':
+                return None
+            event = self.event(server, action)
+            return event if event['result'] else None
+
+        return wait.until(f'{action} of server {server.id} to end', ended, 60,
+                          interval=0.3, state=server.show)
 
     def test_resize_between_fake_dax_and_an_ordinary_flavor(self) -> None:
-        """Twice the same server: that it can take the next is the point."""
+        """Twice on each server, which must be able to take the second."""
         for specs, others, given, allowed in (
                 (base.ROOT, {}, '', 'root'), ({}, base.ROOT, 'root', '')):
             server = self.create(self.flavor(specs), self.image())

@@ -30,7 +30,7 @@ class ResizeTest(base.CloudTestCase):
         return server
 
     def assert_kept(self, server: servers.Server, gib: int) -> None:
-        """Its root is on fake DAX, of a size, with its data; it can flush."""
+        """Assert that its root is on fake DAX, with its size and data."""
         self.assert_root_is_pmem(server)
         with server.agent() as agent:
             size = agent.run('cat /sys/block/pmem0/size', check=True).stdout
@@ -60,7 +60,7 @@ class ResizeTest(base.CloudTestCase):
         self.assert_kept(server, 2)
         server = self.finish_resize(server, 'confirm_server_resize')
         self.assert_on_one_host(server)
-        # Written there, and back.
+        # The guest writes on this host, and then moves back.
         with server.agent() as agent:
             agent.run(f'probe write {KEEP} 4 7', check=True)
         self.act(server, 'VERIFY_RESIZE', 'migrate_server')

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""An instance's life, by the real parts."""
+"""The life of a server, with nothing faked."""
 
 import json
 import re
@@ -84,7 +84,7 @@ class ServerLifeTest(base.CloudTestCase):
             agent.run('mkdir -p /mnt/e && mount -t ext4 -o dax=always '
                       '/dev/pmem1 /mnt/e', check=True)
             disks = agent.run('ls /sys/block', check=True).stdout.split()
-        # With a kernel of its own it needs no boot view.
+        # With a kernel from Glance it needs no boot view.
         self.assertFalse([name for name in disks if name.startswith('vd')])
         with server.domain() as domain:
             xml = domain.XMLDesc()
@@ -161,7 +161,7 @@ class ServerLifeTest(base.CloudTestCase):
                 {'boot_index': -1, 'source_type': 'blank', 'volume_size': 1,
                  'destination_type': 'local', 'tag': 'scratch',
                  'delete_on_termination': True}])
-        # The guest has no driver of the CD-ROM that holds it.
+        # The guest has no driver for the CD-ROM that holds the metadata.
         metadata = json.loads(subprocess.run(
             ['isoinfo', '-J', '-i', server.file('disk.config'), '-x',
              '/openstack/latest/meta_data.json'],
@@ -217,7 +217,7 @@ class HostTest(base.CloudTestCase):
             agent.run(f'probe verify {KEEP} 4 3', check=True)
 
     def test_server_runs_on_stock_qemu(self) -> None:
-        """Where the operator names no emulator: all but migration works."""
+        """Without [fakedax]emulator, only migration and suspend fail."""
         self.configure({'fakedax': {'emulator': ''}})
         server = self.create(self.flavor(), self.image())
         self.assertEqual(

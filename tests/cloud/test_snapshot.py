@@ -42,7 +42,7 @@ class SnapshotTest(base.CloudTestCase):
                 f'probe generations /root/churn {moving.CHURN_MIB}',
                 check=True).stdout.split()
             agent.run(f'probe fsync {KEEP} 3', check=True)
-        # None is torn, and what was acknowledged before is there.
+        # No block is torn, and what was acknowledged before is there.
         self.assertNotIn('-', found)
         for _ack, block, generation, _looked_at in churn.lines[:acknowledged]:
             self.assertGreaterEqual(int(found[int(block)]), int(generation))
@@ -65,7 +65,7 @@ class SnapshotTest(base.CloudTestCase):
             self.delete(copy.id)
 
     def test_of_an_ordinary_root_with_an_ephemeral_disk(self) -> None:
-        """Nova's own: it takes the domain's definition away for a while."""
+        """It is Nova's own, which undefines the domain for a while."""
         server = self.create(
             self.flavor({'fakedax:disks': 'ephemeral',
                          'trait:CUSTOM_FAKEDAX': 'required'}, ephemeral=1),
@@ -107,7 +107,7 @@ class InterruptedSnapshotTest(test_recovery.RecoveryTestCase):
             with server.domain() as domain:
                 return domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
 
-        self.wait_for(is_paused)
+        self.wait_for('Nova to pause the guest', is_paused)
         service = f'nova-compute{server.host.number}'
         self.kill_service(service)
         self.assertTrue(is_paused())

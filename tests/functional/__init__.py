@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Nova in one process, over a fake libvirt."""
+"""Nova in one process, on a fake libvirt."""
 
 # Patches what must be patched before anything else is imported.
 import nova.tests.functional  # noqa: F401

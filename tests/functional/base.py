@@ -34,7 +34,7 @@ from tests.functional import fakelibvirt
 TRAIT = 'CUSTOM_FAKEDAX'
 FILTER = 'nova_fakedax.scheduler.FakeDaxFilter'
 
-#: What nova.tests replaces by mocks, and these tests must run.
+#: What nova.tests replaces by mocks, but these tests must run.
 _REAL = {
     'nova.virt.libvirt.imagebackend.Backend.backend':
         imagebackend.Backend.backend,
@@ -55,7 +55,7 @@ class FakeDaxTestCase(base.ServersTestBase):
 
     microversion = 'latest'
     ADMIN_API = True
-    # A user gets an answer before the compute has begun.
+    # As in a real cloud, the API answers before the compute has begun.
     CAST_AS_CALL = False
     #: Whether nova-scheduler is configured with FakeDaxFilter.
     FILTER_ENABLED = True
@@ -67,7 +67,7 @@ class FakeDaxTestCase(base.ServersTestBase):
         for name, function in _REAL.items():
             self.useFixture(base_fixtures.MonkeyPatch(name, function))
         self.flags(default_ephemeral_format='ext4')
-        # What is copied to a disk must be seen to be what is on it.
+        # Ordinary disks are then qcow2, which a test can tell from raw.
         self.flags(use_cow_images=True)
         self.emulator = self.useFixture(fixtures.EmulatorFixture())
         self.useFixture(fakelibvirt.FakeLibvirtFixture(self.emulator.path))
@@ -77,7 +77,7 @@ class FakeDaxTestCase(base.ServersTestBase):
         self.ordinary_image = self.put_image('ordinary')
 
     def _remove_request_filter(self) -> None:
-        """Leave it to configuration to add the filter, or not."""
+        """Remove the request filter, which configuration adds or does not."""
         self.useFixture(base_fixtures.MockPatchObject(
             nova_request_filter, 'ALL_REQUEST_FILTERS', [
                 entry for entry in nova_request_filter.ALL_REQUEST_FILTERS
@@ -109,8 +109,8 @@ class FakeDaxTestCase(base.ServersTestBase):
         self, server: ty.Any, expected_params: ty.Any, max_retries: int = 10,
         *args: ty.Any, **kwargs: ty.Any,
     ) -> ty.Any:
-        # Nova's 5 s are for images that are mocks; these are files, made and
-        # allocated in full, however slow the disk.
+        # Nova's 5 s are for images that are mocks. These are files, allocated
+        # in full, however slow the disk is.
         return super()._wait_for_server_parameter(
             server, expected_params, max(max_retries, 120), *args, **kwargs)
 
@@ -141,7 +141,7 @@ class FakeDaxTestCase(base.ServersTestBase):
             extra_spec=extra_specs)
 
     def boot(self, flavor: str | None = None, **kwargs: ty.Any) -> ty.Any:
-        """Create a server, with a root disk on fake DAX if not told else."""
+        """Create a server; by default its root disk is on fake DAX."""
         kwargs.setdefault('networks', 'none')
         kwargs.setdefault('image_uuid', self.image)
         return self._create_server(
@@ -205,7 +205,7 @@ class FakeDaxTestCase(base.ServersTestBase):
             server, action, event)['details']
 
     def assert_nothing_left(self, server: ty.Any) -> None:
-        """No domain, no files, no allocations."""
+        """Assert that no domain, file or allocation of the server is left."""
         for hostname in self.computes:
             self.assertEqual([], self.domains(hostname))
         self.assertFalse(os.path.exists(

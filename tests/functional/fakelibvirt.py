@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Teaches Nova's fake libvirt what it drops."""
+"""Makes Nova's fake libvirt keep what it drops."""
 
 import re
 import typing as ty
@@ -23,10 +23,10 @@ _VIRTIO_PMEM = "./devices/memory[@model='virtio-pmem']"
 
 
 class FakeLibvirtFixture(fixtures.Fixture):
-    """Keeps of a domain all that makes disks on fake DAX.
+    """Keeps the elements of a domain that make disks on fake DAX.
 
-    nova.tests.fixtures.libvirt.Domain makes its XML again from what it has
-    understood: no virtio-pmem, no serial number of a disk, one emulator.
+    nova.tests.fixtures.libvirt.Domain makes its XML from what it has parsed,
+    without virtio-pmem, serial numbers of disks and the emulator.
 
     :param emulator: path of the QEMU binary that libvirt chooses
     """

@@ -41,7 +41,7 @@ class BuildFaultTestCase(base.FakeDaxTestCase):
         return server['fault']['message']
 
     def put_unchecked_flavor(self, **extra_specs):
-        """As before microversion 2.86, and where this is not installed."""
+        """Make a flavor as before microversion 2.86, without validation."""
         self.admin_api.microversion = '2.85'
         flavor = self.put_flavor(None, **extra_specs)
         self.admin_api.microversion = 'latest'
@@ -99,7 +99,7 @@ class BuildFaultTest(BuildFaultTestCase):
             "resources:VGPU='1' is incompatible with fakedax:disks: "
             "a mediated device pins the whole image",
             self.fault(self.put_flavor(**{'resources:VGPU': '1'})))
-        # What a flavor asks for in another way is seen in the domain.
+        # What a flavor asks for in another way is found in the domain.
         self.useFixture(fixtures.MockPatch(
             'nova.virt.libvirt.driver.LibvirtDriver._allocate_mdevs',
             return_value=['4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88']))
@@ -161,7 +161,7 @@ class BuildFaultTest(BuildFaultTestCase):
                 errno.ENOSPC, os.strerror(errno.ENOSPC))))
         started = self.useFixture(fixtures.MockPatchObject(
             libvirt.Connection, 'defineXML')).mock
-        # Another host may have it: Nova's message is about all of them.
+        # Another host may have space, so Nova's message is about all hosts.
         self.assertIn('Exceeded maximum number of retries',
                       self.fault(self.put_flavor()))
         self.assertRegex(

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""A live migration by Nova's services, up to libvirt and from there on."""
+"""Live migrations by Nova's services, with a fake libvirt."""
 
 import os
 import re
@@ -92,7 +92,7 @@ class LiveMigrationTest(MigrationTestCase):
         text = '\n'.join(logs.output)
         for alias in ('ua-fakedax-root', 'ua-fakedax-eph0'):
             self.assertIn(f'{alias} came in: 8192 bytes of', text)
-        # And where an operator looks at the move.
+        # The operator can read it among the instance's events, too.
         event = self._wait_for_instance_action_event(
             self.server, 'live-migration', migration.EVENT, 'success')
         self.assertEqual('compute2', event['host'])
@@ -194,7 +194,7 @@ class DepartedTest(MigrationTestCase):
             instance.save()
 
     def start(self, connection):
-        """What nova-compute does at its start; the instances left to it."""
+        """Start as nova-compute does; return the instances left to it."""
         asked = []
 
         def connect(uri, read_only):

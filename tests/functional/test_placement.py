@@ -84,7 +84,7 @@ class SchedulingTest(base.FakeDaxTestCase):
         self.start_compute('compute2')
 
     def leave_trait_behind(self):
-        """What a host's former driver reported, placement still has."""
+        """Give compute1 the trait, as if a former driver had reported it."""
         self._create_trait(base.TRAIT)
         self._set_provider_traits(
             self.compute_rp_uuids['compute1'], self.traits() | {base.TRAIT})

@@ -29,7 +29,7 @@ TESTED = {
 
 
 class RefusedTest(base.FakeDaxTestCase):
-    """The user is told what and why; the guest runs on, where it is."""
+    """The user is told why; the guest runs on, where it is."""
 
     def setUp(self):
         super().setUp()
@@ -69,7 +69,7 @@ class RefusedTest(base.FakeDaxTestCase):
         self.assertEqual(set(refusals.REFUSED), TESTED)
 
     def test_suspend(self):
-        """QEMU's own device."""
+        """With QEMU's own device."""
         self.useFixture(fixtures.MockPatchObject(
             monitor, 'device_property',
             side_effect=monitor.MonitorError('no such property')))
@@ -77,7 +77,7 @@ class RefusedTest(base.FakeDaxTestCase):
         self.assert_refused('suspend', 'suspend', 'compute_suspend_instance')
 
     def test_live_migration(self):
-        """QEMU's own device: no host can take it, nor can it leave this."""
+        """With QEMU's own device there is no valid host."""
         self.start_compute('compute2')
         for host in (None, 'compute2'):
             self.act(self.server, 'os-migrateLive', host=host,

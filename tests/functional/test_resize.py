@@ -35,7 +35,7 @@ class ResizeTestCase(base.FakeDaxTestCase):
 
     def setUp(self):
         super().setUp()
-        # Asked by ssh; the fake computes have one directory.
+        # Nova asks by ssh; the fake computes share one directory.
         self.useFixture(fixtures.MockPatchObject(
             libvirt_driver.LibvirtDriver, '_is_path_shared_with',
             lambda *_args: True))
@@ -61,7 +61,7 @@ class ResizeTestCase(base.FakeDaxTestCase):
         return self._wait_for_state_change(self.server, status)
 
     def assert_disks(self, host, size):
-        """Raw, allocated, with what was in them, and mapped.
+        """Assert that they are raw, allocated and mapped, with their data.
 
         Nova takes an ephemeral disk along and leaves its size alone.
         """
@@ -85,7 +85,7 @@ class ResizeTest(ResizeTestCase):
     def test_to_larger_disks_on_another_host(self):
         self.resize()
         self.assert_disks('compute2', 2 * units.Gi)
-        # At the source, since the guest is off; and the copy.
+        # At the source once the guest is off, and at the destination.
         self.assertEqual(['disk', 'disk.eph0'] * 2, self.flushed)
         self.act(self.server, 'confirmResize')
         self._wait_for_state_change(self.server, 'ACTIVE')
@@ -127,7 +127,7 @@ class ResizeTest(ResizeTestCase):
         self.assertIn('No space left', self.failure(
             self.server, 'resize', 'compute_finish_resize'))
         self.assertEqual([], self.domains('compute2'))
-        # What an operator does about it.
+        # What an operator does to recover.
         directory = os.path.join(self.instances_path, self.server['id'])
         shutil.rmtree(directory)
         os.rename(f'{directory}_resize', directory)
@@ -144,7 +144,7 @@ class ResizeTest(ResizeTestCase):
         self.assertEqual([], self.domains('compute2'))
 
     def test_ordinary_disks_are_left_to_nova(self):
-        """Which makes them qcow2 here, whoever made them."""
+        """Nova converts them to qcow2 here."""
         server = self.boot(
             self.put_flavor(None), image_uuid=self.ordinary_image,
             host='compute1')

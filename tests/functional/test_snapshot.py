@@ -40,10 +40,10 @@ class SnapshotTest(base.FakeDaxTestCase):
         self.sizes = {}
         self.useFixture(fixtures.MockPatchObject(
             self.glance, 'update', self._noted_upload(self.glance.update)))
-        # An ordinary disk, which would be the first without a boot view.
+        # An ordinary disk, which would come first without a boot view.
         self.flags(force_config_drive=True)
         self.server = self.boot()
-        # What no block job would see.
+        # Written to the file itself, where a block job would miss it.
         with open(self.path(self.server), 'r+b') as image:
             image.write(b'DATA')
 
@@ -54,7 +54,7 @@ class SnapshotTest(base.FakeDaxTestCase):
         return note_and_call
 
     def _noted_upload(self, update):
-        """Nova's fake Glance does not look at what is uploaded."""
+        """Keep what is uploaded, which Nova's fake Glance does not read."""
         def note_and_update(context, image_id, metadata, data=None, **kwargs):
             if data is not None:
                 self.glance._imagedata[image_id] = data.read(
@@ -79,7 +79,7 @@ class SnapshotTest(base.FakeDaxTestCase):
 
     def assert_copied(self, image):
         self.assertEqual('raw', image['disk_format'])
-        # Or no server could be made of it.
+        # Without it no server could be made of the image.
         self.assertEqual('true', image['properties']['fakedax_guest'])
         self.assertEqual(units.Gi, self.sizes[image['id']])
         self.assertEqual(b'DATA' + self.content[4:],
@@ -145,7 +145,7 @@ class SnapshotTest(base.FakeDaxTestCase):
             pass
 
     def test_where_nova_takes_no_snapshot_of_a_guest_that_runs(self):
-        """It would save the guest's memory; a pause is enough."""
+        """Nova would save the guest's memory, but a pause is enough."""
         self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
         self.assert_copied(self.copy())
         self.assertEqual(['suspend', 'resume'], self.calls)

@@ -48,7 +48,7 @@ class LineTestCase(base.BaseTestCase):
             except OSError:
                 return
             with connection:
-                # A client waits for each answer: what comes is one command.
+                # A client waits for each answer, so this is one command.
                 while command := connection.recv(65536):
                     answer = self.answer(json.loads(command))
                     connection.sendall(json.dumps(answer).encode() + b'\n')
@@ -56,7 +56,7 @@ class LineTestCase(base.BaseTestCase):
     def answer(self, request):
         left, self.left = self.left, ''
         if left:
-            # As the agent read it once, of two commands.
+            # What the agent once read of two commands.
             answer = {'error': {
                 'class': 'GenericError', 'desc':
                 "QMP input member 'argumenxecute' is unexpected"}}

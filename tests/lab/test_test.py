@@ -153,8 +153,8 @@ class CommandsTestCase(base.BaseTestCase):
         self.addCleanup(directory.cleanup)
         self.runs = pathlib.Path(directory.name) / 'runs'
         os.mkfifo(self.runs)
-        # Each ends when what it waits for has ended: that one hears of the
-        # interrupt, too.
+        # Each shell ends only when what it waits for has ended, so that must
+        # get the interrupt, too.
         self.command = ['sh', '-c', 'trap "exit 3" INT; sh -c \''
                         'echo runs >"$0"; sleep 60\' "$0"', str(self.runs)]
 
@@ -175,7 +175,7 @@ class CommandsTestCase(base.BaseTestCase):
 class StyleTestCase(base.BaseTestCase):
 
     def style(self, returncode, stdout):
-        """Run one hook, which ends so, and count it."""
+        """Count one hook that ends with this status and output."""
         done = subprocess.CompletedProcess([], returncode, stdout)
         with mock.patch.object(
                 lab_test.subprocess, 'run', return_value=done) as run:

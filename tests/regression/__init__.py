@@ -25,7 +25,7 @@ EXCLUDED = pathlib.Path(__file__).with_name('excluded.txt')
 
 
 def excluded() -> dict[str, str]:
-    """The names of tests that are not run, or of their classes: why not."""
+    """The tests and classes that are not run, with the reasons."""
     reasons = {}
     for line in EXCLUDED.read_text().splitlines():
         name, _mark, reason = line.partition('#')
@@ -39,7 +39,7 @@ def excluded() -> dict[str, str]:
 def tests_of(
     loader: unittest.TestLoader, modules: list[types.ModuleType],
 ) -> unittest.TestSuite:
-    """The tests of Nova's modules but for those excluded.
+    """The tests of Nova's modules, without those that are excluded.
 
     :raises ValueError: a test that is excluded does not exist any more
     """

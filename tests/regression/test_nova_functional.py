@@ -29,8 +29,8 @@ from tests import regression
 PACKAGE = 'nova.tests.functional.libvirt'
 
 #: What our driver touches: guests, their disks and memory, how they are moved,
-#: rescued and reported. Not here, for the time that they take: PCI, SR-IOV,
-#: GPUs, power management, real time and memory encryption (212 tests).
+#: rescued and reported. Left out, because they take long: PCI, SR-IOV, GPUs,
+#: power management, real time and memory encryption (212 tests).
 MODULES = (
     'test_device_bus_migration',
     'test_evacuate',

@@ -23,9 +23,9 @@ from tests import regression
 
 
 class _DriverModule:
-    """nova.virt.libvirt.driver, but for the class.
+    """nova.virt.libvirt.driver, with our driver as its class.
 
-    What a test patches in it is patched in the module, for the class to see.
+    What a test patches here is patched in the module, where the class looks.
     """
 
     def __init__(self, module: types.ModuleType) -> None:

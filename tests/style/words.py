@@ -79,11 +79,11 @@ def read_table(text: str) -> list[Word]:
     words = [Word(row['pattern'], ' '.join(row['instead'].split()),
                   row['bad'], row['good'])
              for row in _ROW.finditer(table)]
-    # The row of headings is one, too.
+    # The row of headings counts, too.
     rows = len(re.findall(r'^ +\* - ', table, re.MULTILINE)) - 1
     if not words or len(words) != rows:
-        raise ValueError(f'of {rows} rows of the table "Do not say" '
-                         f'{len(words)} can be read')
+        raise ValueError(f'only {len(words)} of {rows} rows of the table '
+                         f'"Do not say" can be read')
     return words
 
 

@@ -62,7 +62,7 @@ class UnfinishedTest(DepartureTestCase):
                 (None, 'completed'),
                 (0, 'running'),
                 (1, 'failed', 'error'),
-                # It failed, and the instance came back or stayed since.
+                # It failed, but the instance came back or stayed since then.
                 (None, 'error', 'completed'),
                 (None, 'running', 'cancelled')):
             self.assertEqual(expected, self.unfinished(*statuses), statuses)

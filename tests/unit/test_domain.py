@@ -101,7 +101,7 @@ class ConvertTestCase(base.BaseTestCase):
 
     def assert_xml(self, expected, guest):
         xml = guest.to_xml()
-        # Where the files are is of no interest.
+        # The directory of the files does not matter.
         self.assertEqual(expected, xml.replace(self.path, '/i'))
         if os.path.exists(SCHEMA):
             schema = etree.RelaxNG(file=SCHEMA)
@@ -198,7 +198,7 @@ class ConvertTest(ConvertTestCase):
 """, guest)
 
     def test_root_and_two_ephemeral_disks_root_first(self):
-        # In an order that Nova does not make, and with disks that stay.
+        # In an order that Nova does not use, and with a disk that stays.
         guest = self.guest(self.disk('disk.swap', 'vdd', mib=2),
                            self.disk('disk.eph1', 'vdc', mib=2),
                            self.disk('disk.eph0', 'vdb', mib=8),
@@ -417,7 +417,7 @@ class PinningDeviceTest(ConvertTestCase):
 
 
 class ReadBackTest(base.BaseTestCase):
-    """What libvirt gives back: in KiB, with aliases and addresses."""
+    """What libvirt returns: in KiB, with aliases and addresses."""
 
     XML = """\
 <domain type='kvm'>

@@ -71,7 +71,8 @@ class NovaTest(base.BaseTestCase):
                 _parameters(theirs), _parameters(override), name)
 
     def test_get_guest_config_begins_as_novas_does(self):
-        # It hands on what it does not read: private, and often changed.
+        # The method is private and changes often, so the override hands on
+        # what it does not read.
         theirs = _parameters(libvirt_driver.LibvirtDriver._get_guest_config)
         *named, args, kwargs = _parameters(
             driver.FakeDaxDriver._get_guest_config)
@@ -224,7 +225,7 @@ class DriverTest(DriverTestCase):
                 None, instance, 'there', False, None, None, [])
 
     def test_a_migration_that_libvirt_refuses_is_left_to_its_monitor(self):
-        """Which has rolled it back; Nova would still set ERROR."""
+        """The monitor has rolled it back, but Nova would set ERROR."""
         self.migrate(self.instance())
 
     def test_that_of_an_ordinary_instance_is_left_to_nova(self):

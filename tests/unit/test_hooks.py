@@ -55,7 +55,7 @@ class ImportTest(base.BaseTestCase):
         changed, groups = run("""
             import importlib, json, sys
 
-            # All that the package imports of Nova and that registers options.
+            # What the package imports from Nova and what registers options.
             import nova.api.validation.extra_specs.base
             import nova.compute.rpcapi
             import nova.network.neutron

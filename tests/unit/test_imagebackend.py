@@ -65,7 +65,7 @@ class BackendTestCase(base.BaseTestCase):
 
 
 def _fetch(target, **_kwargs):
-    """As the download of a Glance image of an odd size."""
+    """Like the download of a Glance image of an odd size."""
     with open(target, 'wb') as image:
         image.write(CONTENT)
 

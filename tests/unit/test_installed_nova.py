@@ -22,7 +22,7 @@ from tests import installed_nova
 class LetReadersPassWritersTest(base.BaseTestCase):
 
     def test_a_second_reader_is_let_in_while_a_writer_waits(self) -> None:
-        """Without it this waits forever: the first waits for the second."""
+        """Without it, the first reader would wait for the second forever."""
         installed_nova.let_readers_pass_writers()
         lock = nova_fixtures.ReaderWriterLock()
         wrote, read = threading.Event(), threading.Event()

@@ -69,7 +69,7 @@ class AllocateTest(FileTestCase):
             self.assertEqual(b'', image.read().strip(b'\0'))
 
     def test_a_clone_gets_blocks_of_its_own(self):
-        """As cp(1) makes one, of Nova's cached image or for a resize."""
+        """Nova makes clones by cp(1), of a cached image or for a resize."""
         directory = os.path.dirname(self.path)
         self.useFixture(our_fixtures.XfsFixture(directory))
         content = os.urandom(2 * units.Mi)
@@ -104,7 +104,7 @@ class AllocateTest(FileTestCase):
         self.assertFalse(os.path.exists(self.path))
 
     def test_too_much_is_not_begun(self):
-        # Or other instances would find the file system full for a while.
+        # Otherwise other instances would find the file system full.
         self.write(b'guest')
         before = os.stat(self.path)
         free = os.statvfs(self.path)

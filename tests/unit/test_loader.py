@@ -83,7 +83,7 @@ class InterpreterTestCase(base.BaseTestCase):
         shutil.copy(ROOT / 'nova_fakedax.pth', self.site)
 
     def start(self, code, *more_sites):
-        """Start an interpreter; -S: it knows no site-packages but these."""
+        """Start an interpreter that knows only these site-packages (-S)."""
         sites = [str(self.site), *map(str, more_sites)]
         environment = {name: value for name, value in os.environ.items()
                        if name != 'PYTHONPATH'}
@@ -98,7 +98,7 @@ class InterpreterTestCase(base.BaseTestCase):
             capture_output=True)
 
     def run_code(self, code, *more_sites):
-        """What the code prints; fails if anything complains."""
+        """Run code and return what it prints; fail if anything complains."""
         done = self.start(code, *more_sites)
         self.assertEqual((0, ''), (done.returncode, done.stderr))
         return done.stdout.strip()
@@ -172,8 +172,8 @@ class PackagesTest(InterpreterTestCase):
 
     def setUp(self):
         super().setUp()
-        # A copy, so that nothing is left in the tree; pbr, that asks git
-        # otherwise, is told the version.
+        # A copy, so that nothing is left in the tree. pbr is told the version,
+        # for which it would ask git.
         self.source = self.site.parent / 'source'
         self.source.mkdir()
         for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'README.md',

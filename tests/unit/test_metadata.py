@@ -17,7 +17,7 @@ from oslotest import base
 from nova_fakedax import domain
 from nova_fakedax import metadata
 
-#: Of devices, by alias.
+#: The addresses of devices, by alias.
 ADDRESSES = {
     'ua-fakedax-root': '0000:07:01.0', 'ua-fakedax-eph0': '0000:07:02.0',
     'ua-fakedax-eph1': '0000:07:03.0'}
@@ -44,7 +44,7 @@ class MetadataTest(base.BaseTestCase):
         return guest
 
     def made(self, guest, *bdms, theirs=None):
-        """The tag and the path of each device."""
+        """The tags, the path and the address of each device."""
         found = metadata.with_fake_dax_disks(
             theirs, guest, list(bdms),
             lambda device: objects.PCIDeviceBus(address=ADDRESSES[

@@ -93,11 +93,11 @@ class MachineTest(base.BaseTestCase):
         self.assertIn("machine type is 'pc-q35-10.0'", error.format_message())
 
     def test_a_destination_that_offers_nothing(self):
-        """An earlier release of this package."""
+        """It runs an earlier release of this package."""
         self.check('pc-q35-10.0')
 
     def test_an_offer_that_cannot_be_read(self):
-        """libvirt finds out; an operator can read why it was left to it."""
+        """libvirt checks it instead, and the log says why."""
         for break_it in (lambda: self.write('['), lambda: os.unlink(
                 self.path)):
             break_it()
@@ -165,7 +165,7 @@ class PreflushTest(base.BaseTestCase):
         self.addCleanup(patch.stop)
 
     def test_again_and_again_until_the_guest_has_left(self):
-        """Also if it fails: it is the last sync that counts."""
+        """Also after an error, since only the last sync counts."""
         with migration.preflush(['disk', 'disk.eph0']):
             self.assertEqual(['disk', 'disk.eph0'], self.flushed[:2])
             self.assertTrue(self.twice.wait(30))

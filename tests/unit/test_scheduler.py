@@ -49,8 +49,8 @@ class SchedulerTestCase(base.BaseTestCase):
             exception.RequestFilterFailed, self.ask, request).format_message()
 
     def passes(self, request, **stats):
-        # What nova.scheduler.host_manager.HostState keeps of the compute
-        # node's statistics: strings.
+        # nova.scheduler.host_manager.HostState keeps the statistics of a
+        # compute node as strings.
         return self.filter.host_passes(
             mock.Mock(host='compute1', stats=stats), request)
 

@@ -63,7 +63,7 @@ class TakeTest(base.BaseTestCase):
         with open(image, 'wb') as file:
             file.write(self.content)
         snapshot.take(image, copy, image_format, self.nothing_stored())
-        # Nothing else is left, and the copy is none of the image's.
+        # Nothing else is left, and the copy shares nothing with the image.
         self.assertEqual(
             ['copy', 'image'], sorted(os.listdir(self.directory)))
         with open(image, 'r+b') as file:
@@ -80,7 +80,7 @@ class TakeTest(base.BaseTestCase):
         self.take('raw')
         self.take('qcow2')
         self.assertEqual([False, False], self.copied_while_paused)
-        # The image has its blocks for itself again.
+        # The image shares its blocks with nothing any more.
         self.assertFalse(our_fixtures.shares_blocks(
             os.path.join(self.directory, 'image')))
 
@@ -168,7 +168,7 @@ class LeftPausedTest(InterruptedTestCase):
     def test_it_runs_on(self):
         self.instance.task_state = self.task_state
         self.guest.get_power_state.return_value = power_state.PAUSED
-        # Frozen or not, which nobody remembers.
+        # Its file systems may be frozen or not: nobody remembers.
         for error in None, exception.QemuGuestAgentNotEnabled():
             self.driver.unquiesce.side_effect = error
             self.resume_interrupted()
