@@ -44,7 +44,7 @@ BOOT_CODE_END = 0x1b8
 BLOCK_LIST = SECTOR - 12
 
 #: Needed to read grub.cfg, a kernel and an initrd from ext4 on GPT.
-MODULES = ('biosdisk', 'part_gpt', 'ext2', 'normal', 'linux', 'serial',
+MODULES = ('biosdisk', 'part_gpt', 'ext2', 'normal', 'linux16', 'serial',
            'terminal')
 
 
