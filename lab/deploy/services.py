@@ -19,6 +19,7 @@ import datetime
 import functools
 import pathlib
 import socket
+import time
 
 import amqp
 from kombu import connection as kombu_connection
@@ -35,6 +36,10 @@ from lab import paths
 
 #: Where programs are, whoever starts the lab.
 _PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+
+#: A report of nova-compute that is no older counts after a restart. Less than
+#: service_down_time, by more than it takes to the next one.
+_FRESH_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,22 +117,6 @@ def _libvirt_ready(node: host.Host, _started: float) -> bool:
         return False
 
 
-def _reported(node: host.Host, started: float) -> bool:
-    """Whether nova-compute has reported to the database since its start.
-
-    The scheduler ignores one that has not. An ended one's row stays 'up' for
-    service_down_time, so the row alone does not tell.
-    """
-    with contextlib.closing(clients.database('nova')) as database:
-        cursor = database.cursor()
-        cursor.execute(
-            'SELECT MAX(last_seen_up) FROM services WHERE deleted = 0'
-            " AND `binary` = 'nova-compute' AND host = %s", (node.name,))
-        (seen,) = cursor.fetchone()
-    return bool(seen and seen.replace(
-        tzinfo=datetime.timezone.utc).timestamp() > started)
-
-
 def _consumes(topic: str, _started: float) -> bool:
     """Whether a Nova service takes messages from its queue."""
     try:
@@ -140,6 +129,37 @@ def _consumes(topic: str, _started: float) -> bool:
             return bool(declared.consumer_count > 0)
     except (OSError, amqp.AMQPError):
         return False
+
+
+def _computes(node: host.Host, started: float) -> bool:
+    """Whether the scheduler can choose the host, and nova-compute hears it.
+
+    The scheduler ignores a host that has not reported to the database for
+    service_down_time. nova-compute reports 5 s after its start
+    (nova.servicegroup.api), which one that was just restarted need not wait
+    for. Before it takes messages it updates its compute node
+    (nova.service.Service.start); until then its queue may have the consumer
+    of the one that ended.
+    """
+    with contextlib.closing(clients.database('nova')) as database:
+        cursor = database.cursor()
+        cursor.execute(
+            'SELECT last_seen_up, compute_nodes.updated_at FROM services'
+            ' LEFT JOIN compute_nodes ON compute_nodes.host = services.host'
+            ' AND compute_nodes.deleted = 0 WHERE services.deleted = 0'
+            " AND `binary` = 'nova-compute' AND services.host = %s",
+            (node.name,))
+        seen, updated = (
+            each and each.replace(tzinfo=datetime.timezone.utc).timestamp()
+            for each in cursor.fetchone() or (None, None))
+    if not seen:
+        return False
+    if seen > started:
+        return True
+    # The database has whole seconds; a start takes more.
+    return bool(seen > time.time() - _FRESH_SECONDS
+                and updated and updated > started + 1
+                and _consumes(f'compute.{node.name}', started))
 
 
 def _on(node: host.Host, command: str) -> str:
@@ -274,7 +294,7 @@ def _host(node: host.Host, package: pathlib.Path) -> list[Service]:
             _on(node, f'{_script("nova-compute")}'
                       f' --config-file {node.state}/nova.conf'
                       f' --config-dir {node.drop_in}'),
-            functools.partial(_reported, node),
+            functools.partial(_computes, node),
             # A call that the conductor does not hear yet costs 10 s.
             after=('nova-conductor', 'placement', daemon),
             reads=(node.state / 'nova.conf', node.drop_in,
