@@ -12,13 +12,13 @@
 
 """A backing file whose fsync the test holds, fails and counts.
 
-Run as a program this is a FUSE file system with the one file ``image``,
-passed through to a host file; it takes commands on its standard input and
-reports each fsync on its standard output. Two of them over one file act as two
-hosts with page caches of their own, which see each other's locks.
+Run as a program, this serves a FUSE file system with one file, ``image``,
+which passes through to a host file. It reads commands from standard input and
+reports each fsync on standard output. Two mounts of one host file act as two
+hosts: each has its own page cache, and each sees the other's locks.
 
-A second file, if given, is what would survive a power cut: it gets a write
-only when a later fsync has ended.
+A second file, if given, holds what would survive a power cut: it receives a
+write only when an fsync that began after the write has ended.
 """
 
 import collections
@@ -90,7 +90,7 @@ class _FileSystem(mfusepy.Operations):
 
     @staticmethod
     def _tell(text: str) -> None:
-        # The test may be gone.
+        # The test may have ended.
         with contextlib.suppress(BrokenPipeError):
             os.write(1, f'{text}\n'.encode())
 
@@ -113,8 +113,9 @@ class _FileSystem(mfusepy.Operations):
         return ['.', '..', 'image']
 
     def open(self, path: str, flags: int) -> int:
-        # A descriptor for each open, as it holds the lock. Not by its name:
-        # a test may have put the mount there.
+        # Each open needs its own descriptor, because the descriptor holds the
+        # lock. The image cannot be opened by its name: a test may have
+        # mounted this file system there.
         return os.open(f'/proc/self/fd/{self._fd}', os.O_RDWR)
 
     def release(self, path: str, fh: int) -> int:
@@ -124,7 +125,7 @@ class _FileSystem(mfusepy.Operations):
     def lock(self, path: str, fh: int, cmd: int, lock: ty.Any) -> int:
         """Serve locks of open file descriptions.
 
-        With this, the kernel has no locks of its own for the mount.
+        Because this method exists, the kernel keeps no locks for the mount.
         """
         asked = lock.contents
         if asked.l_type == fcntl.F_UNLCK and not asked.l_len:
@@ -132,7 +133,8 @@ class _FileSystem(mfusepy.Operations):
             return 0
         if self._lock_error:
             raise mfusepy.FuseOSError(self._lock_error)
-        # Real locks of the machine: "the hosts" see each other's.
+        # These are real locks of this machine, so each "host" sees the
+        # other's.
         flock = struct.pack('hhqqi4x', asked.l_type, os.SEEK_SET,
                             asked.l_start, asked.l_len, 0)
         try:
@@ -154,7 +156,7 @@ class _FileSystem(mfusepy.Operations):
             error = self._write_error
             delay = self._write_delay
         if delay:
-            # One after another, as a slow disk does it.
+            # One write at a time, as on a slow disk.
             with self._slow:
                 time.sleep(delay)
         if error:
@@ -183,7 +185,8 @@ class _FileSystem(mfusepy.Operations):
             if self._errors:
                 error = self._errors.popleft()
             if self._synced is not None and not error:
-                # Under the lock: a test that holds fsync sees no change.
+                # Under the lock: once hold() has returned, this file does not
+                # change.
                 for start, data in written:
                     os.pwrite(self._synced, data, start)
         if self._synced is None and not error:
@@ -195,7 +198,7 @@ class _FileSystem(mfusepy.Operations):
 
 
 def unmount(mount: str) -> None:
-    """Lazily, as a QEMU that was killed may still hold the file."""
+    """Unmount lazily: a killed QEMU may still have the file open."""
     subprocess.run(['fusermount3', '-u', '-z', mount], check=True)
 
 
@@ -206,7 +209,7 @@ def main() -> None:
     def commands() -> None:
         for line in sys.stdin:
             operations.command(line)
-        # The test is gone, and nobody else will end this.
+        # The test has ended, and nothing else would end this process.
         operations.command('release')
         unmount(mount)
 
@@ -215,8 +218,8 @@ def main() -> None:
         operations,
         mount,
         foreground=True,
-        # What the page cache holds stays there when the file is opened
-        # again, as on a local disk: only that can go stale.
+        # Opening the file again keeps its page cache, as on a local disk.
+        # Only a cache that is kept can become stale.
         kernel_cache=True,
         attr_timeout=3600,
         entry_timeout=3600,
@@ -224,14 +227,15 @@ def main() -> None:
 
 
 class BackingFile:
-    """One mount of an image, and the control of its fsync.
+    """One mount of an image, with control over its fsync.
 
-    :param synced: a copy of the image, kept to what was synced; see above
-    :param within: a process in whose mount namespace it is mounted
+    :param synced: a copy of the image that receives only what was synced;
+        see above
+    :param within: a process, in whose mount namespace to mount it
     :ivar path: the file to give to QEMU, as that process sees it.
     :ivar begun: how many fsync and fdatasync calls have begun.
     :ivar ended: the errno of each one that has ended, 0 for success.
-    :ivar ended_at: when that was heard, in seconds since the epoch.
+    :ivar ended_at: when its end was reported, in seconds since the epoch.
     :ivar datasync: for each begun call, whether it is fdatasync.
     :ivar refused: how many writes have failed.
     """
@@ -317,23 +321,23 @@ class BackingFile:
         self._command(f'delay-writes {seconds}')
 
     def fail(self, *errors: int) -> None:
-        """Let the next fsyncs end with these errnos, 0 for success."""
+        """Make the next fsyncs end with these errnos, 0 for success."""
         self._command('fail ' + ' '.join(map(str, errors)))
 
     def fail_locks(self, error: int) -> None:
-        """Let locking fail with ``error``; 0 ends that."""
+        """Make locking fail with ``error``; 0 ends that."""
         self._command(f'fail-locks {error}')
 
     def fail_always(self, error: int) -> None:
-        """Let every fsync end with ``error``; 0 ends that."""
+        """Make every fsync end with ``error``; 0 ends that."""
         self._command(f'fail-always {error}')
 
     def fail_reads(self, error: int) -> None:
-        """Let reads of uncached pages fail with ``error``; 0 ends that."""
+        """Make reads of uncached pages fail with ``error``; 0 ends that."""
         self._command(f'fail-reads {error}')
 
     def fail_writes(self, error: int) -> None:
-        """Let all writes to the file fail with ``error``; 0 ends that."""
+        """Make all writes to the file fail with ``error``; 0 ends that."""
         self._command(f'fail-writes {error}')
 
     def wait(
@@ -351,7 +355,7 @@ class BackingFile:
     def close(self) -> None:
         if self._process.poll() is None and os.path.ismount(self._mount):
             self.release()
-            # It unmounts itself.
+            # The process unmounts itself when its standard input ends.
             assert self._process.stdin is not None
             self._process.stdin.close()
         try:

@@ -28,6 +28,7 @@ import testtools
 
 from lab import guest
 from lab.machine import emulators
+from lab import wait
 from tests.device import backing
 from tests.device import driver
 from tests.device import emulator
@@ -40,10 +41,10 @@ SIZE = 16 * MIB
 Q35 = 'pc-q35-7.2'
 I440FX = 'pc-i440fx-7.2'
 
-#: The QEMUs that the tests run on, unless the environment names others.
+#: The versions of QEMU to test, unless the environment names others.
 VERSIONS = os.environ.get('FAKEDAX_TEST_QEMUS', '10.0 7.2').split()
 
-#: testscenarios: every test runs on each of them.
+#: For testscenarios: every test runs on each version.
 EACH_VERSION = [(version, {'version': version}) for version in VERSIONS]
 
 
@@ -71,7 +72,7 @@ class DeviceTestCase(base.BaseTestCase):
         return self.image
 
     def make_guest_image(self, size: int) -> guest.Guest:
-        """An image with the test guest's root, which grows to its size."""
+        """Make an image of this size, with the test guest's root on it."""
         built = guest.build()
         subprocess.run(['cp', '--sparse=always', built.disk, self.image],
                        check=True)
@@ -79,7 +80,7 @@ class DeviceTestCase(base.BaseTestCase):
         return built
 
     def mount(self, name: str = 'host') -> backing.BackingFile:
-        """One more mount of the image, with a page cache of its own."""
+        """Mount the image once more, with its own page cache."""
         if not self.image.exists():
             self.make_image()
         mounted = backing.BackingFile(self.image, self.directory / name)
@@ -99,20 +100,20 @@ class DeviceTestCase(base.BaseTestCase):
         size: int = SIZE,
         environment: ty.Mapping[str, str] | None = None,
     ) -> emulator.Emulator:
-        """A QEMU whose device ``pmem0`` has the file at ``path``.
+        """Start a QEMU whose device ``pmem0`` maps the file at ``path``.
 
         :param extra: further options of QEMU
-        :param memdev: properties of the memory backend, ``device`` those
-            of the device
+        :param memdev: properties of the memory backend
+        :param device: properties of the device
         """
         started = emulator.Emulator(
             binary or self.binary(),
             self.directory,
             name,
             [
-                # RAM first, as libvirt does it: under TCG, QEMU 10.0 takes
-                # an offset in a RAM block for one in all of RAM when it
-                # migrates (cpu_physical_memory_sync_dirty_bitmap()).
+                # RAM comes first, as with libvirt: when QEMU 10.0 migrates
+                # under TCG, it takes an offset in a RAM block for an offset
+                # in all of RAM (cpu_physical_memory_sync_dirty_bitmap()).
                 *('-object', 'memory-backend-ram,id=ram,size=128M'),
                 *('-machine', f'{machine},memory-backend=ram'),
                 *('-m', '128M,maxmem=1G'),
@@ -133,7 +134,7 @@ class DeviceTestCase(base.BaseTestCase):
         self.addDetail(
             started.name, testtools.content.text_content(started.log())
         )
-        # A process in a sync that is held cannot be killed.
+        # While its sync is held, QEMU cannot be killed.
         for mounted in self._backings:
             mounted.release()
         started.close()
@@ -141,7 +142,7 @@ class DeviceTestCase(base.BaseTestCase):
     def bring_up(
         self, started: emulator.Emulator, *features: int
     ) -> driver.PmemDriver:
-        """The device's driver, brought up."""
+        """Bring the device up, and return its driver."""
         made = driver.PmemDriver(started.qtest)
         made.map()
         made.start(*features)
@@ -150,13 +151,13 @@ class DeviceTestCase(base.BaseTestCase):
     def background(
         self, function: Callable[..., ty.Any], *args: ty.Any, **kwargs: ty.Any
     ) -> futures.Future[ty.Any]:
-        """Call a function that may block until the test goes on."""
+        """Call, in a thread, a function that may block."""
         return self._threads.submit(function, *args, **kwargs)
 
     def assertPending(
         self, future: futures.Future[ty.Any], seconds: float = 0.5
     ) -> None:
-        """Assert that a call does not end by itself."""
+        """Assert that a call does not return by itself."""
         done, _ = futures.wait([future], seconds)
         if done:
             self.fail(f'ended at once: {future.exception()} '
@@ -183,7 +184,7 @@ class DeviceTestCase(base.BaseTestCase):
         self, path: str | os.PathLike[str], name: str, *extra: str,
         **kwargs: ty.Any
     ) -> emulator.Emulator:
-        """A QEMU that waits for a migration by :meth:`migrate`."""
+        """Start a QEMU that waits for a migration by :meth:`migrate`."""
         return self.start_vm(
             path, '-incoming', f'unix:{self.directory}/{name}.mig', *extra,
             name=name, **kwargs)
@@ -194,8 +195,8 @@ class DeviceTestCase(base.BaseTestCase):
     ) -> dict[str, ty.Any]:
         """Migrate to the QEMU of that name; return how it ended.
 
-        :param return_path: as libvirt sets it, so that the source hears of
-            a failure at the destination
+        :param return_path: whether the destination reports a failure to the
+            source; libvirt sets this
         """
         source.qmp.cmd('migrate-set-capabilities', capabilities=[
             {'capability': 'return-path', 'state': return_path}])
@@ -209,27 +210,20 @@ class DeviceTestCase(base.BaseTestCase):
         self, started: emulator.Emulator, status: str, timeout: float = 20
     ) -> None:
         """Wait until the guest of an emulator is in a state."""
-        deadline = time.monotonic() + timeout
-        while True:
-            seen = started.qmp.cmd('query-status')['status']
-            if seen == status:
-                return
-            self.assertLess(
-                time.monotonic(), deadline,
-                f'{started.name} is {seen}, not {status}')
-            time.sleep(0.02)
+        def seen() -> str:
+            return started.qmp.cmd('query-status')['status']
+
+        wait.until(f'{started.name} to be {status}', lambda: seen() == status,
+                   timeout, interval=0.02, state=seen)
 
     def wait_log(
         self, started: emulator.Emulator, expression: str,
         timeout: float = 20
     ) -> None:
         """Wait until the log of an emulator matches an expression."""
-        deadline = time.monotonic() + timeout
-        while not re.search(expression, started.log()):
-            self.assertLess(
-                time.monotonic(), deadline,
-                f'{expression!r} is not in {started.log()!r}')
-            time.sleep(0.05)
+        wait.until(f'{expression!r} in the log of {started.name}',
+                   lambda: re.search(expression, started.log()), timeout,
+                   interval=0.05, state=started.log)
 
     def assertNamesBackendOnce(
         self, started: emulator.Emulator, message: str
@@ -242,7 +236,7 @@ class DeviceTestCase(base.BaseTestCase):
             self.assertEqual(1, line.count("memory backend 'mem0'"), line)
 
     def memaddr(self, started: emulator.Emulator) -> int:
-        """Where the image is in the guest's physical memory."""
+        """The address of the image in the guest's physical memory."""
         (info,) = started.qmp.cmd('query-memory-devices')
         address: int = info['data']['memaddr']
         return address

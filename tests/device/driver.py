@@ -113,13 +113,13 @@ class PmemDriver:
         return self.read(DEVICE_STATUS, 1)
 
     def reset(self) -> None:
-        """Reset the device by its status register."""
+        """Reset the device through its status register."""
         self.write(DEVICE_STATUS, 1, 0)
 
     def eject(self) -> None:
-        """Eject the slot by the ACPI hotplug controller of an i440fx.
+        """Eject the slot through the ACPI hotplug controller of an i440fx.
 
-        As in docs/specs/acpi_pci_hotplug.rst of QEMU.
+        See docs/specs/acpi_pci_hotplug.rst in QEMU's source.
         """
         self.qtest.out(0xAE10, 4, 0)
         self.qtest.out(0xAE08, 4, 1 << (self.devfn >> 3))
@@ -141,7 +141,10 @@ class PmemDriver:
             self.write(DRIVER_FEATURE, 4, accepted >> 32 * half & 0xFFFFFFFF)
 
     def start(self, *features: int, size: int | None = None) -> None:
-        """Negotiate, set up the queue (at its largest by default), and run."""
+        """Negotiate, set up the queue and start the device.
+
+        :param size: of the queue; by default, the largest that is possible
+        """
         self.negotiate(*features)
         self.enable_queue(size)
         self.write(
@@ -196,7 +199,7 @@ class PmemDriver:
         self.qtest.write(self.avail + 2, 2, self._avail & 0xFFFF)
 
     def response(self, head: int) -> int:
-        """Where the answer to the request at ``head`` goes."""
+        """The address of the answer to the request at ``head``."""
         return BUFFERS + 16 * head + 8
 
     def submit(self, kind: int = FLUSH, kick: bool = True) -> int:
@@ -212,7 +215,7 @@ class PmemDriver:
         return head
 
     def submit_indirect(self, kind: int = FLUSH, kick: bool = True) -> int:
-        """Offer one request whose chain is in a table of its own."""
+        """Offer one request whose chain is in an indirect table."""
         head = self._free.popleft()
         self._chains[head] = [head]
         request = self.prepare(head, kind)
@@ -229,14 +232,14 @@ class PmemDriver:
         return head
 
     def prepare(self, head: int, kind: int = FLUSH) -> int:
-        """Write a request's buffers and return where they are."""
+        """Write a request's buffers and return their address."""
         request = BUFFERS + 16 * head
         self.qtest.write(request, 4, kind)
         self.qtest.write(self.response(head), 4, UNANSWERED)
         return request
 
     def completed(self) -> list[tuple[int, int]]:
-        """The (head, answer) pairs that came since the last call."""
+        """The (head, answer) pairs that have arrived since the last call."""
         index = self.qtest.read(self.used + 2, 2)
         pairs = []
         while self._used & 0xFFFF != index:
@@ -273,7 +276,7 @@ class PmemDriver:
 
 
 class PackedDriver(PmemDriver):
-    """The same with a packed virtqueue (``packed=on`` of the device)."""
+    """The same driver with a packed virtqueue, for ``packed=on``."""
 
     # Descriptor flags (2.8.1).
     AVAIL, USED = 1 << 7, 1 << 15
@@ -283,7 +286,8 @@ class PackedDriver(PmemDriver):
 
     def enable_queue(self, size: int | None = None) -> None:
         super().enable_queue(size)
-        # The next slot to offer and to look at, and the wrap counters.
+        # The next slot to offer and the next slot to look at, each with its
+        # wrap counter.
         self._next, self._next_wrap = 0, True
         self._seen, self._seen_wrap = 0, True
 
@@ -292,7 +296,7 @@ class PackedDriver(PmemDriver):
         request = self.prepare(head, kind)
         first = self._put(request, 4, head, NEXT)
         last = self._put(self.response(head), 4, head, WRITE)
-        # The first descriptor's flags come last: they offer the chain.
+        # The first descriptor's flags offer the chain, so they come last.
         self._expose(*last)
         self._expose(*first)
         self._chains[head] = [head]

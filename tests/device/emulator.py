@@ -12,8 +12,8 @@
 
 """A QEMU process, its monitor (QMP) and its qtest socket.
 
-The guest's CPU does nothing: the test is the guest, and does by qtest what a
-CPU would do by loads, stores and port accesses. See
+The guest's CPU does nothing. The test acts as the guest: it sends, over qtest,
+the loads, stores and port accesses that a CPU would make. See
 docs/devel/testing/qtest.rst in QEMU's source.
 """
 
@@ -28,8 +28,8 @@ from qemu.qmp import legacy
 from qemu.qmp import protocol
 
 
-# Firmware that ends in "cli; hlt; jmp" at the reset vector. The accelerator
-# named qtest would do without, but distributions leave it out.
+# Firmware that ends in "cli; hlt; jmp" at the reset vector. QEMU's qtest
+# accelerator would not need firmware, but distributions do not build it.
 FIRMWARE = bytes.fromhex('faf4ebfd').ljust(16, b'\0').rjust(65536, b'\0')
 
 
@@ -55,7 +55,7 @@ class QTest:
     def commands(self, lines: ty.Sequence[str]) -> list[list[str]]:
         """Run commands without waiting for each; return their words.
 
-        :raises QTestError: one failed; the others may not have been run
+        :raises QTestError: a command failed; the others may not have run
         """
         try:
             self._socket.sendall('\n'.join([*lines, '']).encode())
@@ -135,7 +135,7 @@ class Emulator:
         with self._log.open('w') as log:
             self.process = subprocess.Popen(
                 [
-                    # It must not outlive a test that is killed.
+                    # QEMU must not outlive a test that is killed.
                     *('setpriv', '--pdeathsig', 'KILL'),
                     binary,
                     *('-name', name),
@@ -166,13 +166,14 @@ class Emulator:
             if self.process.poll() is not None:
                 raise RuntimeError(f'{self.name} ended: {self.log()}')
             if time.monotonic() > deadline:
-                raise TimeoutError(f'{self.name} made no sockets in 30 s')
+                raise TimeoutError(
+                    f'{self.name} did not create its sockets in 30 s')
             time.sleep(0.01)
         try:
             self.qmp.connect()
             self.qtest = QTest(qtest)
         except (OSError, EOFError, protocol.ConnectError) as exc:
-            # QEMU makes the sockets before the devices.
+            # QEMU creates its sockets before its devices.
             self.process.wait(30)
             raise RuntimeError(f'{self.name} ended: {self.log()}') from exc
         self.qmp.settimeout(60)
@@ -206,7 +207,7 @@ class Emulator:
             time.sleep(0.01)
 
     def mapping_flags(self, path: pathlib.Path) -> list[str]:
-        """The kernel's flags of its mapping of a file, proc_pid_smaps(5)."""
+        """The flags of QEMU's mapping of a file, see proc_pid_smaps(5)."""
         maps = pathlib.Path(f'/proc/{self.process.pid}/smaps').read_text()
         _before, _path, mapping = maps.partition(f' {path}\n')
         _before, _name, flags = mapping.partition('VmFlags: ')

@@ -13,8 +13,8 @@
 """Random operations on the device by a hostile guest.
 
 Every choice comes from a seed, which is printed: the same seed makes the same
-operations. The host decides when a sync ends among them, so a run that found
-something may have to be repeated a few times.
+operations. When a sync ends does not depend on the seed, so it may take a few
+runs to see a finding again.
 """
 
 import argparse
@@ -32,6 +32,7 @@ import tempfile
 import time
 
 from lab.machine import emulators
+from lab import wait
 from tests.device import backing
 from tests.device import driver
 from tests.device import emulator
@@ -40,11 +41,11 @@ SIZE = 2 << 20
 RAM = 128 << 20
 #: One dirty page is enough for writeback to start early.
 _PAGE = 4096
-#: Operations on one QEMU.
+#: How many operations one QEMU serves.
 ROUND = 10000
 
-# Sanitizers stop at the first finding. They do not look for leaks, as QEMU
-# does not free all of its memory when it exits.
+# Sanitizers stop at the first finding. They do not look for leaks, because
+# QEMU does not free all of its memory when it exits.
 SANITIZERS = {
     'ASAN_OPTIONS': 'detect_leaks=0:abort_on_error=1',
     'UBSAN_OPTIONS': 'halt_on_error=1:print_stacktrace=1:abort_on_error=1',
@@ -55,13 +56,13 @@ _FINDING = re.compile(
 
 
 class Finding(Exception):
-    """QEMU ended, or a sanitizer complained."""
+    """QEMU ended, or a sanitizer found an error."""
 
 
 class Fuzzer:
     """One round of random operations.
 
-    :param packed: offer packed rings
+    :param packed: whether to offer packed rings
     """
 
     def __init__(self, binary: str, directory: pathlib.Path, seed: int,
@@ -128,7 +129,8 @@ class Fuzzer:
                 raise
             time.sleep(1)
             status = self._emulator.process.poll()
-            # The reason last: a summary of failures keeps the last lines.
+            # The reason comes last, because a summary of failures keeps only
+            # the last lines.
             raise Finding(
                 '\n'.join(self._recent[-100:]) + '\n'
                 + self._emulator.log()[-8000:]
@@ -163,7 +165,7 @@ class Fuzzer:
         self._send()
         self._recent.append(text)
 
-    # The random values, each biased towards what matters.
+    # Random values, biased towards the ones that matter.
 
     def _address(self) -> int:
         pick = self._random.choice
@@ -223,7 +225,7 @@ class Fuzzer:
                 flags, self._index() & 0xFFFF)))
 
     def _request(self) -> None:
-        """A correct request."""
+        """Offer a correct request."""
         head = self._random.randrange(0, 16, 2)
         request = driver.BUFFERS + 16 * head
         kind = self._random.choice([0, 0, 0, 1, self._number(32)])
@@ -246,7 +248,7 @@ class Fuzzer:
         self._notify()
 
     def _indirect(self) -> None:
-        """A table of up to 16 random descriptors."""
+        """Offer an indirect table of up to 16 descriptors."""
         head = self._random.randrange(16)
         self._write_bytes(self._driver.desc + 16 * head, struct.pack(
             '<QIHH', driver.TABLES, 16 * self._random.randrange(17),
@@ -334,7 +336,7 @@ class Fuzzer:
             self._random.choice([1, 2, 4]), self._number(32))
 
     def _bring_up(self) -> None:
-        """Do what a good driver does, after which the device works again."""
+        """Do what a correct driver does, so that the device works again."""
         self._note('bring up')
         features = [
             bit for bit in (driver.INDIRECT_DESC, driver.EVENT_IDX,
@@ -352,7 +354,8 @@ class Fuzzer:
 
     def _hold(self) -> None:
         if self._policy == 'stop':
-            # The stop would wait for its sync, and QEMU with it.
+            # A failed sync stops the guest, and all of QEMU would then wait
+            # for the sync that is held.
             return
         self._note('hold')
         self._backing.hold()
@@ -362,9 +365,9 @@ class Fuzzer:
         self._backing.release()
 
     def _eject(self) -> None:
-        """Take the device out, perhaps under a sync, and plug it again.
+        """Eject the device, perhaps during a sync, and plug in a new one.
 
-        The new device knows nothing of earlier errors.
+        The new device does not know of earlier errors.
         """
         self._note('eject')
         self._driver.eject()
@@ -381,9 +384,10 @@ class Fuzzer:
                   werror=self._policy,
                   **{'early-writeback': _PAGE,
                      'sync-bps': self._random.choice([0, 1 << 20])})
-        # No object-del of the old backend: QEMU itself locks up if a migration
-        # begins while RAM is freed (ram_init_bitmaps() with the list of RAM
-        # waits for a CPU, the RCU thread with the BQL for the list).
+        # The old backend is not deleted: QEMU deadlocks if a migration begins
+        # while RAM is freed. ram_init_bitmaps() holds the list of RAM blocks
+        # and waits for a CPU, while the RCU thread holds the BQL and waits
+        # for the list.
         self._bring_up()
 
     def _fail(self) -> None:
@@ -402,7 +406,7 @@ class Fuzzer:
         self._qmp('cont')
 
     def _save(self) -> None:
-        """Migrate to nowhere, and go on here."""
+        """Migrate to /dev/null, and resume the guest here."""
         self._release()
         self._qmp('migrate', uri='exec:cat >/dev/null')
         self._emulator.wait_migrated()
@@ -410,7 +414,7 @@ class Fuzzer:
         self._wait_running()
 
     def _cancel(self) -> None:
-        """Cancel a migration, wherever it is."""
+        """Cancel a migration at a random moment."""
         if self._random.random() < 0.5:
             self._release()
         self._qmp('migrate', uri='exec:cat >/dev/null')
@@ -434,7 +438,8 @@ class Fuzzer:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.fcntl(file, fcntl.F_OFD_SETLK, flock)
             self._qmp('cont')
-            # Not what stores to the image: no guest does so now.
+            # Operations that store to the image are left out: the guest does
+            # not run, so it could not do them.
             for _ in range(self._random.randrange(20)):
                 self._random.choice([self._status, self._properties])()
             self._send()
@@ -475,11 +480,8 @@ class Fuzzer:
         self._send()
 
     def _wait_running(self) -> None:
-        deadline = time.monotonic() + 30
-        while self._emulator.qmp.cmd('query-status')['status'] != 'running':
-            if time.monotonic() > deadline:
-                raise TimeoutError('the guest does not run again')
-            time.sleep(0.01)
+        wait.until('the guest to run again', lambda: self._emulator.qmp.cmd(
+            'query-status')['status'] == 'running', 30, interval=0.01)
 
     def _system_reset(self) -> None:
         self._qmp('system_reset')
@@ -510,7 +512,7 @@ def fuzz(binary: str, operations: int, seed: int,
          packed: bool = True) -> None:
     """Do this many operations, on as many QEMUs as that takes.
 
-    :param packed: offer packed rings in a third of the rounds
+    :param packed: whether to offer packed rings in a third of the rounds
     :raises Finding: with the seed of the round that found something
     """
     while operations > 0:
@@ -534,13 +536,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog='python3 -m tests.device.fuzz', description=__doc__)
     parser.add_argument('--operations', type=int, default=1_000_000,
-                        help='how many (default: %(default)s)')
+                        help='how many to do (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=1,
-                        help='of the first round (default: %(default)s)')
+                        help='the seed of the first round '
+                             '(default: %(default)s)')
     parser.add_argument('--version', choices=['10.2', '10.0', '7.2'],
                         default='10.0')
     parser.add_argument('--emulator',
-                        help='this one instead of a sanitizer build')
+                        help='the QEMU to test instead of a sanitizer build')
     arguments = parser.parse_args()
     if arguments.operations < 1:
         parser.error(f'--operations {arguments.operations}: must be positive')
@@ -551,11 +554,11 @@ def main() -> None:
     while left > 0:
         try:
             # Other versions of QEMU fail an assertion on an empty indirect
-            # table in a packed ring, whatever the device is.
+            # table in a packed ring, with any device.
             fuzz(binary, min(left, ROUND), seed,
                  packed=arguments.version == '10.0')
         except Finding as exc:
-            sys.exit(f'found by {exc}')
+            sys.exit(f'found with {exc}')
         left -= ROUND
         print(f'seed {seed}: nothing found; '
               f'{arguments.operations - max(left, 0)} operations, '

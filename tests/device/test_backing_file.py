@@ -10,11 +10,11 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What happens to a guest whose backing file is taken away.
+"""What happens to a guest that loses its backing file.
 
-A page that cannot be read or allocated ends QEMU by SIGBUS, whatever the
-device does. So whoever makes the image allocates all of it and never shrinks
-it.
+When a page of the file cannot be read or allocated, SIGBUS ends QEMU, whatever
+the device does. So whoever makes the image must allocate all of it and must
+never shrink it.
 """
 
 import os
@@ -67,7 +67,7 @@ class BackingFileTestCase(base.DeviceTestCase):
         self.assertEqual(0, pmem.flush())
         vm.qmp.cmd('stop')
         self.assertEqual(0, vm.pmem('last-error'))
-        # A file of that name is not the guest's image, but a new one.
+        # The name is free, so another QEMU creates a new file there.
         self.assertFalse(self.image.exists())
         self.start_vm(self.image, name='other')
         self.assertEqual(base.SIZE, self.image.stat().st_size)
@@ -101,7 +101,7 @@ class BackingFileTestCase(base.DeviceTestCase):
         vm = self.start_vm(here.path)
         pmem = self.bring_up(vm)
         there.mkdir()
-        # QEMU creates the missing file, with nothing in it.
+        # QEMU creates the missing file, which has no content.
         empty = self.incoming(there / 'image', 'destination',
                               binary=emulators.project(self.version))
         self.assertEqual('failed', self.migrate(vm, 'destination')['status'])

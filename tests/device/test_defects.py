@@ -72,14 +72,14 @@ class AnyVersionTestCase(DefectTestCase):
                           stock=False, project=True)
 
     def test_stores_dirty_huge_pages(self) -> None:
-        """The kernel does that because QEMU asks for huge pages."""
+        """The kernel dirties huge pages because QEMU asks for them."""
         vm = self.start_vm(self.make_image())
         self.assertDefect('hg' in vm.mapping_flags(self.image),
                           stock=True, project=False)
 
     def _flush_after(self, vm: emulator.Emulator,
                      pmem: driver.PmemDriver) -> int | None:
-        """The answer to a flush by a driver that was moved there."""
+        """The answer to a flush of the driver, after it moved to ``vm``."""
         pmem.qtest = vm.qtest
         pmem.submit()
         try:
@@ -113,7 +113,7 @@ class AnyVersionTestCase(DefectTestCase):
         source.wait_exit()
         restored = self.start_vm(
             mounted.path, '-incoming', f'exec:cat {saved}', name='restored')
-        # Stopped as it was saved.
+        # It was paused when it was saved.
         self.wait_status(restored, 'paused')
         restored.qmp.cmd('cont')
         self.assertDefect(self._flush_after(restored, pmem),
@@ -146,8 +146,8 @@ class AnyVersionTestCase(DefectTestCase):
         here, there = self.mount('here'), self.mount('there')
         source = self.start_vm(here.path)
         pmem = self.bring_up(source)
-        # The destination has read the image before, as in a guest that
-        # comes back.
+        # The destination has read the image before, as when a guest comes
+        # back to it.
         there.path.read_bytes()
         source.qtest.write_bytes(self.memaddr(source), b'B' * base.PAGE)
         self.assertEqual(0, pmem.flush())
@@ -168,7 +168,7 @@ class AnyVersionTestCase(DefectTestCase):
         mounted.release()
         mounted.wait(lambda: len(mounted.ended) == 1)
         time.sleep(0.3)
-        # The answer to a request that this driver has not made.
+        # QEMU's device answers a request that this driver did not make.
         used = vm.qtest.read(pmem.used + 2, 2)
         self.assertDefect(used, stock=1, project=0)
         if self.own:
@@ -193,7 +193,7 @@ class AnyVersionTestCase(DefectTestCase):
         mounted = self.mount()
         pmem = self.bring_up(self.start_vm(mounted.path))
         mounted.fail(errno.EIO)
-        # The specification knows 0 and -1 only.
+        # The specification allows only 0 and -1.
         self.assertDefect([pmem.flush(), pmem.flush()],
                           stock=[1, 0], project=[-1, -1])
 
@@ -201,7 +201,7 @@ class AnyVersionTestCase(DefectTestCase):
         mounted = self.mount()
         pmem = self.bring_up(self.start_vm(mounted.path))
         pmem.flush()
-        # Whether it was fdatasync(2).
+        # The project's device calls fdatasync(2), QEMU's calls fsync(2).
         self.assertDefect(mounted.datasync, stock=[False], project=[True])
 
     def test_each_request_has_a_sync_of_its_own(self) -> None:
@@ -256,8 +256,9 @@ class OldVersionTestCase(DefectTestCase):
     scenarios = SCENARIOS
 
     def test_ring_is_smaller_than_what_some_drivers_need(self) -> None:
-        # Drivers that flush from more than half as many threads at once
-        # break the device; 10.0.13 gives every queue 1024 entries.
+        # A flush takes two entries, so a driver that flushes from more than
+        # 64 threads at once breaks a device with 128. 10.0.13 gives every
+        # queue 1024.
         pmem = self.bring_up(self.start_vm(self.mount().path))
         self.assertDefect(
             pmem.max_size,
@@ -282,7 +283,7 @@ class OldVersionTestCase(DefectTestCase):
             seen,
             stock={
                 '7.2': (True, -signal.SIGSEGV),
-                # No crash, but all of QEMU waits for the flush.
+                # It does not crash, but all of QEMU waits for the flush.
                 '10.0': (False, None),
                 '10.2': (True, -signal.SIGSEGV),
             }[self.version],
@@ -302,7 +303,7 @@ class OldVersionTestCase(DefectTestCase):
         pmem.start(driver.EVENT_IDX, size=16)
         self.assertEqual(0, pmem.flush())
         self.submit_held(mounted, pmem)
-        # What follows the ring's last entry is beyond what QEMU has mapped.
+        # QEMU has not mapped what follows the ring's last entry.
         pmem.write(driver.QUEUE_SIZE, 2, 1024)
         mounted.release()
         mounted.wait(lambda: len(mounted.ended) == 2)
@@ -319,7 +320,7 @@ class OldVersionTestCase(DefectTestCase):
         pmem.map()
         pmem.start(size=16)
         self.assertEqual([0] * 3, [pmem.flush() for _ in range(3)])
-        # 10.0 maps the ring again, and goes on at its sixth entry.
+        # 10.0 maps the ring again, and continues at its sixth entry.
         pmem.write(driver.QUEUE_SIZE, 2, 2)
         pmem.submit(kick=False)
         try:
@@ -337,8 +338,8 @@ class OldVersionTestCase(DefectTestCase):
         pmem = self.bring_up(vm)
         pmem.reset()
         pmem.write(driver.DEVICE_STATUS, 1, driver.ACKNOWLEDGE | driver.DRIVER)
-        # Features count when they are written, until FEATURES_OK: the ring is
-        # mapped as a packed one, and then used as a split one.
+        # Until FEATURES_OK, features take effect as they are written. So QEMU
+        # maps the ring as a packed one, and then uses it as a split one.
         pmem.accept(driver.RING_PACKED)
         pmem.enable_queue()
         pmem.accept()

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""A sync that fails: no flush succeeds after it."""
+"""After a sync has failed, no flush succeeds."""
 
 import errno
 import time
@@ -37,7 +37,7 @@ class FailStopTestCase(base.DeviceTestCase):
         self.mounted.fail(errno.EIO)
         self.assertEqual(-1, self.pmem.flush())
         self.assertEqual([-1] * 3, [self.pmem.flush() for _ in range(3)])
-        # Another sync would succeed without the lost pages.
+        # A second sync would succeed, although pages are lost.
         self.assertEqual(1, self.mounted.begun)
         self.assertEqual(
             (4, 1, 1, errno.EIO), tuple(self.vm.pmem(name) for name in (
@@ -89,7 +89,7 @@ class FailStopTestCase(base.DeviceTestCase):
 
 
 class PolicyTestCase(base.DeviceTestCase):
-    """What happens to the guest, and who is told."""
+    """What an error does to the guest, and who is told of it."""
 
     scenarios = base.EACH_VERSION
 
@@ -120,10 +120,10 @@ class PolicyTestCase(base.DeviceTestCase):
         self.assertEqual(('write', 'report', True, 'No space left on device'),
                          tuple(data[name] for name in (
                              'operation', 'action', 'nospace', 'reason')))
-        # QEMU 7.2 has one field only for the name.
+        # QEMU 7.2 has only one field for the name.
         self.assertIn('/pmem0/', data.get('qom-path', data['device']))
         self.vm.qmp.clear_events()
-        # Once, not for each flush that fails because of it.
+        # The event comes once, not for each flush that fails later.
         self.assertEqual(-1, self.pmem.flush())
         self.assertEqual([], self.events())
 
@@ -135,7 +135,8 @@ class PolicyTestCase(base.DeviceTestCase):
         self.mounted.release()
         self.wait_status(self.vm, 'io-error')
         self.assertEqual(['BLOCK_IO_ERROR stop', 'STOP'], self.events())
-        # The first is answered with those after it, in their order.
+        # The first request is answered together with the later ones, in
+        # their order.
         self.assertEqual([(head, -1) for head in heads], self.pmem.wait(2))
         self.vm.qmp.cmd('cont')
         self.wait_status(self.vm, 'running')
@@ -209,7 +210,8 @@ class PolicyTestCase(base.DeviceTestCase):
         self.wait_status(destination, 'io-error')
         self.pmem.qtest = destination.qtest
         self.assertEqual([(head, -1)], self.pmem.wait(1))
-        # Only that there was an error: errno values differ between hosts.
+        # The destination learns only that there was an error: errno values
+        # differ between hosts.
         self.assertEqual(errno.EIO, destination.pmem('last-error'))
         destination.qmp.cmd('cont')
         self.wait_status(destination, 'running')

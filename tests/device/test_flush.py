@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Flush requests: what is answered, when, and after which sync."""
+"""When the device answers flush requests, and after which sync."""
 
 import struct
 import subprocess
@@ -80,7 +80,8 @@ class FlushTestCase(base.DeviceTestCase):
         vm = self.start_vm(self.mounted.path)
         pmem = self.bring_up(vm)
         self.submit_held(self.mounted, pmem)
-        # The sync ends when it is released: what waited for it would hang.
+        # The sync does not end before it is released, so whatever waited for
+        # it would hang.
         self.assertEqual('running', vm.qmp.cmd('query-status')['status'])
         self.assertEqual(1, vm.pmem('requests'))
         self.assertEqual(driver.VENDOR_DEVICE, pmem.config(0))
@@ -104,8 +105,7 @@ class FlushTestCase(base.DeviceTestCase):
         self.assertEqual(1023, vm.pmem('merged'))
         self.assertEqual(0, pmem.flush())
 
-    def test_ring_goes_round(self) -> None:
-        # Smaller than what is sent, so that both rings wrap around.
+    def test_rings_wrap_around(self) -> None:
         pmem = self.bring_up(self.start_vm(self.mounted.path))
         pmem.start(size=8)
         self.assertEqual([0] * 20, [pmem.flush() for _ in range(20)])
@@ -162,7 +162,7 @@ class PropertiesTestCase(base.DeviceTestCase):
     scenarios = base.EACH_VERSION
 
     def test_counters_are_in_the_help(self) -> None:
-        # By this, others find out what the device supports.
+        # From this, others learn what the device supports.
         text = subprocess.run(
             [self.binary(), '-device', 'virtio-pmem-pci,help'], check=True,
             capture_output=True, text=True).stdout
@@ -212,7 +212,7 @@ class PropertiesTestCase(base.DeviceTestCase):
         grown = [after - old for after, old in
                  zip(vm.pmem('sync-latency'), before)]
         self.assertEqual(1, sum(grown))
-        # It took between these many microseconds.
+        # The bucket matches how long the sync took, in microseconds.
         shortest, longest = released - held, ended - started
         self.assertIn(grown.index(1), range(
             int(shortest * 1e6).bit_length() - 1,
@@ -230,7 +230,7 @@ class PropertiesTestCase(base.DeviceTestCase):
 
 
 class MalformedTestCase(base.DeviceTestCase):
-    """Requests that break the rules break the device, nothing else."""
+    """A malformed request breaks the device, and nothing else."""
 
     scenarios = base.EACH_VERSION
 
@@ -243,7 +243,6 @@ class MalformedTestCase(base.DeviceTestCase):
     def assertBreaks(self, name: str, head: int = 0) -> None:
         """Assert that a chain breaks the device and a reset repairs it."""
         pmem = self.pmem
-        # A good one before it keeps its sync and loses its answer.
         pmem.offer(head)
         pmem.kick()
         self.assertEqual(driver.NEEDS_RESET, pmem.status
@@ -289,8 +288,8 @@ class MalformedTestCase(base.DeviceTestCase):
             self.assertBreaks(name)
 
     def test_request_outside_ram(self) -> None:
-        # Reads there are those of the machine, which may well give 0, the
-        # type of a flush.
+        # The machine decides what a read outside RAM returns. It may return
+        # 0, which is the type of a flush.
         self.pmem.prepare(0)
         self.pmem.describe(0, 1 << 40, 4, driver.NEXT, 1)
         self.pmem.describe(1, driver.BUFFERS + 8, 4, driver.WRITE)
@@ -337,7 +336,7 @@ class MalformedTestCase(base.DeviceTestCase):
         self.assertEqual(0, pmem.flush())
 
     def test_packed_ring(self) -> None:
-        # Next to the one that every test here has, which writes nothing.
+        # The emulator of setUp() runs too, but writes nothing.
         vm = self.start_vm(self.mounted.path, name='packed',
                            device='packed=on,lock=off')
         pmem = driver.PackedDriver(vm.qtest)

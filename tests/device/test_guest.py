@@ -22,6 +22,7 @@ from lab import guest
 from lab.machine import agent
 from lab.machine import emulators
 from lab.machine import qemu
+from lab import wait
 from tests.device import base
 from tests.device import test_lock
 
@@ -55,7 +56,7 @@ class GuestTestCase(base.DeviceTestCase):
 
     def fsync(self, machine: qemu.Machine, count: int,
               timeout: float = 60) -> dict[str, int]:
-        """Write and fsync a file that often; return what probe reports."""
+        """Write and fsync a file ``count`` times; return probe's report."""
         done = machine.agent.run(f'probe fsync /root/f {count}',
                                  timeout=timeout)
         return {key: int(value) for key, value in
@@ -104,14 +105,14 @@ class GuestTestCase(base.DeviceTestCase):
         return said
 
     def wait_status(self, machine: qemu.Machine, status: str) -> None:
-        deadline = time.monotonic() + 20
-        while (seen := machine.qmp('query-status')['status']) != status:
-            self.assertLess(time.monotonic(), deadline,
-                            f'{seen}: {machine.errors()}')
-            time.sleep(0.02)
+        wait.until(
+            f'the guest to be {status}',
+            lambda: machine.qmp('query-status')['status'] == status, 20,
+            interval=0.02,
+            state=lambda: (machine.qmp('query-status'), machine.errors()))
 
     def test_guest_that_is_held_back_runs_no_instruction(self) -> None:
-        """Another process has the image: one store would be one too many."""
+        """Another process has the image, so the guest must not store to it."""
         machine = self.boot()
         machine.agent.run('while :; do :; done >/dev/null 2>&1 &', check=True)
         machine.qmp('migrate', uri='exec:cat >/dev/null')
@@ -126,13 +127,13 @@ class GuestTestCase(base.DeviceTestCase):
         self.wait_status(machine, 'running')
         time.sleep(0.1)
         machine.qmp('stop')
-        # The check above would have seen instructions run.
+        # A guest that runs does change its registers.
         self.assertNotEqual(before, self.registers(machine))
         machine.qmp('cont')
         self.assertEqual(0, self.fsync(machine, 3)['errors'])
 
     def test_guest_whose_migration_fails_runs_no_instruction(self) -> None:
-        """QEMU resumes it in another thread than the monitor's."""
+        """QEMU resumes it in a thread other than the monitor's."""
         machine = self.boot()
         machine.agent.run('while :; do :; done >/dev/null 2>&1 &', check=True)
         for again in range(5):
@@ -169,10 +170,9 @@ class GuestTestCase(base.DeviceTestCase):
         machine.qmp('system_reset')
         requests = self.pmem(machine, 'requests')
         # The new guest's driver flushes, so its ring is in use.
-        deadline = time.monotonic() + 60
-        while self.pmem(machine, 'requests') == requests:
-            self.assertLess(time.monotonic(), deadline, machine.console())
-            time.sleep(0.1)
+        wait.until('the new guest to flush',
+                   lambda: self.pmem(machine, 'requests') != requests, 60,
+                   state=machine.console)
         self.mounted.release()
         machine.wait_console('(?s)GUEST-READY.*GUEST-READY')
         machine.agent.wait_ready()

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What is handed over when a guest moves, and what stays if it cannot."""
+"""What the source hands over when a guest moves, and keeps if it cannot."""
 
 import errno
 import mmap
@@ -20,6 +20,7 @@ import subprocess
 import time
 
 from lab.machine import emulators
+from lab import wait
 import testscenarios
 
 from qemu.qmp import qmp_client
@@ -81,7 +82,7 @@ class TwoDisksTestCase(base.DeviceTestCase):
         self.assertEqual(0, self.pmem.flush())
 
     def assertGoesOn(self, reason: str) -> None:
-        """The guest runs at the source at once, and owns both disks."""
+        """Assert that the source resumes at once, and keeps both disks."""
         began = time.monotonic()
         info = self.migrate(self.source, 'destination')
         self.assertEqual('failed', info['status'])
@@ -106,8 +107,8 @@ class TwoDisksTestCase(base.DeviceTestCase):
         self.here.fail(errno.EIO)
         self.assertGoesOn('could not be synced (Input/output error)')
 
-    def test_disk_that_is_well_is_synced_at_the_next_stop(self) -> None:
-        """The save that failed had begun a sync of it."""
+    def test_healthy_disk_is_synced_at_the_next_stop(self) -> None:
+        """The failed save had begun a sync of it."""
         disks = (self.here, self.second_here)
         for number, failing in enumerate(disks):
             destination = self.expect_guest(name=f'destination{number}')
@@ -139,7 +140,7 @@ class TwoDisksTestCase(base.DeviceTestCase):
         self.wait_status(source, 'running')
 
     def test_second_disk_that_the_destination_cannot_take(self) -> None:
-        """The first has been handed over by then; the source retakes it."""
+        """By then the source has handed over the first, and takes it back."""
         with (self.second_there.path.open('rb') as file,
               mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped):
             self.assertEqual(ord('A'), mapped[0])
@@ -164,13 +165,13 @@ class TwoDisksTestCase(base.DeviceTestCase):
 
 
 class ClaimTestCase(test_lock.MovingTestCase):
-    """Nobody takes the image between source and destination."""
+    """Nobody else gets the image while it moves to the destination."""
 
     def test_third_cannot_start_while_a_destination_waits(self) -> None:
         self.source.close()
         self.wait_free()
         self.expect_guest()
-        # Not even if the source has exited: it may have saved its state.
+        # Not even if the source has exited: it may have saved the guest.
         self.assertRaisesRegex(
             RuntimeError, test_lock.IN_USE, self.start_vm, self.here.path,
             name='third')
@@ -204,10 +205,9 @@ class OtherContentTestCase(base.DeviceTestCase):
         self.assertEqual(
             'failed', self.migrate(source, 'destination')['status'])
         # The destination may tell the source before it writes to its log.
-        deadline = time.monotonic() + 20
-        while reason not in (said := source.log() + destination.log()):
-            self.assertLess(time.monotonic(), deadline, said)
-            time.sleep(0.05)
+        wait.until(repr(reason),
+                   lambda: reason in source.log() + destination.log(), 20,
+                   state=lambda: source.log() + destination.log())
         self.wait_status(source, 'running')
         self.assertEqual(0, self.bring_up(source).flush())
 
@@ -234,7 +234,7 @@ class OtherContentTestCase(base.DeviceTestCase):
         self.assertRefused(source, other, 'was truncated to 8388608 bytes')
 
     def test_file_of_the_same_size(self) -> None:
-        """Its first page is equal, as in two images of one system."""
+        """The first pages are equal, as in two images of one system."""
         self.make_image()
         source = self.start_vm(self.image)
         other = self.directory / 'other'
@@ -242,7 +242,7 @@ class OtherContentTestCase(base.DeviceTestCase):
         self.image.read_bytes()
         self.assertRefused(source, other, "the file is not the guest's image")
 
-    def test_memory_without_a_name_stays(self) -> None:
+    def test_memory_without_a_name_does_not_migrate(self) -> None:
         self.make_image()
         source = self.start_vm(
             self.image, '-object',
@@ -334,7 +334,7 @@ class SameHostTestCase(base.DeviceTestCase):
 
 
 class ReadersTestCase(base.DeviceTestCase):
-    """A read-only image, which many guests use at a time."""
+    """A read-only image, which many guests may use at once."""
 
     scenarios = base.EACH_VERSION
 
@@ -409,7 +409,7 @@ class StartTestCase(base.DeviceTestCase):
         self.assertEqual(b'A' * base.PAGE,
                          self.image.read_bytes()[:base.PAGE])
 
-    def test_size_that_linux_cannot_use_is_told(self) -> None:
+    def test_size_that_linux_cannot_use_is_logged(self) -> None:
         self.make_image(base.SIZE + base.PAGE)
         vm = self.start_vm(self.image, size=base.SIZE + base.PAGE)
         self.assertIn('size of memory backend \'mem0\' is 16781312 bytes, '
@@ -434,7 +434,7 @@ class StartTestCase(base.DeviceTestCase):
         self.assertEqual(b'A', following.qtest.read_bytes(address, 1))
 
     def test_locked_memory_leaves_the_image_to_the_host(self) -> None:
-        """-overcommit mem-lock=on is for RAM."""
+        """-overcommit mem-lock=on locks RAM, not the image."""
         here, there = self.mount('here'), self.mount('there')
         source = self.start_vm(here.path, name='source')
         destination = self.incoming(

@@ -10,9 +10,9 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""One QEMU at a time has an image.
+"""Only one QEMU at a time has an image.
 
-What QEMU's own device does is in tests/device/test_defects.py.
+tests/device/test_defects.py shows what QEMU's own device does.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ import time
 import typing as ty
 
 from lab.machine import emulators
+from lab import wait
 import testscenarios
 
 from qemu.qmp import qmp_client
@@ -43,7 +44,7 @@ IN_USE = "memory backend 'mem[0-9]' is in use by another process or host"
 
 
 def _flock(file: ty.IO[bytes], command: int, kind: int) -> int:
-    """Call fcntl(2) for the byte and return the type it leaves."""
+    """Call fcntl(2) for the lock's byte and return the type it reports."""
     flock = struct.pack('hhqqi4x', kind, os.SEEK_SET, LOCK_BYTE, 1, 0)
     left: int = struct.unpack(
         'hhqqi4x', fcntl.fcntl(file.fileno(), command, flock))[0]
@@ -51,12 +52,12 @@ def _flock(file: ty.IO[bytes], command: int, kind: int) -> int:
 
 
 def lock(file: ty.IO[bytes]) -> None:
-    """Take the image, until the file is closed; wait until it is free."""
+    """Wait until the image is free; take it until the file is closed."""
     _flock(file, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK)
 
 
 class LockMixin:
-    """A third process, and what it sees of the image's lock."""
+    """A third process that looks at the image's lock, or takes it."""
 
     image: pathlib.Path
 
@@ -67,15 +68,12 @@ class LockMixin:
                 file, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
 
     def wait_free(self) -> None:
-        """Wait until nobody holds it: FUSE hears late that a process ended."""
-        deadline = time.monotonic() + 5
-        while self.held():
-            if time.monotonic() > deadline:
-                raise TimeoutError('the image is held after 5 s')
-            time.sleep(0.01)
+        """Wait until nobody holds it: FUSE learns late of a process's end."""
+        wait.until('the lock to be free', lambda: not self.held(), 5,
+                   interval=0.01)
 
     def take(self) -> ty.IO[bytes]:
-        """Take the image, until the file is closed; wait until it is free."""
+        """Wait until the image is free; take it until the file is closed."""
         file = self.image.open('r+b')
         lock(file)
         return file
@@ -89,7 +87,7 @@ class LockTestCase(LockMixin, base.DeviceTestCase):
     def assertRefused(self, path: str | os.PathLike[str],
                       message: str = IN_USE, **kwargs: ty.Any) -> None:
         self._refused += 1
-        # Each has a name of its own: QEMU leaves its sockets behind.
+        # Each needs its own name, because QEMU leaves its sockets behind.
         self.assertRaisesRegex(
             RuntimeError, message, self.start_vm, path,
             name=f'refused{self._refused}', **kwargs)
@@ -103,7 +101,7 @@ class LockTestCase(LockMixin, base.DeviceTestCase):
             vm.qmp.cmd('device_add', driver='virtio-pmem-pci', id='pmem1',
                        memdev='mem1', addr='0x11')
         except qmp_client.ExecuteError:
-            # A lock that the device has left behind would refuse this.
+            # This would fail if the device had left a lock behind.
             vm.qmp.cmd('object-del', id='mem1')
             raise
 
@@ -141,7 +139,7 @@ class StartTestCase(LockTestCase):
         here, there = self.mount('here'), self.mount('there')
         first = self.start_vm(here.path)
         self.assertRefused(there.path)
-        # FUSE hears of its end a little later: the next QEMU waits for that.
+        # FUSE learns of its end a little later. The next QEMU waits for that.
         first.close()
         self.start_vm(there.path, name='second')
 
@@ -167,7 +165,7 @@ class StartTestCase(LockTestCase):
             qmp_client.ExecuteError, IN_USE, self._plug, vm, self.image)
         self.assertEqual(0, self.bring_up(vm).flush())
 
-    def test_it_can_be_turned_off(self) -> None:
+    def test_lock_can_be_turned_off(self) -> None:
         self.make_image()
         self.start_vm(self.image)
         self.assertRefused(self.image, device='lock=on')
@@ -175,7 +173,7 @@ class StartTestCase(LockTestCase):
         self.assertEqual('off', unlocked.pmem('lock'))
         self.assertNotIn('virtio-pmem', unlocked.log())
 
-    def test_turned_off_it_keeps_nobody_out(self) -> None:
+    def test_guest_without_a_lock_keeps_nobody_out(self) -> None:
         self.make_image()
         self.start_vm(self.image, device='lock=off')
         self.assertFalse(self.held())
@@ -213,13 +211,13 @@ class StartTestCase(LockTestCase):
 
 class EjectTestCase(LockTestCase):
 
-    def test_eject_gives_it_up(self) -> None:
+    def test_eject_releases_the_lock(self) -> None:
         mounted = self.mount()
         vm = self.start_vm(mounted.path, machine=base.I440FX)
         pmem = self.bring_up(vm)
         self.submit_held(mounted, pmem)
         pmem.eject()
-        # At once, while the sync of the ejected device runs on.
+        # The lock is free at once, while the ejected device still syncs.
         self.assertFalse(self.held())
         with self.take():
             mounted.release()
@@ -251,7 +249,7 @@ class NoLocksTestCase(LockTestCase):
             self.assertFalse(vm.pmem('locked'))
             vm.close()
 
-    def test_guest_that_insists_does_not_start(self) -> None:
+    def test_guest_that_needs_the_lock_does_not_start(self) -> None:
         mounted = self.mount()
         for error in self.LACKS:
             mounted.fail_locks(error)
@@ -259,7 +257,7 @@ class NoLocksTestCase(LockTestCase):
                 mounted.path, "cannot lock memory backend 'mem0': "
                 + os.strerror(error), device='lock=on')
 
-    def test_any_other_error_is_one(self) -> None:
+    def test_any_other_error_refuses_the_guest(self) -> None:
         mounted = self.mount()
         mounted.fail_locks(errno.EIO)
         self.assertRefused(
@@ -267,7 +265,7 @@ class NoLocksTestCase(LockTestCase):
             "cannot lock memory backend 'mem0': Input/output error")
 
     def test_destination_without_locks_is_refused(self) -> None:
-        """The source has locked the image, so another could be locked out."""
+        """The source has locked the image, so the lock must move with it."""
         here, there = self.mount('here'), self.mount('there')
         source = self.start_vm(here.path)
         pmem = self.bring_up(source)
@@ -296,7 +294,7 @@ class NoLocksTestCase(LockTestCase):
         self.wait_status(vm, 'io-error')
         self.assertRegex(vm.log(), "cannot run: cannot lock memory backend "
                                    "'mem0': No locks available")
-        # Whatever the error is, the device tries again.
+        # The device tries again, whatever the error is.
         mounted.fail_locks(0)
         self.wait_status(vm, 'running')
         self.assertTrue(vm.pmem('locked'))
@@ -314,7 +312,7 @@ class MovingTestCase(LockMixin, test_migration.MigrationTestCase):
 
     def assertHasIt(self, vm: emulator.Emulator,
                     other: emulator.Emulator) -> None:
-        """One emulator holds it, and the other does not."""
+        """Assert that one emulator holds the lock, and the other does not."""
         self.assertIsNone(other.process.poll())
         self.assertTrue(self.held())
         vm.close()
@@ -324,7 +322,7 @@ class MovingTestCase(LockMixin, test_migration.MigrationTestCase):
 
 class HandOverTestCase(MovingTestCase):
 
-    def test_destination_takes_it_over(self) -> None:
+    def test_destination_takes_over_the_lock(self) -> None:
         destination = self.move()
         self.assertEqual(0, self.pmem.flush())
         self.assertHasIt(destination, self.source)
@@ -437,7 +435,7 @@ class StayingTestCase(MovingTestCase):
 
 
 class RunAgainTestCase(LockTestCase):
-    """A guest whose state was saved runs on, if nobody has its image."""
+    """A saved guest may run on, if nobody else has its image."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -452,7 +450,7 @@ class RunAgainTestCase(LockTestCase):
         self.assertFalse(self.held())
 
     def assertHeldBack(self, message: str = IN_USE) -> None:
-        """The VM stops, QEMU says why, and the image keeps its content."""
+        """The VM stops, QEMU logs why, and the image keeps its content."""
         self.wait_status(self.vm, 'io-error')
         self.assertRegex(self.vm.log(),
                          f'virtio-pmem: the guest cannot run: {message}')
@@ -506,7 +504,7 @@ class RunAgainTestCase(LockTestCase):
         second.close()
         self.vm.qmp.cmd('cont')
         self.assertHeldBack('.*was written to by another')
-        # Nor does it hold the lock.
+        # It does not hold the lock either.
         self.assertFalse(self.held())
 
     def test_paused_guest_has_it_again_after_a_failure(self) -> None:
@@ -531,14 +529,12 @@ class RunAgainTestCase(LockTestCase):
         self.assertEqual(0, self.pmem.flush())
 
     def wait_locked(self, vm: emulator.Emulator) -> None:
-        deadline = time.monotonic() + 20
-        while not vm.pmem('locked'):
-            self.assertLess(time.monotonic(), deadline, vm.log())
-            time.sleep(0.02)
+        wait.until('the lock', lambda: vm.pmem('locked'), 20, interval=0.02,
+                   state=vm.log)
 
     @contextlib.contextmanager
     def _taken_from(self) -> ty.Iterator[None]:
-        """A migration fails, and another process has the image by then."""
+        """Make a migration fail after another process took the image."""
         path = f'{self.directory}/taker.mig'
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
@@ -553,7 +549,7 @@ class RunAgainTestCase(LockTestCase):
                 deadline = time.monotonic() + 20
                 while not third.done():
                     self.assertLess(time.monotonic(), deadline)
-                    # All of the stream may come before the lock is free.
+                    # The whole stream may arrive before the lock is free.
                     with contextlib.suppress(TimeoutError):
                         connection.recv(1 << 20)
         with third.result():

@@ -63,7 +63,7 @@ class MigrationTestCase(base.DeviceTestCase):
 
     def assertStays(self, destination: emulator.Emulator,
                     message: str) -> None:
-        """The destination refuses, and the guest runs on at the source."""
+        """The destination refuses, and the guest continues at the source."""
         self.assertNotEqual(0, destination.wait_exit())
         self.assertIn(message, destination.log())
         self.wait_status(self.source, 'running')
@@ -73,14 +73,14 @@ class MigrationTestCase(base.DeviceTestCase):
 class StateTestCase(MigrationTestCase):
 
     def test_guest_goes_on_where_it_was(self) -> None:
-        # So that it is not at the start of its ring.
+        # Leave the start of the ring.
         for _ in range(3):
             self.assertEqual(0, self.pmem.flush())
         destination = self.move()
         self.assertEqual(15, self.pmem.status)
         self.assertEqual(self.address, self.memaddr(destination))
         self.assertEqual([0] * 3, [self.pmem.flush() for _ in range(3)])
-        # Counters are the emulator's, not the guest's.
+        # Each emulator counts for itself: counters do not move.
         self.assertEqual(3, destination.pmem('requests'))
         self.assertEqual(3, len(self.there.ended))
 
@@ -172,13 +172,13 @@ class LastSyncTestCase(MigrationTestCase):
         self.assertEqual(errno.EIO, self.source.pmem('last-error'))
         # QEMU 7.2 leaves the destination waiting.
         destination.close()
-        # Nor does a second try succeed, although its sync would.
+        # A second try fails too, although its sync would succeed.
         again = self.expect_guest('again')
         self.assertEqual(
             'failed', self.migrate(self.source, 'again')['status'])
         self.wait_status(self.source, 'running')
         again.close()
-        # The guest is told, at its next flush; then it may go.
+        # The guest learns of it at its next flush. Then it may leave.
         self.assertEqual(-1, self.pmem.flush())
         third = self.expect_guest('third')
         self.assertEqual(
@@ -200,7 +200,7 @@ class LastSyncTestCase(MigrationTestCase):
         private = self.start_vm(self.here.path, name='private',
                                 memdev='share=off')
         self.expect_guest()
-        # Before anything is sent.
+        # The command fails before anything is sent.
         self.assertRaisesRegex(
             qmp_client.ExecuteError, r'is not shared \(share=on\)',
             self.migrate, private, 'destination')
@@ -276,8 +276,8 @@ class PageCacheTestCase(MigrationTestCase):
     def test_without_a_return_path_the_source_may_believe_it_went_well(
         self
     ) -> None:
-        # QEMU's limitation, not the device's: whoever manages both must check
-        # that the destination runs before ending the source.
+        # This is a limitation of QEMU, not of the device: whoever manages
+        # both must check that the destination runs before ending the source.
         with (self.there.path.open('rb') as file,
               mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped):
             self.assertEqual(ord('A'), mapped[0])
@@ -285,7 +285,7 @@ class PageCacheTestCase(MigrationTestCase):
             info = self.migrate(
                 self.source, 'destination', return_path=False)
             self.assertNotEqual(0, destination.wait_exit())
-        # It fails if the destination exited before all was sent.
+        # The migration fails if the destination exits before all is sent.
         self.assertIn(info['status'], ('completed', 'failed'))
         if info['status'] == 'completed':
             self.wait_status(self.source, 'postmigrate')

@@ -11,10 +11,10 @@
 # under the License.
 """A real guest moves to and fro while it writes and flushes.
 
-Two mounts of one image are two hosts. Each move begins while a sync is in
-flight at the source, which ends only when the switchover waits for it.
+Two mounts of one image act as two hosts. When a move begins, a sync is in
+flight at the source; it does not end before the switchover waits for it.
 
-``FAKEDAX_MOVES`` in the environment says how many moves, 10 by default.
+``FAKEDAX_MOVES`` in the environment sets the number of moves, 10 by default.
 """
 
 from concurrent import futures
@@ -25,6 +25,7 @@ import typing as ty
 from lab import guest
 from lab.machine import emulators
 from lab.machine import qemu
+from lab import wait
 from tests.device import backing
 from tests.device import base
 
@@ -51,7 +52,7 @@ class MovesTestCase(base.DeviceTestCase):
 
     def start(self, place: backing.BackingFile, *options: str,
               properties: str = '') -> qemu.Machine:
-        """A QEMU with the test guest on one of the mounts."""
+        """Start a QEMU with the test guest on one of the mounts."""
         machine = qemu.Machine(
             *qemu.direct_kernel(self.guest.kernel, self.guest.initrd,
                                 guest.COMMAND_LINE),
@@ -61,7 +62,7 @@ class MovesTestCase(base.DeviceTestCase):
             *options, emulator=emulators.project())
         machine.__enter__()
         self.addCleanup(machine.__exit__)
-        # A process in a sync that is held cannot be killed.
+        # While its sync is held, QEMU cannot be killed.
         self.addCleanup(place.release)
         return machine
 
@@ -87,11 +88,9 @@ class MovesTestCase(base.DeviceTestCase):
 
     def wait_acknowledged(self, before: int) -> None:
         """Wait until the writer has made more than ``before`` syncs."""
-        deadline = time.monotonic() + 60
-        while len(self.lines('ack')) <= before:
-            self.assertLess(time.monotonic(), deadline,
-                            'the writer has made no sync in 60 s')
-            time.sleep(0.1)
+        wait.until(f'more than {before} syncs of the writer',
+                   lambda: len(self.lines('ack')) > before, 60,
+                   state=lambda: len(self.lines('ack')))
 
     def move(self, source: qemu.Machine, turn: int,
              **kwargs: ty.Any) -> qemu.Machine:
@@ -115,7 +114,7 @@ class MovesTestCase(base.DeviceTestCase):
 
     def _wait_migrated(self, source: qemu.Machine,
                        here: backing.BackingFile) -> dict[str, ty.Any]:
-        """Release the sync once QEMU waits for it."""
+        """Wait for the migration; release the sync once QEMU waits for it."""
         deadline = time.monotonic() + 120
         while True:
             asked = self.background(source.qmp, 'query-migrate')
@@ -147,14 +146,15 @@ class MovesTestCase(base.DeviceTestCase):
             acknowledged = len(self.lines('ack'))
             machine = self.move(machine, turn)
             self.wait_acknowledged(acknowledged + ROUND)
-        # None of the 65 hangs: a process that hangs cannot be killed.
+        # Nothing has failed, and none of the 65 tasks hangs: one that did
+        # could not be killed.
         machine.agent.wait_ready()
         self.assertEqual('', machine.agent.run(
             'cat /root/churn.error /root/many.error').stdout)
         acknowledged = len(self.lines('ack'))
         machine.agent.run('killall -9 probe; while pidof probe >/dev/null;'
                           ' do sleep 0.1; done', check=True, timeout=60)
-        # What is not on storage is lost: the end of QEMU does not write a
+        # What is not on storage is lost: QEMU's exit does not write the
         # mount's page cache.
         machine.__exit__()
         self.assertEqual([], self.lines('bad'))
@@ -180,8 +180,8 @@ class MovesTestCase(base.DeviceTestCase):
         for turn in range(2):
             acknowledged = len(self.lines('ack'))
             machine = self.move(machine, turn, properties='drop-cache=off')
-            # The first of these may have been written at the source, so that
-            # one alone would leave nothing stale there.
+            # The writer may have made the first of these syncs at the source.
+            # One sync alone would then leave nothing stale there.
             self.wait_acknowledged(acknowledged + ROUND)
         self.wait_acknowledged(len(self.lines('ack')) + ROUND)
         self.assertNotEqual([], self.lines('bad'))

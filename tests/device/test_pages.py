@@ -38,7 +38,7 @@ class PageSizeTestCase(base.DeviceTestCase):
         self.image = directory / 'image'
 
     def dirtied(self, vm: emulator.Emulator) -> int:
-        """The bytes that QEMU has made dirty, proc_pid_io(5)."""
+        """The bytes that QEMU has made dirty, see proc_pid_io(5)."""
         fields = dict(line.split(': ') for line in pathlib.Path(
             f'/proc/{vm.process.pid}/io').read_text().splitlines())
         return int(fields['write_bytes'])

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Stopping the guest, resetting, ejecting and quitting under a flush."""
+"""Stop, reset, eject and quit while a flush is in flight."""
 
 import errno
 import time
@@ -45,11 +45,11 @@ class StopTestCase(base.DeviceTestCase):
         self.assertPending(stop)
         self.mounted.release()
         stop.result(20)
-        # All are answered when the guest has stopped: one sync for the
-        # first, and one for the three and for what nobody has flushed.
+        # All are answered by the time the guest has stopped. One sync was for
+        # the first, one for the three and for what nobody has flushed.
         self.assertEqual([(head, 0) for head in heads],
                          self.pmem.completed())
-        # The test hears of it a little later than QEMU does.
+        # The test learns of it a little later than QEMU.
         self.mounted.wait(lambda: len(self.mounted.ended) == 2)
         self.assertEqual([0, 0], self.mounted.ended)
         self.assertEqual([True] * 2, self.mounted.datasync)
@@ -83,12 +83,12 @@ class StopTestCase(base.DeviceTestCase):
         self.assertEqual(0, self.vm.wait_exit(10))
         self.assertEqual(b'B' * base.PAGE,
                          self.image.read_bytes()[:base.PAGE])
-        # The flush, and the stop that comes before the end.
+        # One sync for the flush, one for the stop that precedes the exit.
         self.assertEqual([0, 0], self.mounted.ended)
 
 
 class ResetTestCase(base.DeviceTestCase):
-    """Whatever ends a flush early, it is not answered."""
+    """A flush in flight at a reset or an eject is never answered."""
 
     scenarios = base.EACH_VERSION
 
@@ -101,12 +101,12 @@ class ResetTestCase(base.DeviceTestCase):
         self.pmem = self.bring_up(self.vm)
 
     def _finish_and_flush(self, pmem: driver.PmemDriver) -> None:
-        """The new driver sees its own answers, and only these."""
+        """Assert that the new driver sees only answers to its own flushes."""
         head = pmem.submit()
         self.assertNoAnswer(pmem)
         self.mounted.release()
         self.assertEqual([(head, 0)], pmem.wait(1))
-        # The sync that was running could not answer it.
+        # It needed another sync than the one that was running.
         self.assertEqual(2, self.mounted.begun)
         self.assertNoAnswer(pmem)
         self.assertEqual(0, pmem.flush())
@@ -133,7 +133,8 @@ class ResetTestCase(base.DeviceTestCase):
         self._bring_up()
         self.submit_held(self.mounted, self.pmem)
         self.pmem.submit()
-        # The sync ends when it is released: what waited for it would hang.
+        # The sync does not end before it is released, so whatever waited for
+        # it would hang.
         self.vm.qmp.cmd('system_reset')
         self.vm.qmp.cmd('query-status')
         self.assertEqual([], self.mounted.ended)
@@ -146,7 +147,7 @@ class ResetTestCase(base.DeviceTestCase):
         self.pmem.eject()
         self.assertEqual([], self.vm.qmp.cmd('query-memory-devices'))
         if self.version == '7.2':
-            # 7.2 leaves the memory mapped, so the backend stays as well.
+            # 7.2 leaves the memory mapped, so the backend stays in use.
             self.assertRaisesRegex(
                 qmp_client.ExecuteError, "is in use",
                 self.vm.qmp.cmd, 'object-del', id='mem0')
@@ -155,7 +156,7 @@ class ResetTestCase(base.DeviceTestCase):
                 self.vm.qmp.cmd, 'device_add', driver='virtio-pmem-pci',
                 memdev='mem0', addr='0x10')
         else:
-            # The sync has a reference to the backend.
+            # The sync holds a reference to the backend, so this is safe.
             self.vm.qmp.cmd('object-del', id='mem0')
         self.mounted.release()
         self.mounted.wait(lambda: len(self.mounted.ended) == 1)
@@ -174,11 +175,11 @@ class ResetTestCase(base.DeviceTestCase):
             'mem-path': str(self.mounted.path), 'size': base.SIZE})
         self.vm.qmp.cmd('device_add', driver='virtio-pmem-pci', id='pmem0',
                         memdev='mem1', addr='0x10')
-        # It is another device: the error is not its own.
+        # This is a new device, so the old error does not apply to it.
         self.assertEqual(0, self.bring_up(self.vm).flush())
         self.assertEqual(0, self.vm.pmem('last-error'))
 
-    def test_unplug_is_refused_as_ever(self) -> None:
+    def test_unplug_is_refused_as_by_qemus_device(self) -> None:
         self._bring_up(machine=base.I440FX)
         self.assertRaisesRegex(
             qmp_client.ExecuteError, 'unplug',
@@ -209,8 +210,8 @@ class SlowSyncTestCase(base.DeviceTestCase):
             vm.qtest.write_bytes(self.memaddr(vm), b'C')
             answers += 1
             time.sleep(0.05)
-        # Neither QEMU's main loop nor the guest's memory waited for it. One
-        # answer may be late on a busy machine, not all of them.
+        # Neither QEMU's main loop nor the guest's memory waited for the sync.
+        # On a busy machine an answer may be late, but not all of them.
         self.assertEqual([], mounted.ended)
         self.assertGreater(answers, SLOW)
         stop = self.background(vm.qmp.cmd, 'stop')

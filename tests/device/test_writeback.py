@@ -17,14 +17,15 @@ import time
 
 import testscenarios
 
+from lab import wait
 from tests.device import base
 from tests.device import driver
 from tests.device import emulator
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-#: Far longer than the device takes to look, far shorter than the kernel takes
-#: to write by itself what is dirty (vm.dirty_expire_centisecs, 30 s).
+#: Far longer than the device takes to notice dirty pages, and far shorter than
+#: the kernel takes to write them by itself (vm.dirty_expire_centisecs, 30 s).
 SECONDS = 1
 
 
@@ -49,20 +50,19 @@ class EarlyWritebackTestCase(base.DeviceTestCase):
         return len(data) - len(data.lstrip(b'B'))
 
     def wait_written(self, size: int) -> None:
-        deadline = time.monotonic() + 20
-        while self.written() < size:
-            self.assertLess(time.monotonic(), deadline, self.written())
-            time.sleep(0.02)
+        wait.until(f'{size} bytes to be written',
+                   lambda: self.written() >= size, 20, interval=0.02,
+                   state=self.written)
 
     def test_much_is_written_before_a_flush_asks_for_it(self) -> None:
         vm, pmem = self.bring_up_with('64k')
         self.assertEqual(0, pmem.flush())
         self.dirty(vm, 16)
         self.wait_written(16 * base.PAGE)
-        # It was not a sync: nothing is durable, and nobody was answered.
+        # It was not a sync: nothing is durable, and nothing was answered.
         self.assertEqual(1, self.mounted.begun)
         self.assertEqual((1, 1), (vm.pmem('syncs'), vm.pmem('writebacks')))
-        # And it goes on.
+        # Early writeback continues.
         vm.qtest.write_bytes(self.memaddr(vm) + 16 * base.PAGE,
                              b'B' * base.PAGE * 16)
         self.wait_written(32 * base.PAGE)
@@ -94,7 +94,7 @@ class EarlyWritebackTestCase(base.DeviceTestCase):
         self.assertEqual(0, self.written())
         self.assertEqual(0, pmem.flush())
 
-    def test_its_error_is_the_next_flushs(self) -> None:
+    def test_its_error_fails_the_next_flush(self) -> None:
         vm, pmem = self.bring_up_with('64k')
         self.assertEqual(0, pmem.flush())
         self.mounted.fail_writes(errno.EIO)
@@ -107,7 +107,7 @@ class EarlyWritebackTestCase(base.DeviceTestCase):
         self.assertEqual(errno.EIO, vm.pmem('last-error'))
         self.assertEqual(-1, pmem.flush())
 
-    def test_its_error_is_that_of_a_stop(self) -> None:
+    def test_its_error_is_reported_by_a_stop(self) -> None:
         vm, pmem = self.bring_up_with('64k')
         self.assertEqual(0, pmem.flush())
         self.mounted.fail_writes(errno.EIO)
@@ -128,7 +128,7 @@ class EarlyWritebackTestCase(base.DeviceTestCase):
 
 
 class LimitTestCase(base.DeviceTestCase):
-    """A guest that flushes all the time gets no more than its limit."""
+    """A guest that flushes all the time writes no more than its limit."""
 
     scenarios = base.EACH_VERSION
 
@@ -172,7 +172,7 @@ class LimitTestCase(base.DeviceTestCase):
         error = self.assertRaises(RuntimeError, self.start, 'sync-bps=100')
         self.assertIn('sync-bps=100: must be 0 or at least 1024', str(error))
 
-    def test_flush_of_nothing_is_one_of_a_page(self) -> None:
+    def test_flush_of_nothing_counts_as_one_page(self) -> None:
         self.start('sync-bps=16k')
         started = time.monotonic()
         for _ in range(5):
@@ -183,10 +183,8 @@ class LimitTestCase(base.DeviceTestCase):
         self.start('sync-bps=64k,early-writeback=64k')
         self.assertEqual(0, self.pmem.flush())
         self.store(16)
-        deadline = time.monotonic() + 20
-        while not self.vm.pmem('writebacks'):
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
+        wait.until('early writeback', lambda: self.vm.pmem('writebacks'), 20,
+                   interval=0.02)
         head = self.pmem.submit()
         self.assertNoAnswer(self.pmem, 0.4)
         self.assertEqual([(head, 0)], self.pmem.wait(1))
@@ -195,7 +193,7 @@ class LimitTestCase(base.DeviceTestCase):
         self.start('sync-bps=1k')
         self.store(16)
         self.assertEqual(0, self.pmem.flush())
-        # The next one is a minute away.
+        # The limit delays the next sync by a minute.
         head = self.pmem.submit()
         self.assertNoAnswer(self.pmem)
         self.vm.qmp.cmd('stop')
