@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What build, check and convert have in common. Sourced.
+# What build, check and convert share. Sourced.
 
 SECTOR=512
 MIB=1048576
 
-# of Glance's image. os_type: Nova makes ephemeral disks vfat otherwise, which
-# has no DAX. hw_cdrom_bus: Debian's kernel for clouds has no driver for SATA,
-# where Nova puts the config drive of a machine of type q35.
+# Properties of the image in Glance. os_type: otherwise Nova formats ephemeral
+# disks as vfat, which has no DAX. hw_cdrom_bus: Debian's kernel for clouds has no
+# driver for SATA, where Nova puts the config drive of a machine of type q35.
 IMAGE_PROPERTIES=(fakedax_guest=true hw_qemu_guest_agent=yes os_type=linux
     hw_cdrom_bus=scsi hw_scsi_model=virtio-scsi)
 
@@ -19,7 +19,7 @@ function say {
     echo "${0##*/}: $*" >&2
 }
 
-# Unless the output is new, nothing is shown that would hide what matters.
+# quietly COMMAND...: shows the command's output only if it fails.
 function quietly {
     local log
     log=$(mktemp)
@@ -37,8 +37,8 @@ function apt_install {
         --no-install-recommends "$@"
 }
 
-# mirror LABEL: a mirror of Debian that this machine's apt uses, without the
-# last slash; empty if it uses none.
+# mirror LABEL: prints a mirror of Debian that this machine's apt uses, without
+# the last slash; nothing if it uses none.
 function mirror {
     local uri
     uri=$(apt-get indextargets --format "\$(REPO_URI)" "Label: $1" \
@@ -46,13 +46,13 @@ function mirror {
     echo "${uri%/}"
 }
 
-# What the machine's apt needs to reach a mirror, and to believe its dates.
+# Prints what this machine's apt needs to reach a mirror and to accept its dates.
 function apt_configuration {
     apt-config dump | grep -E \
         '^Acquire::(Check-(Date|Valid-Until)|https?::(Proxy|CaInfo)\>)' || true
 }
 
-# print_upload FORMAT FILE NAME: the command that makes an image of Glance's.
+# print_upload FORMAT FILE NAME: prints the command that uploads it to Glance.
 function print_upload {
     local property properties=()
     for property in "${IMAGE_PROPERTIES[@]}"; do
@@ -62,8 +62,8 @@ function print_upload {
         "--container-format bare ${properties[*]} --file $2 $3"
 }
 
-# partitions IMAGE: of a raw image with a GPT; one a line: number, start and size
-# in sectors, type.
+# partitions IMAGE: prints the partitions of a raw image with a GPT, one per line:
+# number, start and size in sectors, type.
 function partitions {
     sfdisk --json "$1" 2>/dev/null | python3 -c '
 import json
@@ -76,12 +76,13 @@ for part in json.load(sys.stdin)["partitiontable"].get("partitions", []):
 '
 }
 
-# root_partition IMAGE: that line of partitions; the largest is root.
+# root_partition IMAGE: prints that line for root, which is the largest partition.
 function root_partition {
     partitions "$1" | sort --key 3,3n | tail -n 1
 }
 
-# partition_with IMAGE TAG VALUE: its start and size; nothing if none has it.
+# partition_with IMAGE TAG VALUE: prints start and size of the partition that has
+# this tag; nothing if none has it.
 function partition_with {
     local number start size value
     while read -r number start size _; do
@@ -97,14 +98,14 @@ function partition_with {
     done < <(partitions "$1")
 }
 
-# mount_partition IMAGE START SIZE DIRECTORY OPTIONS: in sectors.
+# mount_partition IMAGE START SIZE DIRECTORY OPTIONS: START and SIZE in sectors.
 function mount_partition {
     mount --options \
         "loop,offset=$(($2 * SECTOR)),sizelimit=$(($3 * SECTOR)),$5" "$1" "$4"
 }
 
-# mount_boot IMAGE ROOT OPTIONS: the partition that the mounted root's fstab has
-# on /boot, if any. Ubuntu 24.04 has its kernels on one.
+# mount_boot IMAGE ROOT OPTIONS: mounts the partition that the mounted root's fstab
+# names for /boot, if any. Ubuntu 24.04 has its kernels on one.
 function mount_boot {
     local device start size
     device=$(awk '$1 !~ /^#/ && $2 == "/boot" { print $1 }' \
@@ -114,14 +115,14 @@ function mount_boot {
     fi
     read -r start size < <(partition_with "$1" "${device%%=*}" \
         "${device#*=}") || {
-        echo "no partition is $device" >&2
+        echo "no partition has $device" >&2
         return 1
     }
     mount_partition "$1" "$start" "$size" "$2/boot" "$3"
 }
 
-# kernel_lacks CONFIGURATION: the options that a kernel needs for DAX on
-# virtio-pmem and does not have, by the file below /boot; one a line.
+# kernel_lacks CONFIGURATION: prints the options that a kernel needs for DAX on
+# virtio-pmem and that its configuration file lacks, one per line.
 function kernel_lacks {
     local option
     for option in FS_DAX=y VIRTIO_PMEM='[ym]' BLK_DEV_PMEM='[ym]'; do
@@ -131,8 +132,8 @@ function kernel_lacks {
     done
 }
 
-# kernel_banner VMLINUZ: what uname -r and -v say of an x86 kernel, by its setup
-# header (Documentation/arch/x86/boot.rst, kernel_version).
+# kernel_banner VMLINUZ: prints what uname -r and -v say on an x86 kernel, from its
+# setup header (Documentation/arch/x86/boot.rst, kernel_version).
 function kernel_banner {
     python3 -c '
 import struct
@@ -145,8 +146,8 @@ print(setup[start:setup.index(0, start)].decode(errors="replace"))
 ' "$1" 2>/dev/null || true
 }
 
-# module_field BASE RELEASE FIELD MODULE: of the module that modprobe would load in
-# the tree BASE; empty if there is none, or it lacks the field.
+# module_field BASE RELEASE FIELD MODULE: prints a field of the module that modprobe
+# would load in the tree BASE; nothing if there is none, or it lacks the field.
 function module_field {
     modinfo --basedir "$1" -k "$2" --field "$3" "$4" 2>/dev/null || true
 }

@@ -11,9 +11,9 @@
 # under the License.
 
 
-"""What guest-image-elements/convert refuses, on images with next to nothing.
+"""What guest-image-elements/convert refuses, on almost empty images.
 
-tests/image has it convert one that boots.
+tests/image converts an image that boots.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ SECTOR = 512
 PATH = f'{os.environ["PATH"]}:/usr/sbin:/sbin'
 
 DEBIAN = 'ID=debian\nVERSION_ID="12"\n'
-#: Of Debian's kernels: one whose driver is right, and one whose is not.
+#: Two of Debian's kernels: one whose driver is right, and one whose is wrong.
 SAFE, UNSAFE = 'Debian 6.12.117-1', 'Debian 6.1.192-2'
 
 KERNEL = 'CONFIG_FS_DAX=y\nCONFIG_VIRTIO_PMEM=m\nCONFIG_BLK_DEV_PMEM=m\n'
@@ -59,8 +59,8 @@ class RefusalTestCase(base.BaseTestCase):
              version: str = SAFE, mib: int = 32) -> None:
         """An image whose only partition is a root.
 
-        :param kernel: its configuration
-        :param version: the distribution's, of that kernel
+        :param kernel: the configuration of its kernel
+        :param version: the distribution's version of that kernel
         """
         root = self.directory / 'root'
         for name in ('proc', 'sys', 'dev', 'run', 'tmp'):
@@ -100,9 +100,9 @@ class RefusalTestCase(base.BaseTestCase):
 
     def assertRefused(self, *expected: str,
                       driver: str = 'kernel') -> None:
-        """In one sentence that says all this; nothing is changed or left."""
+        """Assert that one sentence says all this, and nothing changes."""
         before = hashlib.sha256(self.image.read_bytes()).hexdigest()
-        # Also where it is to change the image itself.
+        # The image must not change even with --in-place.
         for option in ([], ['--in-place']):
             done = self.convert(self.image, '--driver', driver, *option)
             self.assertEqual(1, done.returncode, done.stderr)
@@ -116,9 +116,8 @@ class RefusalTestCase(base.BaseTestCase):
                 path.name for path in self.directory.iterdir()
                 if path.name not in ('cloud.raw', 'root', 'part')])
 
-    def test_what_is_refused_here_is_refused_for_its_reason_alone(
-            self) -> None:
-        """All checks pass; then there is nothing that could be run."""
+    def test_image_without_a_fault_passes_all_checks(self) -> None:
+        """convert then fails only because the image has no programs to run."""
         self.make()
         done = self.convert(self.image, '--driver', 'kernel')
         self.assertEqual(1, done.returncode)
@@ -185,7 +184,7 @@ class RefusalTestCase(base.BaseTestCase):
         self.assertRefused("''", 'allowed: debian 12, debian 13')
 
     def test_backing_file(self) -> None:
-        """It may be any file of the machine that converts."""
+        """It could be any file of the machine that converts the image."""
         secret = self.directory / 'part'
         secret.write_bytes(b'secret' * 1000)
         self.run_tool('qemu-img', 'create', '-f', 'qcow2', '-F', 'raw', '-b',

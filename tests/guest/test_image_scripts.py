@@ -13,8 +13,8 @@
 
 """The scripts of guest-image-elements, on trees that stand in for a guest.
 
-No machine is started: /sys and /proc are files, and mount, blkid and the like
-are stubs that write down what they were asked.
+No machine is started: /sys and /proc are ordinary files, and mount, blkid and
+the like are stubs that log how they were called.
 """
 
 import itertools
@@ -34,7 +34,7 @@ LIBRARY = STATIC / 'usr/local/lib/fakedax'
 MIB = 1024 * 1024
 SECTOR = 512
 
-#: What fakedax-guest tells to do about a driver that is not known to be right.
+#: What fakedax-guest says to do about a driver that is not known to be right.
 REMEDY = ('install the driver of this project (DKMS package fakedax-driver), '
           "or a kernel of Debian's whose own is safe: 6.12.112 or later in "
           '6.12, 7.3.4 or later')
@@ -42,7 +42,7 @@ REMEDY = ('install the driver of this project (DKMS package fakedax-driver), '
 #: STATX_ATTR_DAX, include/uapi/linux/stat.h.
 DAX = 0x200000
 
-#: /proc/version of a kernel of Debian's, less the version of its package.
+#: /proc/version of one of Debian's kernels, without its package's version.
 BANNER = (
     'Linux version 6.1.0-56-cloud-amd64 (debian-kernel@lists.debian.org) '
     '(gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0, GNU ld (GNU Binutils for '
@@ -88,17 +88,17 @@ class Guest:
         path.chmod(0o755)
 
     def kernel(self, version: str) -> None:
-        """A kernel of Debian's, by what it says of itself."""
+        """Give the guest one of Debian's kernels, by its /proc/version."""
         self.write('proc/version', BANNER.format(version))
 
     def driver(self, version: str | None) -> None:
-        """Of virtio-pmem; None for the kernel's own, which has no version."""
+        """Set the version of the driver; the kernel's own has none."""
         if version is not None:
             self.write('sys/module/nd_virtio/version', f'{version}\n')
 
     def flushes(self, *, failed: int = 0, number: int = 0,
                 disk: str | None = 'pmem0') -> None:
-        """What our driver counts of a device."""
+        """Set what our driver counts for a device."""
         base = f'sys/bus/virtio/devices/virtio{number}'
         for name, value in (('flushes', 12), ('requests', 7),
                             ('failed', failed)):
@@ -111,7 +111,7 @@ class Guest:
         self.stub('xfs_io', f'echo "stat.attributes = {attributes:#x}"')
 
     def virtio_pmem(self, size: int | None = None) -> None:
-        """A device of the host's; with a size, libnvdimm has seen it."""
+        """Add a device; with a size, libnvdimm has seen it."""
         number = next(self._devices)
         self.write(f'sys/bus/virtio/devices/virtio{number}/device',
                    '0x001b\n')
@@ -121,7 +121,7 @@ class Guest:
 
     def disk(self, name: str, mib: int, *partitions: tuple[int, int],
              serial: str = '', dax: str = '1') -> None:
-        """A disk with partitions of a start and a size in sectors."""
+        """Add a disk; partitions have a start and a size in sectors."""
         base = f'sys/block/{name}'
         self.write(f'{base}/size', f'{mib * MIB // SECTOR}\n')
         self.write(f'{base}/queue/dax', f'{dax}\n')
@@ -136,7 +136,7 @@ class Guest:
             self.write(f'{part}/size', f'{size}\n')
 
     def tag(self, device: str, **tags: str) -> None:
-        """What blkid reads from a device."""
+        """Set what blkid reads from a device."""
         self.tags[f'/dev/{device}'] = tags
         cases = ''.join(
             f'"{name} {tag}") echo {value} ;;\n'
@@ -154,7 +154,7 @@ class Guest:
                 'FAKEDAX_LIB': str(LIBRARY)})
 
     def calls(self, program: str) -> list[str]:
-        """How a stub was called, without those that only asked."""
+        """The command lines with which a stub was called."""
         return [line for line in self.log.read_text().splitlines()
                 if line.split()[0] == program]
 
@@ -168,7 +168,7 @@ class ScriptTestCase(base.BaseTestCase):
         self.guest = Guest(directory)
 
     def root_on_pmem(self, mib: int = 2048, **options: str) -> None:
-        """A root on fake DAX with its boot view, as Nova shows it."""
+        """Add a root on fake DAX and its boot view, as Nova shows them."""
         partitions = [(2048, 2048), (4096, 131072),
                       (135168, mib * 2048 - 135168 - 2048)]
         self.guest.virtio_pmem(mib * MIB)
@@ -184,7 +184,7 @@ class ChooseRootTestCase(ScriptTestCase):
 
     def choose(self, root: str = 'LABEL=img') -> dict[str, str]:
         seen = []
-        # busybox takes its own programs before those of PATH.
+        # busybox prefers its own programs to those in PATH.
         stubs = ''.join(
             f'{name}() {{ {self.guest.bin}/{name} "$@"; }}; '
             for name in ('mount', 'umount', 'sleep'))
@@ -313,7 +313,7 @@ class GrowRootTestCase(ScriptTestCase):
         return self.guest.run(LIBRARY / 'grow-root')
 
     def _grown_to(self, disk_sectors: int) -> int | None:
-        """The end that root's partition is given on such a disk."""
+        """The end that root's partition gets on a disk of this size."""
         self.guest.write('sys/block/pmem0/size', f'{disk_sectors}\n')
         given = self.guest.bin / 'sfdisk.input'
         given.unlink(missing_ok=True)
@@ -378,7 +378,7 @@ class GrowRootTestCase(ScriptTestCase):
         self.assertEqual(['resize2fs /dev/pmem0'],
                          self.guest.calls('resize2fs'))
 
-    def test_a_failure_is_said(self) -> None:
+    def test_a_failure_is_reported(self) -> None:
         self.root_on_pmem()
         self.guest.stub('resize2fs', 'exit 1')
         done = self.grow()
@@ -429,7 +429,7 @@ class MountEphemeralTestCase(ScriptTestCase):
         self.assertEqual(['mount /dev/pmem1 /mnt/ephemeral0'],
                          self.guest.calls('mount'))
 
-    def test_what_the_user_mounts_is_the_users(self) -> None:
+    def test_what_fstab_mounts_is_left_alone(self) -> None:
         self.guest.disk('pmem1', 512)
         self.guest.write('etc/fstab', 'LABEL=ephemeral0 /data ext4 x 0 0\n')
         self.mount()
@@ -455,11 +455,11 @@ class OrderingTestCase(ScriptTestCase):
         self.assertEqual(1, len(seen), seen)
         return seen.pop()
 
-    def test_the_projects(self) -> None:
+    def test_driver_of_this_project(self) -> None:
         for banner in (BANNER.format('6.1.192-2'), '#48-Ubuntu SMP', ''):
             self.assertEqual('yes', self.orders('fakedax-1.0', banner))
 
-    def test_debians(self) -> None:
+    def test_drivers_of_debian(self) -> None:
         for version, expected in (
                 ('5.10.1-1', 'no'), ('6.1.192-2', 'no'), ('6.1.999-1', 'no'),
                 ('6.12.95-1~bpo12+1', 'no'), ('6.12.100-1', 'no'),
@@ -473,19 +473,19 @@ class OrderingTestCase(ScriptTestCase):
             self.assertEqual(
                 expected, self.orders('', BANNER.format(version)), version)
 
-    def test_of_others_nothing_is_known(self) -> None:
+    def test_other_drivers_are_unknown(self) -> None:
         for banner in (
                 '#48-Ubuntu SMP PREEMPT_DYNAMIC Fri Sep 27 2026', '',
                 'Linux version 6.12.117 (me@host) (gcc (Debian 12.2.0-14) '
                 '12.2.0, GNU ld (GNU Binutils for Debian) 2.40) #1 SMP Thu'):
             self.assertEqual('unknown', self.orders('', banner), banner)
-        # A module of someone else's, in a kernel whose own is right.
+        # Somebody else's module, in a kernel whose own driver is right.
         self.assertEqual('unknown', self.orders(
             '2.0', BANNER.format('6.12.117-1')))
 
 
 class ReportTestCase(ScriptTestCase):
-    """fakedax-guest: one sentence a finding, and the exit status."""
+    """fakedax-guest: one sentence per finding, and the exit status."""
 
     def report(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.guest.run(
@@ -517,13 +517,14 @@ class ReportTestCase(ScriptTestCase):
         self.guest.statx(0)
         self.assertWrong(
             '/ (/dev/pmem0p3, ext4) does not use DAX: it is not mounted with '
-            'dax=always: rebuild the initramfs and reboot, or mount it so')
+            'dax=always: rebuild the initramfs and reboot, or mount it with '
+            'that option')
 
     def test_without_a_way_to_tell(self) -> None:
         self.root_on_pmem()
         self.guest.stub('xfs_io', 'exit 127')
         self.assertWrong(
-            'whether / (/dev/pmem0p3, ext4) uses DAX cannot be told: install '
+            'it is not known whether / (/dev/pmem0p3, ext4) uses DAX: install '
             'xfs_io (package xfsprogs)')
 
     def test_ordinary_flavor(self) -> None:
@@ -540,16 +541,16 @@ class ReportTestCase(ScriptTestCase):
             "kernel's command line asks for pmem: boot on a flavor with "
             'fakedax:disks=root')
 
-    def test_size_no_multiple_of_2_mib(self) -> None:
+    def test_size_that_is_not_a_multiple_of_2_mib(self) -> None:
         self.root_on_pmem()
         shutil.rmtree(self.guest.root / 'sys/block/pmem0')
         size = 2049 * MIB
         self.guest.write('sys/bus/nd/devices/region0/size', f'{size}\n')
         self.guest.mounts('/dev/vda3 / ext4 ro 0 0')
         self.assertWrong(
-            f'a virtio-pmem device of {size} bytes is no disk because that '
-            "is no multiple of 2 MiB: enlarge the disk's file on the host to "
-            'one')
+            f'a virtio-pmem device of {size} bytes is not a disk because its '
+            "size is not a multiple of 2 MiB: enlarge the disk's file on the "
+            'host to the next multiple')
         self.assertWrong(
             'root is the read-only boot view (/dev/vda3): the pmem device '
             'that shows the same file cannot be used')
@@ -560,7 +561,7 @@ class ReportTestCase(ScriptTestCase):
         self.guest.write('sys/bus/nd/devices/region0/size',
                          f'{64 * 1024 * MIB}\n')
         self.assertWrong(
-            'a virtio-pmem device of 65536 MiB is no disk because its page '
+            'a virtio-pmem device of 65536 MiB is not a disk because its page '
             'descriptors take 1024 MiB and the guest has 976 MiB of RAM: take '
             'a flavor with more RAM or a smaller disk')
 
@@ -638,7 +639,7 @@ class ReportTestCase(ScriptTestCase):
             'successful flush may be lost, and each fsync fails: ask the '
             "operator what the host's storage says, then reboot")
         self.assertWrong(sentence.format('pmem0'))
-        # One that has become no disk is called by the device's own name.
+        # A device that has not become a disk goes by its own name.
         self.guest.virtio_pmem()
         self.guest.disk('pmem1', 64)
         self.guest.flushes(failed=1, number=1, disk=None)
@@ -679,7 +680,7 @@ class ReportTestCase(ScriptTestCase):
             '/ (/dev/pmem0p3, xfs) does not use DAX: its xfs has reflink: '
             'make it again with mkfs.xfs -m reflink=0')
 
-    def test_the_esp_is_not_asked_for_dax(self) -> None:
+    def test_the_esp_needs_no_dax(self) -> None:
         self.root_on_pmem()
         self.guest.mounts('/dev/pmem0p3 / ext4 rw 0 0',
                           'systemd-1 /efi autofs rw 0 0',
@@ -688,12 +689,12 @@ class ReportTestCase(ScriptTestCase):
         self.assertRight('ok: / (/dev/pmem0p3, ext4) uses DAX')
         self.assertNotIn('/efi', self.report().stdout)
 
-    def test_kernels_on_a_partition_of_their_own_are_not_asked_for_dax(
+    def test_kernels_on_a_partition_of_their_own_need_no_dax(
             self) -> None:
         self.root_on_pmem()
         self.guest.mounts('/dev/pmem0p3 / ext4 rw 0 0',
                           '/dev/pmem0p2 /boot ext4 rw 0 0')
-        # Only files of /boot are without DAX.
+        # Only files in /boot are without DAX.
         self.guest.write('boot/vmlinuz', '')
         self.guest.stub('xfs_io', 'case "$*" in\n*/boot/*) a=0 ;;\n'
                         f'*) a={DAX:#x} ;;\nesac\n'
@@ -718,7 +719,7 @@ class ReportTestCase(ScriptTestCase):
         self.assertWrong(
             '/ (/dev/pmem0p3, ext4) does not use DAX: daxroot=inode is on the '
             "kernel's command line and its files do not carry the flag: run "
-            'chattr -R +x /, or take the argument away')
+            'chattr -R +x /, or remove the argument')
 
     def test_off(self) -> None:
         self.root_on_pmem()
@@ -759,7 +760,7 @@ class ReportTestCase(ScriptTestCase):
     def test_arguments(self) -> None:
         done = self.report('--help')
         self.assertEqual(0, done.returncode)
-        self.assertIn('One finding a line', done.stdout)
+        self.assertIn('One finding per line', done.stdout)
         done = self.report('nonesuch')
         self.assertEqual(2, done.returncode)
         self.assertIn("unknown argument 'nonesuch'; allowed: --help",

@@ -11,9 +11,9 @@
 # under the License.
 
 
-"""The image boots everywhere, and has its root on DAX where that can be.
+"""The image boots everywhere, and has its root on DAX where that is possible.
 
-Real QEMU under TCG, no OpenStack.
+These tests use real QEMU under TCG, and no OpenStack.
 """
 
 from collections.abc import Iterator
@@ -41,10 +41,10 @@ class FirmwareTestCase(base.BootCase):
 
     @base.on_demand
     def test_a_disk_over_its_boots(self) -> None:
-        """Each kind of firmware and of disk; one after the other, of one disk.
+        """Boot one disk with each kind of firmware, as each kind of disk.
 
-        A boot takes most of a minute: what a boot more would show is asked
-        of one that is needed anyway.
+        A boot takes most of a minute, so each one checks more than its own
+        kind.
         """
         image = self.disk()
         self._rebuild_initramfs(image)
@@ -58,9 +58,10 @@ class FirmwareTestCase(base.BootCase):
             self.assertEqual('hello', booted.run('cat /root/from-cloud-init'))
             self.assertEqual('', booted.run(
                 'systemctl --failed --plain --no-legend'))
-            # Of a root on pmem; more of a new kernel's hooks takes too long.
+            # GRUB must find a root on pmem. To run all hooks of a new kernel
+            # would take too long.
             booted.run('update-grub', timeout=base.BOOT_SECONDS)
-        # Grown, with GRUB's new configuration, and by EFI.
+        # Boot the grown disk, with GRUB's new configuration, through EFI.
         with self.boot(*on_pmem, *self._efi(), shut_down=True) as booted:
             self.assertTrue(booted.has_efi())
             self.assertOnPmem(booted)
@@ -68,14 +69,14 @@ class FirmwareTestCase(base.BootCase):
         part = base.root_partition(image)
         self.assertEqual(0, part['start'] % 4096)
         self.assertEqual(0, (part['start'] + part['size']) % 2048)
-        # And the same disk on an ordinary flavor.
+        # Boot the same disk on an ordinary flavor.
         with self.boot(*qemu.virtio_blk(image)) as booted:
             self.assertOnBlk(booted)
             self.assertEqual('hello', booted.run('cat /root/from-cloud-init'))
 
     @base.on_demand
     def test_a_kernel_that_the_running_guest_installs(self) -> None:
-        """Takes long: the guest builds the driver and makes an initramfs."""
+        """This is slow: the guest builds the driver and makes an initramfs."""
         image = self.disk()
         on_pmem = [*qemu.boot_view(image), *qemu.pmem(image)]
         directory, release = self.other_kernel()
@@ -83,7 +84,7 @@ class FirmwareTestCase(base.BootCase):
         with self.boot(*on_pmem, *packages, shut_down=True) as booted:
             self.assertOnPmem(booted)
             self.assertNotEqual(release, booted.run('uname -r'))
-            # Even if it is the older one.
+            # GRUB would otherwise boot the newer one.
             self._boot_by_default(booted, release)
             booted.run('mount /dev/disk/by-label/packages /mnt')
             booted.run(
@@ -99,9 +100,9 @@ class FirmwareTestCase(base.BootCase):
 
     @base.on_demand
     def test_headers_that_come_after_their_kernel(self) -> None:
-        """The initramfs is made of the kernel's own driver, and made again.
+        """The first initramfs has the kernel's own driver; it is made again.
 
-        In a chroot, because it takes many minutes by TCG.
+        This runs in a chroot, because it would take many minutes under TCG.
         """
         image = self.disk()
         directory, release = self.other_kernel()
@@ -123,7 +124,7 @@ class FirmwareTestCase(base.BootCase):
 
     @base.on_demand
     def test_a_kernel_that_the_driver_cannot_be_built_for(self) -> None:
-        """It is installed all the same, with its own driver."""
+        """The kernel is installed all the same, and uses its own driver."""
         image = self.disk()
         directory, release = self.other_kernel()
         said = self._in_chroot(image, f"""
@@ -141,10 +142,10 @@ class FirmwareTestCase(base.BootCase):
 
     @base.on_demand
     def test_a_rescue_by_the_same_image(self) -> None:
-        """As Nova rescues, unless it is told of another image.
+        """Nova rescues like this by default.
 
-        The server's disk is behind the rescue's, and both are ordinary; they
-        have the same labels and UUIDs.
+        The server's disk comes after the rescue's. Both are ordinary disks,
+        with the same labels and UUIDs.
         """
         image = self.disk()
         rescue = self.disk(name='rescue')
@@ -160,10 +161,10 @@ class FirmwareTestCase(base.BootCase):
             self.assertEqual('rescued', booted.run('cat /root/from-rescue'))
 
     def _rebuild_initramfs(self, image: pathlib.Path) -> None:
-        """What the package manager runs for a new kernel.
+        """Run what the package manager runs for a new kernel.
 
-        Its hooks rebuild the initramfs and GRUB's configuration; in a
-        chroot, because an initramfs takes many minutes by TCG.
+        Its hooks rebuild the initramfs and GRUB's configuration. They run in a
+        chroot, because an initramfs would take many minutes under TCG.
         """
         said = self._in_chroot(image, """
             stat --format %Y boot/init*.img-* boot/grub/grub.cfg
@@ -175,15 +176,15 @@ class FirmwareTestCase(base.BootCase):
         self.assertGreater(int(new_grub), int(grub))
 
     def _in_chroot(self, image: pathlib.Path, script: str) -> str:
-        """What a script prints, in the root's directory.
+        """Run a script in the root's directory, and return what it prints.
 
-        "chroot ." has the machine's /dev, /proc and /sys.
+        After "chroot .", it has the machine's /dev, /proc and /sys.
         """
         mount = self.directory / 'mount'
         mount.mkdir(exist_ok=True)
         offset = base.root_partition(image)['start'] * 512
-        # Not in a PID namespace of its own: Debian 13's systemd-detect-virt
-        # takes that for a container, where GRUB's hook does nothing.
+        # There is no PID namespace: Debian 13's systemd-detect-virt would take
+        # it for a container, and GRUB's hook does nothing in a container.
         done = subprocess.run(
             ['unshare', '--mount', 'sh', '-ec', f"""
                 mount -o loop,offset={offset} {image} {mount}
@@ -197,7 +198,7 @@ class FirmwareTestCase(base.BootCase):
         return done.stdout
 
     def _boot_by_default(self, booted: base.Booted, release: str) -> None:
-        """A kernel that is still to be installed."""
+        """Have GRUB boot a kernel that the test will install."""
         title = 'Debian GNU/Linux'
         booted.run(
             f"echo 'GRUB_DEFAULT=\"Advanced options for {title}>{title}, "
@@ -212,13 +213,13 @@ class FirmwareTestCase(base.BootCase):
 
 
 class KernelTestCase(base.BootCase):
-    """By kernel and initramfs images, without firmware's boot view."""
+    """Boots from files of kernel and initramfs, without a boot view."""
 
     scenarios = base.scenarios()
 
     def test_root_by_the_flag_of_files_and_ephemeral_disks(self) -> None:
         image = self.disk()
-        # With cloud-init, among whose units the disks are mounted.
+        # cloud-init runs too, because the disks are mounted among its units.
         options = [*self.kernel('daxroot=inode'), *qemu.pmem(image),
                    *self.seed()]
         for index in range(3):
@@ -235,7 +236,7 @@ class KernelTestCase(base.BootCase):
             self.assertIn('dax=inode', mount_options)
             self.assertChecked(booted, 'ok: / .* uses DAX')
             self.assertOurDriver(booted)
-            # A new file has the flag from its directory.
+            # A new file inherits the flag from its directory.
             booted.run('echo new > /root/new')
             self.assertRegex(booted.run('lsattr /root/new'), '^[^ ]*x')
             report = booted.report().stdout
@@ -245,7 +246,7 @@ class KernelTestCase(base.BootCase):
 
 
 class BadInputTestCase(base.BootCase):
-    """What cannot be on DAX boots as far as it can, and says so."""
+    """A guest that cannot use DAX boots as far as it can, and says why."""
 
     scenarios = base.scenarios()
 
@@ -255,7 +256,8 @@ class BadInputTestCase(base.BootCase):
         size_mib = self.image.stat().st_size // base.MIB
         image = self.disk(size_mib)
         part = base.root_partition(image)
-        # Into the last MiB, behind which there is nothing to grow to.
+        # Let root end in the last MiB, so that it cannot grow to an end that
+        # DAX can map.
         subprocess.run(
             ['/sbin/sfdisk', '--quiet', '--force', '--no-reread', '-N', '3',
              image], check=True, text=True, input=f',{part["size"] + 3}\n')
@@ -288,16 +290,16 @@ class BadInputTestCase(base.BootCase):
                     r'/mnt/ephemeral0 .* its ext4 has blocks of 1024 bytes: '
                     r'make ',
                     r'/mnt/ephemeral1 .* vfat cannot do DAX: make ',
-                    rf'device of {65 * base.MIB} bytes is no disk .* 2 MiB: '
+                    rf'device of {65 * base.MIB} bytes is not a disk .* 2 MiB:'
                     r'enlarge ',
-                    r'device of 61440 MiB is no disk .* take a flavor'):
+                    r'device of 61440 MiB is not a disk .* take a flavor'):
                 self.assertRegex(report.stdout, f'(?m)^wrong: .*{expected}')
                 self.assertRegex(console, f'wrong: .*{expected}')
             self.assertEqual(5, report.stdout.count('wrong:'), report.stdout)
 
 
 class CheckTestCase(base.ImageTestCase):
-    """guest-image-elements/check sees what is wrong with an image."""
+    """guest-image-elements/check finds what is wrong with an image."""
 
     scenarios = base.scenarios()
 
@@ -334,11 +336,11 @@ class CheckTestCase(base.ImageTestCase):
         for expected in ('multiple of 2 MiB', 'machine id', 'ssh_host_rsa_key',
                          'var/log/left', 'resolv.conf', 'mirror.example',
                          'fakedax-grow', 'var/lib/dkms/mok.key'):
-            self.assertRegex(done.stdout, f'(?m)^check: not so: .*{expected}')
-        self.assertEqual(8, done.stdout.count('not so:'), done.stdout)
+            self.assertRegex(done.stdout, f'(?m)^check: failed: .*{expected}')
+        self.assertEqual(8, done.stdout.count('failed:'), done.stdout)
 
     def test_another_driver_than_the_projects(self) -> None:
-        """That of the kernel, and a build that the initramfs does not have."""
+        """The kernel's own, and a build that the initramfs does not have."""
         image = self.disk(2048)
         with self._writable(image) as mount:
             module, = mount.glob('lib/modules/*/updates/dkms/nd_virtio.ko*')
@@ -349,11 +351,11 @@ class CheckTestCase(base.ImageTestCase):
             module.write_bytes(own.read_bytes())
         version = 'the version of kernel .* virtio_pmem is'
         initramfs = 'initrd.img-.* holds the driver'
-        self.assertNotSo(image, version, initramfs)
+        self.assertFails(image, version, initramfs)
         with self._writable(image):
             module.unlink()
             subprocess.run(['depmod', '--basedir', mount, release], check=True)
-        self.assertNotSo(image, version, initramfs,
+        self.assertFails(image, version, initramfs,
                          "kernel .* loads DKMS's driver: run ")
         with self._writable(image):
             module.write_bytes(built)
@@ -361,18 +363,18 @@ class CheckTestCase(base.ImageTestCase):
         done = self._check(image)
         self.assertEqual(0, done.returncode, done.stdout + done.stderr)
 
-    def assertNotSo(self, image: pathlib.Path, *expected: str) -> None:
-        """check says these, and nothing else."""
+    def assertFails(self, image: pathlib.Path, *expected: str) -> None:
+        """Assert that these checks fail, and no others."""
         done = self._check(image)
         self.assertEqual(1, done.returncode)
         for pattern in expected:
-            self.assertRegex(done.stdout, f'(?m)^check: not so: .*{pattern}')
-        self.assertEqual(len(expected), done.stdout.count('not so:'),
+            self.assertRegex(done.stdout, f'(?m)^check: failed: .*{pattern}')
+        self.assertEqual(len(expected), done.stdout.count('failed:'),
                          done.stdout)
 
     @contextlib.contextmanager
     def _writable(self, image: pathlib.Path) -> Iterator[pathlib.Path]:
-        """The root's file system."""
+        """Mount the root's file system."""
         offset = base.root_partition(image)['start'] * 512
         mount = self.directory / 'mount'
         mount.mkdir(exist_ok=True)

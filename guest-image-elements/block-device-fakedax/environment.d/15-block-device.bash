@@ -1,3 +1,3 @@
-# What the bootloader element does for "gpt" is GRUB for BIOS; this element adds
-# GRUB for EFI, which "efi" would want to mount.
+# With "gpt", the bootloader element installs GRUB for BIOS, and this element adds
+# GRUB for EFI. With "efi", the bootloader element would mount the ESP.
 export DIB_BLOCK_DEVICE=gpt

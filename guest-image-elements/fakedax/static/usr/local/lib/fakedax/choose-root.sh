@@ -1,9 +1,9 @@
 # shellcheck shell=sh
-# The root's device and its mount option, chosen in the initramfs. Sourced
-# after common.sh, by initramfs-tools and dracut alike.
+# Chooses the root's device and its mount option, in the initramfs. Sourced after
+# common.sh, with initramfs-tools and with dracut.
 
-# How long to wait for the disks of virtio-pmem devices, in tenths of a second:
-# libnvdimm makes them in the background. One that it refuses never comes.
+# How long to wait for the disks of virtio-pmem devices, in tenths of a second.
+# libnvdimm makes them in the background, and a disk that it refuses never appears.
 PMEM_WAIT=${PMEM_WAIT:-50}
 
 wait_for_pmem() {
@@ -20,7 +20,7 @@ wait_for_pmem() {
     done
 }
 
-# tag_of DEVICE TAG: its value, such as a UUID; empty if it has none.
+# tag_of DEVICE TAG: prints the tag's value, such as a UUID; nothing if it has none.
 tag_of() {
     case $2 in
         PARTUUID) tag=PART_ENTRY_UUID ;;
@@ -30,7 +30,7 @@ tag_of() {
     blkid -p -s "$tag" -o value "$1" 2> /dev/null
 }
 
-# pmem_with TAG VALUE: the pmem devices, disks and partitions, that carry it.
+# pmem_with TAG VALUE: prints the pmem disks and partitions that carry this tag.
 pmem_with() {
     for disk in $(pmem_disks); do
         for directory in "$ROOT_DIR/sys/block/$disk" \
@@ -43,7 +43,7 @@ pmem_with() {
     done
 }
 
-# root_candidates SPECIFICATION: the pmem devices that root= may mean.
+# root_candidates SPECIFICATION: prints the pmem devices that root= may mean.
 root_candidates() {
     case $1 in
         LABEL=* | UUID=* | PARTLABEL=* | PARTUUID=*)
@@ -68,7 +68,7 @@ root_candidates() {
     esac
 }
 
-# mounts_with DEVICE TYPE OPTION: whether the file system can be mounted so.
+# mounts_with DEVICE TYPE OPTION: whether the file system mounts with this option.
 # Nothing is written: neither a journal nor a log is replayed.
 mounts_with() {
     case $2 in
@@ -82,9 +82,9 @@ mounts_with() {
     umount "$ROOT_DIR/run/fakedax/try"
 }
 
-# choose_root SPECIFICATION: set CHOSEN to the pmem device that holds the root,
-# empty to leave all as it is; OPTION to the mount option, empty for none;
-# OBSTACLE to what kept root from DAX, empty if nothing did.
+# choose_root SPECIFICATION: sets CHOSEN to the pmem device that holds the root, or
+# empty to change nothing; OPTION to the mount option, or empty for none; OBSTACLE to
+# what kept root from DAX, or empty if nothing did.
 choose_root() {
     CHOSEN=
     OPTION=
@@ -105,17 +105,17 @@ choose_root() {
     done
     if [ "$candidates" != "$name" ]; then
         echo "fakedax: more than one pmem device has the root's $1:" \
-            "$(echo "$candidates" | tr '\n' ' ')- took $name" >&2
+            "$(echo "$candidates" | tr '\n' ' ')- using $name" >&2
     fi
     case $(dax_mode) in
         always) wanted=dax=always ;;
         inode) wanted=dax=inode ;;
-        # Not merely no option: files may ask for DAX themselves.
+        # Leaving the option out is not enough: files may ask for DAX themselves.
         off) wanted=dax=never ;;
     esac
     OBSTACLE=$(dax_obstacle "$name")
-    # An ext4 that does not support its option fails to mount. Root must never
-    # fail to mount, so the option is tried whatever else is known.
+    # ext4 fails to mount if it does not support the option. Root must never fail to
+    # mount, so the option is always tried first.
     if [ -z "$OBSTACLE" ] &&
         ! mounts_with "$CHOSEN" "$(tag_of "$CHOSEN" TYPE)" "$wanted"; then
         OBSTACLE=filesystem
@@ -128,7 +128,7 @@ choose_root() {
     fi
 }
 
-# record_choice: for fakedax-guest, later.
+# record_choice: writes the choice down, for fakedax-guest.
 record_choice() {
     mkdir -p "$ROOT_DIR/run/fakedax"
     {

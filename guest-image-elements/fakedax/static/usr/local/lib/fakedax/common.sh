@@ -1,17 +1,17 @@
 # shellcheck shell=sh
-# What the initramfs, the units and fakedax-guest have in common. Sourced; the
-# shell may be dash, busybox or bash.
+# What the initramfs, the units and fakedax-guest share. Sourced; the shell may be
+# dash, busybox or bash.
 #
-# FAKEDAX_ROOT is put before /sys, /proc and the like: tests set it.
+# Tests set FAKEDAX_ROOT, a directory that has /sys, /proc and the like.
 
 ROOT_DIR=${FAKEDAX_ROOT:-}
 
-# attribute FILE: a file of sysfs or procfs; empty if there is none.
+# attribute FILE: prints a file of sysfs or procfs; nothing if there is none.
 attribute() {
     cat "$ROOT_DIR$1" 2> /dev/null
 }
 
-# count_virtio_pmem: how many devices the host has given to this guest.
+# count_virtio_pmem: prints how many devices the host has given to this guest.
 # Virtio device 27 is pmem (virtio 1.2, section 5.19).
 count_virtio_pmem() {
     count=0
@@ -23,7 +23,7 @@ count_virtio_pmem() {
     echo "$count"
 }
 
-# pmem_disks: the disks that they have become, one a line.
+# pmem_disks: prints the disks that these devices have become, one per line.
 pmem_disks() {
     for directory in "$ROOT_DIR"/sys/block/pmem*; do
         if [ -e "$directory" ]; then
@@ -36,7 +36,7 @@ count_pmem_disks() {
     pmem_disks | wc -l
 }
 
-# disk_of NAME: the disk of a partition; of a disk, itself.
+# disk_of NAME: prints the disk of a partition; for a disk, its own name.
 disk_of() {
     for directory in "$ROOT_DIR/sys/block/"*"/$1"; do
         if [ -e "$directory" ]; then
@@ -49,13 +49,13 @@ disk_of() {
 }
 
 # is_boot_view NAME: whether it is the read-only view of the root's file that
-# firmware boots from. Nothing else may read it: its pages would be a second
-# copy of the data, and go stale.
+# firmware boots from. Nothing else may read it: its cached pages would be a second
+# copy of the data, and would become stale.
 is_boot_view() {
     [ "$(attribute "/sys/block/$(disk_of "$1")/serial")" = fakedax-boot ]
 }
 
-# dax_mode: off, inode or always, from the kernel's command line.
+# dax_mode: prints off, inode or always, from the kernel's command line.
 dax_mode() {
     mode=always
     for word in $(attribute /proc/cmdline); do
@@ -73,14 +73,14 @@ dax_mode() {
     echo "$mode"
 }
 
-# kernel_has_fs_dax: the symbol is compiled in with CONFIG_FS_DAX only, and
-# unlike the kernel's configuration its name can be read everywhere.
+# kernel_has_fs_dax: only a kernel with CONFIG_FS_DAX has this symbol. Unlike the
+# kernel's configuration, the names of symbols can be read everywhere.
 kernel_has_fs_dax() {
     grep -q ' dax_iomap_rw$' "$ROOT_DIR/proc/kallsyms" 2> /dev/null
 }
 
-# dax_obstacle NAME: what keeps a block device from DAX, as far as the kernel
-# tells without mounting it: kernel, disk, partition or nothing.
+# dax_obstacle NAME: prints what keeps a block device from DAX, as far as that shows
+# without a mount: kernel, disk, partition or nothing.
 dax_obstacle() {
     disk=$(disk_of "$1")
     if ! kernel_has_fs_dax; then

@@ -2,19 +2,19 @@
 # Which drivers of virtio-pmem keep a journal's commit behind the blocks that it
 # commits. Sourced: by fakedax-guest in the guest, by check and convert outside.
 
-# kernel_of BANNER: the distribution's version of a kernel, "Debian 6.1.192-2", of
-# what uname -v or /proc/version says of it; empty if that names none.
+# kernel_of BANNER: prints the distribution's version of a kernel, "Debian
+# 6.1.192-2", from what uname -v or /proc/version says; nothing if that has none.
 kernel_of() {
     echo "$1" | sed -n -E \
         's/.* (Debian [0-9]+\.[0-9]+\.[0-9]+[^ )]*).*/\1/p'
 }
 
-# driver_orders VERSION BANNER: yes, no or unknown, of the module nd_virtio with
-# this version (empty: the kernel's own, which has none), in the kernel of which
-# uname -v says this.
+# driver_orders VERSION BANNER: prints yes, no or unknown. VERSION is that of the
+# module nd_virtio (empty for the kernel's own, which has none), BANNER is what
+# uname -v says on its kernel.
 #
-# Debian's kernels are right from those on that have Linux's "nvdimm: pmem: keep
-# PREFLUSH before data writes" (CVE-2026-98161). Nothing is known of others.
+# Debian's kernels are right since they have Linux's "nvdimm: pmem: keep PREFLUSH
+# before data writes" (CVE-2026-98161). Nothing is known of others.
 driver_orders() {
     case $1 in
         fakedax-*)
@@ -38,7 +38,7 @@ driver_orders() {
     case ${numbers% *} in
         "6 12") first=112 ;;
         "7 3") first=4 ;;
-        # Those in between never got it.
+        # The series in between never got that fix.
         [0-6]" "* | "7 "[0-2]) first= ;;
         *) first=0 ;;
     esac
@@ -49,7 +49,8 @@ driver_orders() {
     fi
 }
 
-# driver_remedy: what to do where the driver does not order, or nobody knows.
+# driver_remedy: prints what to do if the driver does not keep the order, or if that
+# is unknown.
 driver_remedy() {
     echo "install the driver of this project (DKMS package fakedax-driver), or" \
         "a kernel of Debian's whose own is safe: 6.12.112 or later in 6.12," \

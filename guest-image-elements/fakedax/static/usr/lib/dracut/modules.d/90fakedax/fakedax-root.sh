@@ -1,13 +1,13 @@
 #!/bin/sh
-# Takes the root from pmem, with DAX, where there is pmem: changes sysroot.mount,
-# which systemd has made of the kernel's command line.
+# Chooses the root on pmem, and DAX for it, where there is pmem. Changes
+# sysroot.mount, which systemd has made from the kernel's command line.
 
 # shellcheck source=guest-image-elements/fakedax/static/usr/local/lib/fakedax/common.sh
 . /lib/fakedax/common.sh
 # shellcheck source=guest-image-elements/fakedax/static/usr/local/lib/fakedax/choose-root.sh
 . /lib/fakedax/choose-root.sh
 
-# Names of the boot view must have lost to pmem's before anyone looks.
+# Until udev has settled, names of the root may still lead to the boot view.
 udevadm settle --timeout=10
 root=
 for word in $(attribute /proc/cmdline); do

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Puts into the initramfs what choosing the root takes: see choose-root.sh.
+# Puts into the initramfs what choose-root.sh needs to choose the root.
 # dib-lint: disable=sete setu setpipefail dibdebugtrace
 
 # called by dracut
 function check {
-    # Not only where this guest happens to be on fake DAX.
+    # Include it everywhere, even if this guest is not on fake DAX now.
     return 0
 }
 
@@ -20,7 +20,7 @@ function installkernel {
 }
 
 # called by dracut
-# shellcheck disable=SC2154  # variables of dracut's
+# shellcheck disable=SC2154  # dracut sets these variables
 function install {
     local file
     inst_multiple blkid cat grep mkdir mount sleep systemctl tr udevadm umount \
