@@ -10,10 +10,10 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""The guest on libvirt's own virtio-pmem element, its agent by libvirt.
+"""A guest on libvirt's own virtio-pmem element, with its agent over libvirt.
 
-The libvirt driver runs inside the test (``qemu:///embed``), with all its
-files in a directory of the test's own.
+The libvirt driver runs inside the test (``qemu:///embed``) and keeps all its
+files in the test's directory.
 """
 
 import os
@@ -22,13 +22,13 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
 
 import libvirt
 from oslotest import base
 
 from lab import guest
 from lab.machine import agent
+from lab import wait
 
 SIZE_MIB = 512
 
@@ -62,7 +62,7 @@ DOMAIN = """
 </domain>
 """
 
-#: QEMU as the user that runs the test, unconfined.
+#: Runs QEMU as the user that runs the test, unconfined.
 QEMU_CONF = """
 user = "+{uid}"
 group = "+{gid}"
@@ -141,10 +141,7 @@ class DomainTestCase(base.BaseTestCase):
                                guest_agent.run, ['nonesuch'])
 
         self.domain.shutdown()
-        deadline = time.monotonic() + 10
-        while self.domain.isActive():
-            self.assertLess(time.monotonic(), deadline, 'still running')
-            time.sleep(0.05)
+        wait.until('the guest to end', lambda: not self.domain.isActive(), 10)
         self.assertIn('GUEST-STOPPING', self._console())
         self.assertRaisesRegex(
             agent.AgentError, 'not running', guest_agent.run, 'true')

@@ -12,7 +12,7 @@
 
 """The test guest boots everywhere it must, and the agent reaches it.
 
-Real QEMU under TCG, no OpenStack: about two minutes.
+These tests use real QEMU under TCG, no OpenStack, and take about two minutes.
 """
 
 import os
@@ -32,18 +32,19 @@ from lab.guest import disk
 from lab.guest import grub
 from lab.machine import agent
 from lab.machine import qemu
+from lab import wait
 
 MIB = 1024 * 1024
 
 
 def facts(console: str) -> dict[str, str]:
-    """What the guest said of itself at its last boot."""
+    """What the guest reported of itself at its last boot."""
     return dict(re.findall(r'^GUEST ([\w-]+)=(.*?)\r?$', console,
                            re.MULTILINE))
 
 
 def words(text: str) -> dict[str, int]:
-    """The key=number words of what ``probe`` printed."""
+    """The words key=number in the output of ``probe``."""
     return {key: int(value)
             for key, value in re.findall(r'(\w+)=(\d+)', text)}
 
@@ -57,7 +58,7 @@ class GuestTestCase(base.BaseTestCase):
         self.addCleanup(shutil.rmtree, self.directory)
 
     def disk(self, size_mib: int | None = None) -> pathlib.Path:
-        """A disk of one's own, grown as Nova grows it to the flavor's."""
+        """Make a disk for the test, grown as Nova grows it for a flavor."""
         path = self.directory / 'disk'
         subprocess.run(['cp', '--sparse=always', self.guest.disk, path],
                        check=True)
@@ -106,7 +107,7 @@ class BootTestCase(GuestTestCase):
             self.assertEqual('2', second['boots'])
             machine.agent.wait_ready()
             machine.agent.run('probe verify /root/data 8 1', check=True)
-            # An unclean file system would say so when it is mounted.
+            # The kernel reports an unclean file system when it mounts it.
             self.assertNotIn('recovery', machine.agent.run('dmesg').stdout)
             self.assertNotIn('WARNING', machine.console())
         for key in ('kernel', 'root-device', 'root-options', 'root-mib'):
@@ -164,7 +165,7 @@ class EphemeralTestCase(GuestTestCase):
 
     def test_only_ephemeral_on_pmem(self) -> None:
         image, ephemeral = self.disk(), self._blank()
-        # As Nova formats them unless told otherwise.
+        # This is how Nova formats them by default.
         subprocess.run(['/sbin/mkfs.vfat', '-n', 'ephemeral0', ephemeral],
                        check=True, stdout=subprocess.DEVNULL)
         with qemu.Machine(*qemu.virtio_blk(image),
@@ -177,7 +178,7 @@ class EphemeralTestCase(GuestTestCase):
 
 
 class FailureTestCase(GuestTestCase):
-    """What cannot work is said on the console, not passed over."""
+    """The console reports what cannot work."""
 
     def test_pmem_that_the_guest_refuses(self) -> None:
         image = self.disk(1025)
@@ -190,7 +191,7 @@ class FailureTestCase(GuestTestCase):
         self.assertNotIn('GUEST-READY', console)
 
     def test_partition_that_cannot_be_mapped_with_dax(self) -> None:
-        # One sector further than a multiple of 4 KiB.
+        # The start is one sector past a multiple of 4 KiB.
         image, source = self.directory / 'odd', self.disk()
         shutil.copy(source, image)
         os.truncate(image, 136 * MIB)
@@ -215,7 +216,7 @@ class FailureTestCase(GuestTestCase):
 
 
 class RunningTestCase(GuestTestCase):
-    """One running guest on pmem for each of these."""
+    """Each of these tests has a running guest on pmem."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -246,7 +247,7 @@ class RunningTestCase(GuestTestCase):
         self.assertIn('MemTotal', self.agent.run('cat /proc/meminfo').stdout)
 
     def test_agent_reads_files(self) -> None:
-        # More than one piece, and no text.
+        # The file is read in more than one piece, and is not text.
         self.agent.run('dd if=/dev/urandom of=/root/f bs=1k count=2500',
                        check=True)
         data = self.agent.read_file('/root/f')
@@ -265,7 +266,7 @@ class RunningTestCase(GuestTestCase):
             agent.AgentTimeoutError,
             r'(?s)waited 3 s for the guest agent.*GUEST-READY',
             self.agent.wait_ready, 3)
-        # Late answers must not be taken for those to what is asked now.
+        # Late answers must not be taken for answers to the new command.
         self.machine.qmp('cont')
         self.agent.wait_ready()
         self.assertEqual('me\n', self.agent.run('echo me').stdout)
@@ -276,12 +277,10 @@ class RunningTestCase(GuestTestCase):
             ['strace', '-f', '-qq', '-y', '-e', 'trace=fsync,fdatasync',
              '-o', log, '-p', str(self.machine.pid)])
         try:
-            # strace says nothing when it has attached; the kernel does.
+            # strace does not tell when it has attached, but the kernel does.
             status = pathlib.Path(f'/proc/{self.machine.pid}/status')
-            deadline = time.monotonic() + 10
-            while f'TracerPid:\t{tracer.pid}\n' not in status.read_text():
-                self.assertLess(time.monotonic(), deadline, 'no strace')
-                time.sleep(0.05)
+            wait.until('strace to attach', lambda: (
+                f'TracerPid:\t{tracer.pid}\n' in status.read_text()), 10)
             seen = words(self.agent.run('probe fsync /root/f 30',
                                         check=True).stdout)
         finally:
@@ -298,7 +297,7 @@ class RunningTestCase(GuestTestCase):
         run = self.agent.run
         run('probe write /root/f 4 1', check=True)
         run('probe verify /root/f 4 1', check=True)
-        # Block 5 of generation 2, and a byte of block 9.
+        # Give block 5 generation 2, and change a byte of block 9.
         run('probe write /root/g 4 2', check=True)
         run('dd if=/root/g of=/root/f bs=4k skip=5 seek=5 count=1'
             ' conv=notrunc', check=True)
@@ -328,7 +327,7 @@ class RunningTestCase(GuestTestCase):
         self.assertLess(cached_mib() - before, 5)
 
     def test_agent_shuts_down(self) -> None:
-        # As libvirt does when there is an agent; no answer comes.
+        # libvirt does this when there is an agent. The agent does not answer.
         started = time.monotonic()
         self.assertRaises(
             agent.AgentTimeoutError, self.machine.agent_transport.call,
@@ -357,7 +356,7 @@ class RunningTestCase(GuestTestCase):
 
 class BuildTestCase(GuestTestCase):
 
-    def test_a_second_build_is_the_first(self) -> None:
+    def test_a_second_build_returns_the_first(self) -> None:
         self.assertEqual(self.guest, guest.build())
 
     def test_sizes(self) -> None:
