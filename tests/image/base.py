@@ -51,27 +51,27 @@ IMAGES: dict[str, list[str]] = {
     'trixie-dracut': ['--release', 'trixie', '--initramfs', 'dracut'],
 }
 
-#: Those that are: names in FAKEDAX_TEST_IMAGES, or the one of CI.
+#: The images to test: names in FAKEDAX_TEST_IMAGES, or the one for CI.
 CHOSEN = os.environ.get('FAKEDAX_TEST_IMAGES', 'bookworm-ext4').split()
 
 #: For tests that CI has no time for.
 on_demand = testtools.skipUnless(
     'FAKEDAX_TEST_IMAGES' in os.environ,
-    'takes minutes that CI does not have; with FAKEDAX_TEST_IMAGES in the '
-    'environment it runs')
+    'takes too long for CI; set FAKEDAX_TEST_IMAGES in the environment to run '
+    'it')
 
-#: Longer than any step of a boot takes, by TCG on a machine with other work:
-#: only what hangs is to end by it.
+#: Longer than any step of a boot takes under TCG on a busy machine, so that
+#: only a guest that hangs reaches it.
 BOOT_SECONDS = 600
 
 
 def scenarios() -> list[tuple[str, dict[str, Any]]]:
-    """One for each chosen image, for testscenarios."""
+    """A scenario for each chosen image."""
     return [(name, {'options': IMAGES[name]}) for name in CHOSEN]
 
 
 def environment() -> dict[str, str]:
-    """Of guest-image-elements/build: it shall find what it made before."""
+    """For guest-image-elements/build, so that it finds its cache."""
     return os.environ | {
         # A test's home directory is not the user's.
         'XDG_CACHE_HOME': str(paths.CACHE.parent),
@@ -80,9 +80,9 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def build(*options: str) -> pathlib.Path:
-    """The image, from the cache if it was built before.
+    """Build an image, or take it from the cache.
 
-    :raises RuntimeError: with what the build said
+    :raises RuntimeError: it cannot be built; with the output of the build
     """
     done = subprocess.run(
         [ELEMENTS / 'build', *options], env=environment(), text=True,
@@ -103,7 +103,7 @@ def root_partition(image: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def mounted(image: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The root's file system, read-only and as it is."""
+    """Mount the root's file system read-only, without replaying its log."""
     offset = root_partition(image)['start'] * 512
     with tempfile.TemporaryDirectory() as directory:
         for replay in ('noload', 'norecovery,nouuid'):
@@ -120,7 +120,7 @@ def mounted(image: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 class ImageTestCase(base.BaseTestCase):
-    """A test of one image; of each chosen one, by the scenarios."""
+    """A test of one image; the scenarios run it on each chosen image."""
 
     options: list[str] = []
 
@@ -132,7 +132,7 @@ class ImageTestCase(base.BaseTestCase):
 
     def disk(self, size_mib: int = 4096, image: pathlib.Path | None = None,
              name: str = 'disk') -> pathlib.Path:
-        """A disk of one's own, grown as Nova grows it to the flavor's."""
+        """Make a disk for the test, grown as Nova grows it for a flavor."""
         path = self.directory / name
         subprocess.run(
             ['cp', '--sparse=always', image or self.image, path], check=True)
@@ -140,7 +140,7 @@ class ImageTestCase(base.BaseTestCase):
         return path
 
     def seed(self) -> list[str]:
-        """A disk that cloud-init configures the server from."""
+        """A disk with the data that cloud-init configures the server from."""
         source = self.directory / 'seed'
         source.mkdir()
         (source / 'meta-data').write_text(
@@ -148,7 +148,7 @@ class ImageTestCase(base.BaseTestCase):
         (source / 'user-data').write_text(
             '#cloud-config\nwrite_files:\n'
             '- {path: /root/from-cloud-init, content: hello}\n')
-        # Root of the guest's network, which reaches nothing.
+        # The guest's network reaches nothing.
         return [*self.iso(source, 'cidata'),
                 '-nic', 'user,model=virtio-net-pci,restrict=on']
 
@@ -161,12 +161,13 @@ class ImageTestCase(base.BaseTestCase):
         return ['-drive', f'if=virtio,format=raw,readonly=on,file={iso}']
 
     def other_kernel(self) -> tuple[pathlib.Path, str]:
-        """Packages of a kernel that the image has not, and its release.
+        """Download the packages of a kernel that the image does not have.
 
-        They are in a directory, with the headers and what both depend on, by
-        this machine's mirror. For Debian 12 it is the release's own Linux 6.1,
-        whose driver lets commits overtake their blocks; for Debian 13 that of
-        the backports.
+        They include the headers, and what both depend on. For Debian 12 the
+        kernel is the release's own Linux 6.1, whose driver lets commits
+        overtake their blocks; for Debian 13 it is that of the backports.
+
+        :returns: the directory of the packages, and the kernel's release
         """
         apt = self.directory / 'apt'
         for name in ('state/lists/partial', 'cache/archives/partial'):
@@ -204,7 +205,7 @@ class ImageTestCase(base.BaseTestCase):
             'linux-image-')
 
     def kernel(self, arguments: str = '') -> list[str]:
-        """Boot by the image's own kernel and initramfs, as files."""
+        """Options that boot the image's own kernel and initramfs as files."""
         with mounted(self.image) as root:
             kernel, = root.glob('boot/vmlinuz-*')
             initrd, = root.glob('boot/init*.img-*')
@@ -219,13 +220,14 @@ class ImageTestCase(base.BaseTestCase):
     @contextlib.contextmanager
     def boot(self, *options: str, shut_down: bool = False
              ) -> Iterator['Booted']:
-        """A machine whose guest has checked itself.
+        """Boot a guest, and wait until it has checked itself.
 
-        :param shut_down: by the power button, and wait for the end
+        :param shut_down: press the power button at the end of the block, and
+            wait for the end of QEMU
         """
         started = time.monotonic()
-        # With one CPU: by TCG on a busy machine, another one of the guest's
-        # may lose its timer, and the guest hangs.
+        # The guest has one CPU: under TCG on a busy machine, a second one may
+        # lose its timer, and the guest hangs.
         with qemu.Machine(*options, memory_mib=1024) as machine:
             try:
                 machine.agent.wait_ready(BOOT_SECONDS)
@@ -242,11 +244,11 @@ class ImageTestCase(base.BaseTestCase):
             f'checked after {took:.1f} s'))
 
     def _shut_down(self, machine: qemu.Machine) -> None:
-        # As Nova does, again and again: a guest that is still booting misses
-        # the button, until its login manager looks at it.
+        # Press the button again and again, as Nova does: a guest that is still
+        # booting misses it until its login manager runs.
         deadline = time.monotonic() + BOOT_SECONDS
         while True:
-            # It may end right before.
+            # The guest may have ended just before.
             with contextlib.suppress(qmp_error.QMPError, OSError, EOFError):
                 machine.qmp('system_powerdown')
             try:
@@ -259,7 +261,7 @@ class ImageTestCase(base.BaseTestCase):
 
 
 class BootCase(ImageTestCase):
-    """What every test here asks of a boot."""
+    """What these tests assert of a boot."""
 
     def assertOnPmem(self, booted: 'Booted',
                      partition: str = 'pmem0p3') -> None:
@@ -278,7 +280,7 @@ class BootCase(ImageTestCase):
                                    'ordinary disk$')
 
     def assertChecked(self, booted: 'Booted', pattern: str) -> None:
-        """The report says so, all is well, and the console tells it too."""
+        """Assert that report and console say so, and that nothing is wrong."""
         report = booted.report()
         self.assertRegex(report.stdout, pattern)
         self.assertEqual(0, report.status, report.stdout)
@@ -286,12 +288,12 @@ class BootCase(ImageTestCase):
         self.assertEqual(
             'active', booted.run('systemctl is-active fakedax-guest'))
         for line in report.stdout.splitlines():
-            # These count on.
+            # These numbers have grown since.
             if ' was flushed ' not in line:
                 self.assertIn(line, booted.machine.console())
 
     def assertOurDriver(self, booted: 'Booted') -> None:
-        """The guest's virtio-pmem is driven by fakedax-driver."""
+        """Assert that fakedax-driver drives the guest's virtio-pmem."""
         for module in ('virtio_pmem', 'nd_virtio'):
             self.assertEqual(DRIVER, booted.run(
                 f'cat /sys/module/{module}/version'))
@@ -302,14 +304,14 @@ class BootCase(ImageTestCase):
 
 
 class Booted:
-    """What a guest says of itself."""
+    """A guest that has booted, and what it says of itself."""
 
     def __init__(self, machine: qemu.Machine) -> None:
         self.machine = machine
         self.agent = machine.agent
 
     def run(self, command: str, timeout: float = 120) -> str:
-        """What a command prints that must succeed."""
+        """Run a command that must succeed, and return what it prints."""
         return self.agent.run(
             command, check=True, timeout=timeout).stdout.strip()
 

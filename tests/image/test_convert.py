@@ -11,7 +11,7 @@
 # under the License.
 
 
-"""An image that knows nothing of fake DAX, converted, has its root on DAX."""
+"""Once an ordinary image has been converted, its root is on DAX."""
 
 import hashlib
 import json
@@ -25,11 +25,12 @@ import psutil
 import testscenarios
 
 from lab.machine import qemu
+from lab import wait
 from tests.image import base
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-#: Of diskimage-builder: makes an image that knows nothing of fake DAX.
+#: Options of build that make an image without anything for fake DAX.
 ORDINARY = ['--element', 'ordinary-disk', '--driver', 'kernel', '--unchecked']
 
 
@@ -56,8 +57,9 @@ class ConvertTestCase(base.BootCase):
 
     def setUp(self) -> None:
         super().setUp()
-        # As it is given out, and as growpart leaves it: with a partition that
-        # ends off a multiple of 4 KiB, in a file that is none of 2 MiB.
+        # The image is as distributions give it out, and as growpart leaves it:
+        # neither is the partition's end a multiple of 4 KiB, nor the file's
+        # size one of 2 MiB.
         raw = self.disk((self.image.stat().st_size // base.MIB) + 1)
         part = base.root_partition(raw)
         subprocess.run(
@@ -87,7 +89,7 @@ class ConvertTestCase(base.BootCase):
         self.assertNothingLeft()
         with base.mounted(converted) as root:
             self.assertEqual(sources, self._apt(root))
-            # DKMS has made a key in there.
+            # DKMS makes a key, which the image must not keep.
             self.assertEqual([], list(root.glob('var/lib/dkms/mok.*')))
         image = self.disk(4096, converted)
         with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
@@ -129,7 +131,7 @@ class ConvertTestCase(base.BootCase):
                 self.assertEqual(0o640, result.stat().st_mode & 0o777)
             else:
                 self.assertEqual(before, _hash(self.raw))
-        # Converted, and by qcow2: as Nova makes the server's disk of it.
+        # Nova makes a raw file from the qcow2 image for a server's disk.
         flat = self.directory / 'flat'
         subprocess.run(
             ['qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', self.source,
@@ -140,17 +142,17 @@ class ConvertTestCase(base.BootCase):
                            ) as booted:
                 self.assertOnPmem(booted, 'pmem0p2')
                 self.assertGreater(booted.root_mib(), 3500)
-        # What is converted already is left as good as it was.
+        # A converted image can be converted again.
         done = subprocess.run(
             [base.ELEMENTS / 'convert', self.raw, '--in-place'], text=True,
             capture_output=True)
         self.assertEqual(0, done.returncode, done.stderr)
 
     @base.on_demand
-    def test_what_is_ended_leaves_nothing(self) -> None:
+    def test_interrupted_conversion_leaves_nothing(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            # SIGINT as a terminal sends it, to all of the foreground; a shell
-            # that is in the background itself would ignore it.
+            # A terminal sends SIGINT to all programs in the foreground. A
+            # shell in the background, as this one may be, would ignore it.
             process = subprocess.Popen(
                 [base.ELEMENTS / 'convert', self.source],
                 stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -161,13 +163,13 @@ class ConvertTestCase(base.BootCase):
             for line in process.stderr:
                 if 'initramfs' in line:
                     break
-            # Its programs run.
+            # Let its programs run for a while.
             time.sleep(1)
             if number == signal.SIGINT:
                 os.killpg(process.pid, number)
             else:
                 process.send_signal(number)
-            # Not communicate(): what is left holds the pipes, and may end.
+            # communicate() would wait for leftovers, which hold the pipes.
             status = process.wait(timeout=base.BOOT_SECONDS)
             self.assertNothingLeft()
             self.assertEqual(128 + number, status)
@@ -177,23 +179,24 @@ class ConvertTestCase(base.BootCase):
             self.assertFalse((self.directory / 'cloud-fakedax.raw').exists())
 
     def assertNothingLeft(self) -> None:
-        """No process, no loop device and so no mount, no file of convert's."""
-        # Those that are killed end by themselves; nothing is left to finish.
+        """Assert that convert left no process, no loop device and no file.
+
+        Without a loop device there is no mount either.
+        """
         left = [process.info for process in psutil.process_iter(['cmdline'])
                 if '.fakedax-convert' in str(process.info['cmdline'])]
         self.assertEqual([], left)
         self.assertEqual([], list(self.directory.glob('.fakedax-*')))
-        # The kernel detaches one a moment after its last mount has gone.
-        deadline = time.monotonic() + 60
-        while True:
-            loops = subprocess.run(
+
+        def loops() -> str:
+            return subprocess.run(
                 ['losetup', '--list', '--noheadings', '--output',
                  'BACK-FILE'], check=True, capture_output=True, text=True
             ).stdout
-            if str(self.directory) not in loops:
-                break
-            self.assertLess(time.monotonic(), deadline, loops)
-            time.sleep(0.1)
+
+        # The kernel detaches one a moment after its last mount has gone.
+        wait.until('the loop devices to be detached',
+                   lambda: str(self.directory) not in loops(), 60, state=loops)
 
     def _apt(self, root: pathlib.Path) -> dict[str, str]:
         """apt's configuration and lists."""
