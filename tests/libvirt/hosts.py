@@ -10,10 +10,11 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Two compute hosts with a libvirt each, without OpenStack.
+"""Two compute hosts, each with its own libvirt, without OpenStack.
 
-They are the lab's hosts in directories of the test: namespaces, so that all of
-a host ends with the test, however that ends. They listen on UNIX sockets only.
+They are the lab's hosts, in directories of the test. Each is a set of
+namespaces, so everything on a host ends with the test, however that ends. They
+listen on UNIX sockets only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ wait
 class Host(host.Host):
     """One of two hosts, in a directory of its own.
 
-    :param directory: with a short path: it has UNIX sockets
+    :param directory: its path must be short, because it has UNIX sockets
     """
 
     directory: pathlib.Path
@@ -68,11 +69,11 @@ class Host(host.Host):
 
     @property
     def console(self) -> pathlib.Path:
-        """What /var/log/libvirt/console is on the host."""
+        """The directory that the host has as /var/log/libvirt/console."""
         return self.state / 'log/console'
 
     def log(self, domain: str) -> str:
-        """What QEMU has said for a domain, /var/log/libvirt/qemu."""
+        """QEMU's log of a domain, from /var/log/libvirt/qemu."""
         return (self.state / f'log/qemu/{domain}.log').read_text()
 
     def pid(self) -> int:
@@ -109,16 +110,17 @@ class Host(host.Host):
     @contextlib.contextmanager
     def up(self, files: Mapping[pathlib.Path, pathlib.Path],
            number_of_hosts: int = 2) -> ty.Iterator[None]:
-        """The host, with libvirt, for the length of a ``with`` block.
+        """Run the host, with libvirt, for the length of a ``with`` block.
 
-        :param files: what the host has at the path of another file: path
-            to file
+        :param files: by the path of a file on the host, the file that it has
+            there instead
         :raises TimeoutError: libvirt does not answer; with its log
         """
         self._render(number_of_hosts)
         log = self.state / 'libvirtd.log'
         with log.open('w') as output:
-            # Killed with this process, and with it all that runs inside.
+            # It is killed when this process ends, and with it all that runs
+            # inside.
             process = subprocess.Popen(
                 ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--mount',
                  '--uts', '--net', '--pid', '--fork', '--kill-child',
@@ -152,7 +154,7 @@ class Host(host.Host):
 class Events:
     """The event loop of libvirt's Python binding, for connections made later.
 
-    It runs until the process ends: libvirt can have one, and once.
+    It runs until the process ends: libvirt allows only one, and only once.
     """
 
     _thread: threading.Thread | None = None

@@ -12,11 +12,10 @@
 
 """Migrations through libvirt that fail at the last moment.
 
-A guest with a root disk and two ephemeral ones, as the driver makes it,
-migrates between two hosts, and one of its disks fails: its last sync at the
-source, or what the destination reads of it. ``FAKEDAX_FAULTS`` in the
-environment says how many migrations fail at each end, 3 by default: one for
-each disk.
+A guest with a root disk and two ephemeral disks, as the driver makes them,
+migrates between two hosts. One of its disks fails: either its last sync at the
+source, or a read at the destination. ``FAKEDAX_FAULTS`` in the environment
+sets how many migrations fail at each end; the default is 3, one for each disk.
 """
 
 from concurrent import futures
@@ -57,7 +56,7 @@ from tests.libvirt import hosts
 FAULTS = int(os.environ.get('FAKEDAX_FAULTS', '3'))
 
 NAME = 'instance-00000001'
-#: File to size in MiB.
+#: The size of each file in MiB.
 DISKS = {'disk': 256, 'disk.eph0': 32, 'disk.eph1': 32}
 #: A file on each disk that the guest can sync.
 PLACES = {'disk': '/root', 'disk.eph0': '/run/eph0', 'disk.eph1': '/run/eph1'}
@@ -83,7 +82,7 @@ class Event:
 class Outcome:
     """How a migration failed.
 
-    :ivar said: what ``virsh migrate`` said
+    :ivar said: what ``virsh migrate`` printed
     :ivar stopped_at: when the source sent STOP, by its clock
     :ivar resumed_at: when it sent RESUME
     """
@@ -116,9 +115,9 @@ class Seconds:
 
 
 def root_and_two_ephemeral_disks(directory: pathlib.Path) -> str:
-    """The domain that the driver makes for such a flavor.
+    """The domain that the driver makes for a flavor with these disks.
 
-    :param directory: with the disks, by the names that Nova has for them
+    :param directory: has the disks, under the names that Nova gives them
     """
     built = guest.build()
     made = vconfig.LibvirtConfigGuest()
@@ -218,7 +217,7 @@ class LastSyncTestCase(base.BaseTestCase):
             for name, mounted in disks.items()}))
         self.addCleanup(self._tell_logs, node)
         for mounted in disks.values():
-            # A process in a sync that is held cannot be killed.
+            # While its sync is held, QEMU cannot be killed.
             self.addCleanup(mounted.release)
 
     def _tell_logs(self, node: hosts.Host) -> None:
@@ -248,7 +247,7 @@ class LastSyncTestCase(base.BaseTestCase):
             self._told.notify_all()
 
     def wait_event(self, name: str, since: int) -> Event:
-        """The first event of a name after so many of any name."""
+        """Wait for an event after the first ``since`` ones; return it."""
         def found() -> Event | None:
             return next((event for event in self._events[since:]
                          if event.name == name), None)
@@ -285,7 +284,7 @@ class LastSyncTestCase(base.BaseTestCase):
     def migrate(self) -> str:
         """Try to migrate, and return what virsh says when that fails.
 
-        With the flags that Nova gives.
+        The flags are those that Nova uses.
         """
         done = self.source.virsh(
             'migrate', NAME, '--live', '--p2p', '--undefinesource',
@@ -320,7 +319,7 @@ class LastSyncTestCase(base.BaseTestCase):
         return outcome
 
     def _wait_switchover(self, migration: futures.Future[str]) -> None:
-        """Wait until QEMU's main loop does not answer."""
+        """Wait until QEMU's main loop no longer answers."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not migration.done():
             asked = self._threads.submit(self.domain.jobStats)
@@ -330,7 +329,7 @@ class LastSyncTestCase(base.BaseTestCase):
             time.sleep(0.05)
 
     def qmp(self, command: str, **arguments: str) -> ty.Any:
-        """Ask the QEMU of the source."""
+        """Run a QMP command in the source's QEMU."""
         answer = self.source.virsh(
             'qemu-monitor-command', NAME,
             json.dumps({'execute': command, 'arguments': arguments})).stdout
@@ -348,7 +347,7 @@ class LastSyncTestCase(base.BaseTestCase):
                 int(name in failing), self.sync_in_guest(name), name)
 
     def wait_locks(self, name: str) -> None:
-        """Wait until a disk is locked by one QEMU, claimed by none."""
+        """Wait until a QEMU has locked a disk and none claims it."""
         deadline = time.monotonic() + 5
         with (self.images / name).open('r+b') as file:
             while (seen := [_locked(file, byte) for byte in (
@@ -389,7 +388,7 @@ class FaultsTestCase(LastSyncTestCase):
                 self.keep_flushing(name)
             fault = (self.other_content, self.unreadable)[turn // 2 % 2]
             self.fail_at_the_destination(fault(name))
-            # Last, as no flush succeeds again without a new QEMU.
+            # This comes last: no flush succeeds again without a new QEMU.
             self.fail_at_the_source(name, busy)
         print('\n'.join([str(self.held_up), str(self.after_failure),
                          *sorted(self.said)]))
@@ -430,7 +429,7 @@ class FaultsTestCase(LastSyncTestCase):
 
     @contextlib.contextmanager
     def unreadable(self, name: str) -> ty.Iterator[str]:
-        """The destination's storage fails when it reads the content."""
+        """The destination's storage fails when QEMU reads the content."""
         self.there[name].fail_reads(errno.EIO)
         yield 'cannot read memory backend'
         self.there[name].fail_reads(0)
@@ -443,9 +442,9 @@ class FaultsTestCase(LastSyncTestCase):
         ended = len(failing.ended)
 
         def release() -> None:
-            # The vCPUs have stopped. What QEMU waits for ends well: a flush
-            # that was in flight, or the sync of the stop. Then comes a sync
-            # that no guest has asked for: that of the stop, or of the save.
+            # The vCPUs have stopped. The sync that QEMU waits for succeeds: it
+            # is that of a flush in flight, or of the stop. The next one fails,
+            # which no guest has asked for: that of the stop, or of the save.
             failing.fail(0, errno.EIO)
             failing.release()
 
