@@ -24,16 +24,18 @@ from lab import guest
 from lab.guest import debian
 from lab.machine import emulators
 from lab.machine import qemu
+from lab import wait
 from tests.paravirt import disk
 from tests.paravirt import verdict
 
-#: By the name that they have in tables. Debian 13 has the second only.
+#: The packages of kernels, by their names in tables. Debian 13 has only the
+#: second.
 KERNELS = {
     '6.1': 'linux-image-cloud-amd64',
     '6.12': 'linux-image-6.12-cloud-amd64',
 }
 
-#: Of the kernel, and of guest-image-elements.
+#: Whether a driver, by its name in tables, is that of guest-image-elements.
 DRIVERS = {'kernel': False, 'fakedax': True}
 
 
@@ -41,8 +43,8 @@ DRIVERS = {'kernel': False, 'fakedax': True}
 class Setup:
     """What is under test.
 
-    :ivar kind: of disk: ``pmem``, or ``blk`` for virtio-blk with a
-        write-back cache, which needs none of our drivers
+    :ivar kind: the kind of disk: ``pmem``, or ``blk`` for virtio-blk with a
+        write-back cache, which does not use our driver
     """
 
     kernel: str
@@ -75,8 +77,8 @@ def package(kernel: str) -> str:
 class Committing:
     """A guest that commits to a disk, from the start of a ``with`` block.
 
-    :ivar disk: whose power is cut
-    :ivar machine: that the guest runs in
+    :ivar disk: the disk whose power is cut
+    :ivar machine: the machine that the guest runs in
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -94,7 +96,7 @@ class Committing:
             self.disk = disk.Disk(image, self._directory)
             stack.callback(self.disk.close)
             self.machine = stack.enter_context(self._machine())
-            # A QEMU in a sync that is held cannot be killed.
+            # While its sync is held, QEMU cannot be killed.
             stack.callback(self.disk.backing.release)
             self._start()
             self._stack = stack.pop_all()
@@ -131,14 +133,12 @@ class Committing:
         self.machine.agent.run(
             f'probe commit /mnt/data {verdict.TASKS} /dev/ttyS1 '
             '>/run/commit 2>&1 &', check=True)
-        deadline = time.monotonic() + 60
-        while len(self.acks()) < verdict.TASKS:
-            if time.monotonic() > deadline:
-                raise TimeoutError('nothing is committed: ' + self.errors())
-            time.sleep(0.05)
+        wait.until('each task to commit',
+                   lambda: len(self.acks()) == verdict.TASKS, 60,
+                   interval=0.05, state=self.errors)
 
     def errors(self) -> str:
-        """What went wrong in the guest, as far as it says so."""
+        """What the guest says of what went wrong."""
         said = self.machine.agent.run('cat /run/commit; dmesg | tail').stdout
         return said + self.machine.errors()
 
@@ -148,15 +148,15 @@ class Committing:
             'cat /sys/module/nd_virtio/version').stdout.strip()
 
     def acks(self) -> dict[int, int]:
-        """The last generation of each task that the guest has told of."""
+        """The last generation that each task has acknowledged."""
         return verdict.acknowledged(self._log.read_text(errors='replace'))
 
     @contextlib.contextmanager
     def cut(self, syncs: int, seconds: float) -> Iterator[disk.Cut]:
         """Cut the power with a sync under way.
 
-        :param syncs: how many more of them may end before
-        :param seconds: how long the guest goes on while that sync is held
+        :param syncs: how many other syncs may end before
+        :param seconds: how long the guest runs on while the sync is held
         """
         self.disk.hold(syncs)
         time.sleep(seconds)
@@ -168,7 +168,7 @@ class Committing:
 
     def crash(self, cut: disk.Cut, kept: dict[int, bytes]
               ) -> tuple[verdict.Verdict, list[str]]:
-        """What a cut has left, if the host had written these pages."""
+        """Judge what a cut leaves if the host has written these pages."""
         image = self._directory / 'crashed'
         cut.image(image, kept)
         return verdict.judge(image, self.system, self._guest.probe,

@@ -28,7 +28,7 @@ from tests.paravirt import committing
 from tests.paravirt import journal
 from tests.paravirt import verdict
 
-#: Those of our driver must hold; the others show what they hold against.
+#: Those with our driver must lose nothing; the others show what can go wrong.
 SETUPS = [
     committing.Setup('6.1', 'kernel', 'ext4'),
     committing.Setup('6.1', 'kernel', 'ext4-nocsum'),
@@ -55,7 +55,7 @@ class Row:
     :ivar commits: images whose cut left a commit block unsynced (ext4)
     :ivar early: those of them that left its descriptor block unsynced too
     :ivar lost: images on which something that was acknowledged is missing,
-        after a repair if it took one
+        even after a repair
     :ivar reasons: for each image that is not good, what is wrong
     """
 
@@ -83,15 +83,16 @@ class Row:
                 f'{seen.value}: ' + '; '.join(filter(None, reasons)))
 
 
-#: Crash images of each cut.
+#: How many crash images to make of each cut.
 IMAGES_OF_A_CUT = 4
 
 
 def crash(guest: committing.Committing, images: int, until_bad: bool = False
           ) -> Row:
-    """Make and judge so many crash images, with a sync under way.
+    """Make crash images while a sync is under way, and judge them.
 
-    :param until_bad: or fewer, if one of them is not good
+    :param images: how many
+    :param until_bad: stop early, when one of them is not good
     """
     row = Row(guest.setup)
     while row.images < images and not (until_bad and row.reasons):
@@ -114,7 +115,7 @@ def early_commits(guest: committing.Committing, looks: int,
     """How often a commit block was stored before its descriptor was synced.
 
     :param looks: how often to look
-    :param seconds: how long each sync is held before
+    :param seconds: how long a sync is held before each look
     """
     found = 0
     for number in range(looks):
@@ -125,28 +126,28 @@ def early_commits(guest: committing.Committing, looks: int,
 
 @click.command()
 @click.option('--images', default=400, show_default=True,
-              type=click.IntRange(min=1), help='Of each set-up.')
+              type=click.IntRange(min=1), help='Crash images of each set-up.')
 @click.option('--kernel', type=click.Choice(list(committing.KERNELS)),
-              help='Only with this one.')
+              help='Run only set-ups with this kernel.')
 @click.option('--driver', type=click.Choice(list(committing.DRIVERS)),
-              help='Only with this one.')
+              help='Run only set-ups with this driver.')
 @click.option('--file-system', 'system',
               type=click.Choice(list(verdict.FILE_SYSTEMS)),
-              help='Only with this one.')
+              help='Run only set-ups with this file system.')
 def main(images: int, kernel: str | None, driver: str | None,
          system: str | None) -> None:
     """Cut the power of guests that commit, and look at what is left.
 
-    A guest commits to a disk of each kind; at random moments, with a sync
-    under way, images are made of what was synced and of a random part of the
-    pages that were not. Each is mounted and checked, and what the guest had
-    acknowledged is looked for. The exit status is 1 if an image of a set-up
-    with the driver of guest-image-elements is not good.
+    For each set-up a guest commits to a disk. At random moments, while a sync
+    is under way, this makes images of what was synced and of a random part of
+    the pages that were not. It mounts and checks each image, and looks for all
+    that the guest has acknowledged. The exit status is 1 if an image of a
+    set-up with the driver of guest-image-elements is not good.
 
-    A row a set-up: images; those with a commit block unsynced, and with its
-    descriptor block unsynced too (early); those that do not mount, that mount
-    and need a repair, and that have lost what was acknowledged. In
-    .lab/crash.json with the reasons.
+    The table has a row for each set-up. It counts the images; those with a
+    commit block unsynced, and with its descriptor block unsynced too (early);
+    those that do not mount, that mount but need a repair, and that have lost
+    what was acknowledged. .lab/crash.json has these numbers with the reasons.
     """
     rows = []
     for setup in SETUPS:
@@ -157,7 +158,7 @@ def main(images: int, kernel: str | None, driver: str | None,
             print(f'{_title(setup)}: {rows[-1].good} of {images} are good '
                   f'[{time.monotonic() - started:.0f} s]', flush=True)
     if not rows:
-        raise click.UsageError('no set-up is so; see SETUPS')
+        raise click.UsageError('no set-up matches; see SETUPS')
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps([dataclasses.asdict(row) for row in rows],
                                   indent=2) + '\n')

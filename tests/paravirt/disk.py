@@ -12,9 +12,9 @@
 
 """A guest's disk whose power can be cut, again and again.
 
-What a power cut leaves is what was synced, and any part of what was not: the
-host may have written each page, or not yet. Pages of 4 KiB stay whole here;
-whether they do is a matter of the host's storage.
+A power cut leaves what was synced, and any part of what was not: the host may
+have written each page, or not yet. Here a page of 4 KiB is written whole or
+not at all; in practice that depends on the host's storage.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -25,9 +25,9 @@ import pathlib
 import random
 import signal
 import subprocess
-import time
 
 from lab.machine import qemu
+from lab import wait
 from tests.device import backing
 
 PAGE = 4096
@@ -35,7 +35,7 @@ _CHUNK = 256 * PAGE
 
 
 def copy(image: pathlib.Path, path: pathlib.Path) -> None:
-    """Copy an image; Python's copy would fill the holes of the disk."""
+    """Copy an image and keep its holes, which Python's copy would fill."""
     subprocess.run(['cp', '--sparse=always', image, path], check=True)
 
 
@@ -52,12 +52,12 @@ class Cut:
     unsynced: Mapping[int, bytes]
 
     def some(self, chance: float) -> dict[int, bytes]:
-        """Unsynced pages that the host has written, each by chance."""
+        """Choose which unsynced pages the host has written, by chance."""
         return {number: page for number, page in self.unsynced.items()
                 if random.random() < chance}
 
     def image(self, path: pathlib.Path, kept: Mapping[int, bytes]) -> None:
-        """Make an image of what was synced, and of some pages more."""
+        """Make an image of what was synced, and of some more pages."""
         copy(self.synced, path)
         with path.open('r+b') as file:
             for number, page in kept.items():
@@ -68,7 +68,7 @@ class Cut:
 class Disk:
     """A disk in a FUSE file system that knows what was synced.
 
-    :param image: with a file system
+    :param image: an image with a file system
     :param directory: for the mount, and for the image of what was synced
     """
 
@@ -87,9 +87,9 @@ class Disk:
         self.backing.close()
 
     def hold(self, syncs: int, timeout: float = 60) -> None:
-        """Let so many syncs end, and wait for the one behind them.
+        """Let so many syncs end, and wait until the next one has begun.
 
-        That one has begun, and does not end before backing.release().
+        That one does not end before backing.release().
         """
         held = self.backing
         held.hold()
@@ -102,7 +102,7 @@ class Disk:
 
     @contextlib.contextmanager
     def cut(self, machine: qemu.Machine) -> Iterator[Cut]:
-        """Stop QEMU, and look at the disk; afterwards the guest goes on.
+        """Stop QEMU, and look at the disk; afterwards the guest continues.
 
         A sync must be held, so that none ends meanwhile.
         """
@@ -111,7 +111,7 @@ class Disk:
 
     def _unsynced(self) -> dict[int, bytes]:
         pages = {}
-        # The mount's page cache, which is what QEMU maps.
+        # Read the mount's page cache, which is what QEMU maps.
         with self.path.open('rb') as now, self._synced.open('rb') as synced:
             for start in range(0, os.fstat(now.fileno()).st_size, _CHUNK):
                 new, old = now.read(_CHUNK), synced.read(_CHUNK)
@@ -128,12 +128,9 @@ def stopped(pid: int) -> Iterator[None]:
     """Stop all threads of a process, other than those in a system call."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        deadline = time.monotonic() + 10
-        while not _states(pid) <= {'T', 'D'}:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f'process {pid} does not stop: threads '
-                                   f'are {sorted(_states(pid))}')
-            time.sleep(0.001)
+        wait.until(f'the threads of process {pid} to stop',
+                   lambda: _states(pid) <= {'T', 'D'}, 10, interval=0.001,
+                   state=lambda: sorted(_states(pid)))
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -142,7 +139,7 @@ def stopped(pid: int) -> Iterator[None]:
 def _states(pid: int) -> Collection[str]:
     found = set()
     for path in pathlib.Path(f'/proc/{pid}/task').iterdir():
-        # The name before it may have any character, a bracket too.
+        # The name that precedes the state may contain a bracket.
         text = (path / 'stat').read_text()
         found.add(text.rpartition(')')[2].split()[0])
     return found

@@ -22,6 +22,7 @@ from lab import guest
 from lab.machine import agent
 from lab.machine import emulators
 from lab.machine import qemu
+from lab import wait
 from tests.device import backing
 from tests.device import emulator
 from tests.paravirt import disk
@@ -35,20 +36,20 @@ RING = 4
 
 #: The guest's disk that is under test, and QEMU's name of the device.
 PMEM = '/dev/pmem0'
-#: The same after the driver was bound again, if somebody had it open.
+#: Its name after the driver was bound again, if somebody had it open.
 ANY_PMEM = '/dev/pmem[0-9]*'
 NAME = '/machine/peripheral/data'
 
 
 class Flushing:
-    """A guest whose root is elsewhere, for the length of a ``with`` block.
+    """Run a guest with its root on another disk, in a ``with`` block.
 
     :param stock: whether the device is QEMU's own, which forgets errors
-    :param with_driver: or with the kernel's own
-    :param command_line: added to the kernel's
-    :ivar backing: of the disk
-    :ivar machine: that the guest runs in
-    :ivar qtest: stores to the guest's memory and ports from outside
+    :param with_driver: whether the driver is that of guest-image-elements
+    :param command_line: what to add to the kernel's command line
+    :ivar backing: the backing file of the disk
+    :ivar machine: the machine that the guest runs in
+    :ivar qtest: writes to the guest's memory and ports from outside
     """
 
     def __init__(self, kernel_package: str, stock: bool = False,
@@ -73,7 +74,8 @@ class Flushing:
             *qemu.direct_kernel(
                 self._guest.kernel, self._guest.initrd,
                 f'{guest.COMMAND_LINE} agent=ttyS1 {self._command_line}'),
-            # Its slots are ejected by ports, without the guest's help.
+            # This machine ejects slots through ports, without the guest's
+            # help.
             '-machine', 'pc', '-smp', str(self._processors),
             *qemu.virtio_blk(root), *qemu.pmem(self.backing.path, 'data'),
             '-qtest', f'unix:{qtest},server=on,wait=off',
@@ -93,7 +95,7 @@ class Flushing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A QEMU in a sync that is held cannot be killed.
+        # While its sync is held, QEMU cannot be killed.
         self.backing.release()
         self.qtest.close()
         self.machine.__exit__()
@@ -104,7 +106,7 @@ class Flushing:
         shutil.rmtree(self._directory)
 
     def run(self, command: str, timeout: float = 120) -> str:
-        """What a command prints that must succeed."""
+        """Run a command that must succeed, and return what it prints."""
         return self.machine.agent.run(
             command, check=True, timeout=timeout).stdout.strip()
 
@@ -113,12 +115,12 @@ class Flushing:
                         '/sys/module/nd_virtio/version | uniq')
 
     def flush(self, name: str) -> int:
-        """A file of the driver's in sysfs: flushes, requests, failed."""
+        """Read a file of the driver in sysfs: flushes, requests or failed."""
         return int(self.run(
             f'cat /sys/bus/virtio/drivers/virtio_pmem/virtio*/flush/{name}'))
 
     def sync(self, count: int = 1) -> str:
-        """Write to the disk and sync it; '' or what went wrong."""
+        """Write to the disk and sync it; return '' or what went wrong."""
         done = self.machine.agent.run(
             f'probe fdatasync {PMEM} {count}', timeout=300)
         return '' if not done.status else done.stderr
@@ -131,24 +133,18 @@ class Flushing:
                  f'echo $? > $task; }} >/dev/null 2>&1 & done')
 
     def ended(self, tasks: int, timeout: float = 60) -> list[int]:
-        """The statuses of those tasks, once all have ended."""
-        deadline = time.monotonic() + timeout
-        while True:
-            found = self.run('cat /run/syncs/* 2>/dev/null; true').split()
-            if len(found) == tasks:
-                return [int(status) for status in found]
-            if time.monotonic() > deadline:
-                raise TimeoutError(f'{len(found)} of {tasks} syncs ended: '
-                                   + self.log()[-2000:])
-            time.sleep(0.1)
+        """Wait until those tasks have ended; return their statuses."""
+        def found() -> list[str]:
+            return self.run('cat /run/syncs/* 2>/dev/null; true').split()
+
+        wait.until(f'{tasks} syncs to end', lambda: len(found()) == tasks,
+                   timeout, state=lambda: (found(), self.log()[-2000:]))
+        return [int(status) for status in found()]
 
     def wait(self, command: str, timeout: float = 60) -> None:
         """Wait until a command of the guest succeeds."""
-        deadline = time.monotonic() + timeout
-        while self.machine.agent.run(command).status:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f'{command}: ' + self.log()[-2000:])
-            time.sleep(0.1)
+        wait.until(command, lambda: not self.machine.agent.run(command).status,
+                   timeout, state=lambda: self.log()[-2000:])
 
     def log(self) -> str:
         """The kernel's log."""
@@ -160,7 +156,7 @@ class Flushing:
                         'virtio*')
 
     def bind_again(self) -> None:
-        """Take the driver from the device, and give it back."""
+        """Unbind the driver from the device, and bind it again."""
         name = self.device()
         for file in 'unbind', 'bind':
             self.run(f'echo {name} > /sys/bus/virtio/drivers/virtio_pmem/'
@@ -175,7 +171,7 @@ class Flushing:
         self.kick()
 
     def load_again(self) -> None:
-        """Take both modules out and put them in."""
+        """Unload both modules, and load them again."""
         # libnvdimm uses the module as long as there is a disk.
         self.run(f'echo {self.device()} > '
                  '/sys/bus/virtio/drivers/virtio_pmem/unbind && '
@@ -185,9 +181,9 @@ class Flushing:
         self.wait(f'ls {ANY_PMEM}')
 
     def suspend(self, timeout: float = 120) -> None:
-        """Suspend to RAM, as far as it gets.
+        """Suspend the guest to RAM.
 
-        :raises CommandError: a driver, or a task, refuses
+        :raises CommandError: a driver or a task refuses
         """
         # The agent must have answered before it is frozen.
         self.run('rm -f /run/suspended; { sleep 1; echo mem > '
@@ -197,7 +193,7 @@ class Flushing:
         while self.machine.qmp('query-status')['status'] != 'suspended':
             if time.monotonic() > deadline:
                 raise TimeoutError('no suspend: ' + self.machine.console())
-            # While tasks are frozen the agent is too.
+            # The agent is frozen with all other tasks.
             if self._refused():
                 raise agent.CommandError(self.run('cat /run/suspend'))
             time.sleep(0.2)
@@ -233,18 +229,19 @@ class Flushing:
     def kick(self) -> None:
         """Notify the device of its queue.
 
-        As in hw/virtio/virtio-pci.c of QEMU, virtio_pci_realize().
+        For the address see virtio_pci_realize() in QEMU's
+        hw/virtio/virtio-pci.c.
         """
         self.qtest.write(self._bar(4) + 0x3000, 2, 0)
 
     def pull(self) -> None:
-        """Take the device out, and have the guest see that it is gone."""
+        """Remove the device, and have the guest see that it is gone."""
         function = self._function()
         self._eject(function)
         self.run(f'echo 1 > {function}/remove', timeout=300)
 
     def _eject(self, function: str) -> None:
-        """By the ports of an i440fx; QEMU, docs/specs/acpi_pci_hotplug.rst."""
+        """Eject through ports; see QEMU's docs/specs/acpi_pci_hotplug.rst."""
         slot = re.findall(r'0000:00:(\w\w)', function)[0]
         self.qtest.out(0xAE10, 4, 0)
         self.qtest.out(0xAE08, 4, 1 << int(slot, 16))

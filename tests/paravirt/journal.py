@@ -41,8 +41,8 @@ def commits(pages: Iterable[bytes]) -> set[int]:
 def early_commits(unsynced: Iterable[bytes]) -> set[int]:
     """Transactions whose commit block was stored too early.
 
-    It and the descriptor block of the same transaction are both unsynced, so
-    that a power cut may leave the one without the other.
+    The commit block and the descriptor block of the same transaction are both
+    unsynced, so a power cut may leave one without the other.
     """
     pages = list(unsynced)
     return commits(pages) & _transactions(pages, _DESCRIPTOR)

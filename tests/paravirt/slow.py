@@ -27,11 +27,11 @@ TASKS = 64
 
 def slow(kernel: str, driver: str, count: int, seconds: float
          ) -> tuple[float, float]:
-    """Flush by 64 tasks, on a host whose syncs take a while.
+    """Flush from 64 tasks, on a host whose syncs take a while.
 
-    :param count: how often, in all
-    :param seconds: that each sync takes
-    :returns: flushes a second that ended, and syncs of the host for each
+    :param count: the number of flushes of all tasks
+    :param seconds: how long each sync takes
+    :returns: flushes per second, and syncs of the host per flush
     """
     with flushing.Flushing(
             committing.package(kernel),
@@ -49,17 +49,18 @@ def slow(kernel: str, driver: str, count: int, seconds: float
 
 @click.command()
 @click.option('--sync-ms', default=100, show_default=True,
-              type=click.IntRange(min=0), help='That each sync takes.')
+              type=click.IntRange(min=0), help='How long each sync takes.')
 @click.option('--flushes', default=320, show_default=True,
-              type=click.IntRange(min=TASKS), help='Of all tasks.')
+              type=click.IntRange(min=TASKS),
+              help='How many flushes all tasks make together.')
 def main(sync_ms: int, flushes: int) -> None:
     """Time 64 tasks that flush, with either driver.
 
-    Each writes a block of the disk and flushes, by fdatasync(2) and by
-    O_DSYNC, on a host whose syncs take a time that is given.
+    Each task writes a block of the disk and flushes it, with fdatasync(2) or
+    with O_DSYNC. The syncs of the host take a fixed time.
     """
     table = rich.table.Table(
-        'kernel', 'driver', 'flushes a second', 'syncs for each',
+        'kernel', 'driver', 'flushes per second', 'syncs per flush',
         box=rich.box.SIMPLE)
     for kernel in committing.KERNELS:
         for driver in committing.DRIVERS:

@@ -28,21 +28,21 @@ from tests.paravirt import flushing
 
 TASKS = 64
 
-#: Where a guest that failed has left what it said.
+#: The console of a guest that has failed.
 CONSOLE = paths.STATE / 'stress-console.txt'
 
 #: What a kernel says when something is wrong with it or with a module.
-#: What lockdep and KASAN find begins with one of the first two.
+#: Findings of lockdep and KASAN begin with one of the first two.
 _COMPLAINTS = re.compile(
     r'WARNING:|BUG:|BUG kmalloc|Oops:|UBSAN:|blocked for more than|'
     r'unreferenced object|general protection|Redzone')
 
 
 class Stress:
-    """One guest, its tasks that flush, and what is done to them.
+    """A guest, its tasks that flush, and the faults that they meet.
 
-    :param count: flushes that must succeed, of all tasks
-    :param say: told of each fault
+    :param count: how many flushes of all tasks must succeed
+    :param say: called with the name of each fault
     """
 
     def __init__(self, running: flushing.Flushing, count: int,
@@ -53,10 +53,10 @@ class Stress:
         self.faults: dict[str, int] = {}
 
     def run(self) -> dict[str, int]:
-        """Do all of it; what the tasks say at their end.
+        """Make faults until all tasks have ended; return what they report.
 
-        :raises AgentTimeoutError: the driver cannot be taken out, because
-            a completion was lost
+        :raises AgentTimeoutError: the driver cannot be unloaded, because a
+            completion was lost
         :raises AssertionError: the kernel complains
         """
         running = self._running
@@ -74,7 +74,7 @@ class Stress:
         names: list[str] = []
         while not self._ended():
             if not names:
-                # Each has its turn.
+                # Every fault has its turn.
                 names = [name for name, (_, weight) in faults.items()
                          for _ in range(weight)]
                 random.shuffle(names)
@@ -84,7 +84,7 @@ class Stress:
             self.faults[name] = self.faults.get(name, 0) + 1
             time.sleep(random.uniform(0, 2))
         self.assert_quiet()
-        # With nothing in use, nothing may be left.
+        # Nothing uses the driver now, so nothing of it may be left.
         running.load_again()
         self.assert_quiet()
         return {key: int(value) for key, value in re.findall(
@@ -98,7 +98,7 @@ class Stress:
         running = self._running
         running.run('mount -t debugfs none /sys/kernel/debug 2>/dev/null; '
                     'leaks=/sys/kernel/debug/kmemleak; '
-                    # An object must be seen unreferenced twice.
+                    # kmemleak must see an object unreferenced twice.
                     'if [ -e $leaks ]; then echo scan > $leaks; sleep 6; '
                     'echo scan > $leaks; cat $leaks > /dev/kmsg; fi',
                     timeout=600)
@@ -111,7 +111,7 @@ class Stress:
         return 'ended=' in self._running.run('cat /run/hammer')
 
     def _mend(self) -> None:
-        """Once the driver has failed: as an operator would."""
+        """Once the driver has failed, do what an operator would do."""
         self._running.wait('grep -qx 1 /sys/bus/virtio/drivers/virtio_pmem/'
                            'virtio*/flush/failed', timeout=120)
         self._running.bind_again()
@@ -124,7 +124,7 @@ class Stress:
 
     def _broken(self) -> None:
         self._running.break_queue()
-        # The driver may have added a request meanwhile, and so mended it.
+        # The driver may have added a request meanwhile, which mends the queue.
         time.sleep(1)
         if self._running.flush('failed'):
             self._running.bind_again()
@@ -147,9 +147,9 @@ class Stress:
 def stress(kernel_package: str, count: int,
            say: Callable[[str], None]) -> tuple[dict[str, int],
                                                 dict[str, int]]:
-    """So many flushes on a device that forgets errors.
+    """Make so many flushes on a device that forgets errors.
 
-    :returns: what the tasks say, and how often there was which fault
+    :returns: what the tasks report, and how often each fault was made
     :raises AssertionError: something is wrong; with the kernel's log
     """
     debug = kernel_package == image.DEBUG_KERNEL
@@ -169,18 +169,19 @@ def stress(kernel_package: str, count: int,
 
 @click.command()
 @click.option('--flushes', default=100_000, show_default=True,
-              type=click.IntRange(min=TASKS), help='That must succeed.')
+              type=click.IntRange(min=TASKS),
+              help='How many flushes must succeed.')
 @click.option('--kernel', default=image.DEBUG_KERNEL, show_default=True,
               type=click.Choice([image.DEBUG_KERNEL, *committing.KERNELS]),
               help='"debug" is one with KASAN, kmemleak and lockdep.')
-@click.option('--seed', default=1, show_default=True, help='Of the faults.')
+@click.option('--seed', default=1, show_default=True,
+              help='The seed of the faults.')
 def main(flushes: int, kernel: str, seed: int) -> None:
     """Flush from 64 tasks under faults of all kinds, in random order.
 
-    Slow syncs, errors, a broken queue, a driver that is bound again and one
-    that is loaded again, a machine that is stopped, and suspends. At the end
-    all tasks must have ended, and the kernel must have nothing to complain
-    of.
+    The faults are slow syncs, errors, a broken queue, a driver that is bound
+    again or loaded again, a machine that is stopped, and suspends. At the end
+    all tasks must have ended, and the kernel must not have complained.
     """
     random.seed(seed)
     package = (kernel if kernel == image.DEBUG_KERNEL

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""A power cut takes nothing that was acknowledged, and no file system.
+"""A power cut loses nothing that was acknowledged, and no file system.
 
 A short form of ``python -m tests.paravirt.crash``, which makes hundreds of
 images of each set-up and prints a table.
@@ -28,10 +28,10 @@ from tests.paravirt import crash
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-#: Of each set-up that must hold.
+#: How many crash images to make of each set-up that must lose nothing.
 IMAGES = int(os.environ.get('FAKEDAX_CRASH_IMAGES', '16'))
 
-#: Of the one that must not: it takes as many as it takes, and no more.
+#: At most so many of the set-up that must fail: the first bad one is enough.
 AT_MOST = 400
 
 LOOKS = 6
@@ -43,7 +43,7 @@ class CrashTestCase(base.BaseTestCase):
 
     def commit(self, name: str, system: str = 'ext4'
                ) -> committing.Committing:
-        """A guest with a driver, unless this machine cannot have it."""
+        """Start a guest with a driver, or skip: this machine may lack one."""
         try:
             committing.package(self.kernel)
         except guest.GuestBuildError as exc:
@@ -58,7 +58,7 @@ class CrashTestCase(base.BaseTestCase):
         row = crash.crash(running, IMAGES)
         self.assertEqual([], row.reasons)
         self.assertEqual(IMAGES, row.images)
-        # Something was at stake.
+        # The guest did commit, so there was something to lose.
         self.assertGreater(row.acknowledged, IMAGES)
 
 
@@ -75,7 +75,7 @@ class OurDriverTestCase(CrashTestCase):
 
 
 class OldKernelTestCase(CrashTestCase):
-    """Where the kernel's own driver is wrong."""
+    """On a kernel whose own driver is wrong."""
 
     def test_ext4_without_checksums_holds_on_our_driver(self) -> None:
         self.assertHolds(self.commit('fakedax', 'ext4-nocsum'))
@@ -84,7 +84,7 @@ class OldKernelTestCase(CrashTestCase):
         self.assertHolds(self.commit('fakedax', 'xfs'))
 
     def test_a_commit_overtakes_its_blocks_on_the_kernels(self) -> None:
-        """What the tests above look like without the driver."""
+        """What the tests above would find without our driver."""
         running = self.commit('kernel')
         self.assertEqual('', running.version())
         self.assertLess(0, crash.early_commits(running, LOOKS))
@@ -93,7 +93,7 @@ class OldKernelTestCase(CrashTestCase):
 
 
 class FixedKernelTestCase(CrashTestCase):
-    """Where the kernel's own driver is right since 6.12.112."""
+    """On a kernel whose own driver is right since 6.12.112."""
 
     kernel = '6.12'
 

@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""What the guest's driver does when the host, or somebody else, does not."""
+"""What the guest's driver does when the host or the device misbehaves."""
 
 import errno
 import os
@@ -28,8 +28,7 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 TASKS = 6
 
-#: Nothing that is tested here depends on the kernel: CI takes the one of the
-#: images.
+#: Nothing here depends on the kernel, so CI tests only that of the images.
 KERNELS = os.environ.get('FAKEDAX_TEST_KERNELS', '6.12').split()
 
 
@@ -58,14 +57,14 @@ class FaultTestCase(base.BaseTestCase):
             self.assertNotIn(what, log)
 
     def hold(self, running: flushing.Flushing, tasks: int) -> None:
-        """Let tasks wait for a sync that does not end."""
+        """Make tasks wait for a sync that does not end."""
         begun = running.backing.begun
         running.backing.hold()
         running.start_syncs(tasks)
         running.backing.wait(lambda: running.backing.begun > begun)
 
     def assertFailed(self, running: flushing.Flushing, tasks: int) -> None:
-        """All of them got an error, and so does each sync from now on."""
+        """Assert that all tasks got an error, as all later syncs do."""
         self.assertEqual([1] * tasks, running.ended(tasks))
         self.assertEqual(1, running.flush('failed'))
         requests = running.flush('requests')
@@ -75,8 +74,8 @@ class FaultTestCase(base.BaseTestCase):
 
 class HostTestCase(FaultTestCase):
 
-    def test_an_error_is_everybodys_and_final(self) -> None:
-        """On a device that forgets it, and until the driver is bound again."""
+    def test_an_error_reaches_all_tasks_and_is_final(self) -> None:
+        """The device forgets it; the driver does not until it is rebound."""
         running = self.start(stock=True)
         self.assertEqual('', running.sync(20))
         running.backing.fail_always(errno.EIO)
@@ -92,7 +91,7 @@ class HostTestCase(FaultTestCase):
         running.load_again()
         self.assertEqual('', running.sync(20))
 
-    def test_those_that_come_while_one_is_out_share_the_next(self) -> None:
+    def test_flushes_that_arrive_during_a_request_share_the_next(self) -> None:
         running = self.start()
         self.hold(running, TASKS)
         running.wait('test $(cat /sys/bus/virtio/drivers/virtio_pmem/virtio*'
@@ -104,11 +103,12 @@ class HostTestCase(FaultTestCase):
         self.assertLessEqual(TASKS, flushes)
 
     def test_a_host_that_does_not_answer(self) -> None:
-        """The kernel tells of tasks that hang; a suspend is refused."""
+        """The kernel reports tasks that hang; the driver refuses suspend."""
         running = self.start()
         begun = running.backing.begun
         running.backing.hold()
-        # It does not hang in a system call, so the suspend gets as far as us.
+        # This task can be frozen while it waits, so the suspend gets as far as
+        # the driver.
         running.run(f'probe durable {flushing.PMEM} /run/durable '
                     '>/dev/null 2>&1 &')
         running.backing.wait(lambda: running.backing.begun > begun)
@@ -117,8 +117,8 @@ class HostTestCase(FaultTestCase):
         self.assertIn('has not flushed for', running.log())
         running.run('echo 5 > /proc/sys/kernel/hung_task_timeout_secs')
         running.start_syncs(1)
-        # In 6.1 the task waits for its bio, which the kernel lets it do for
-        # any time (submit_bio_wait()).
+        # In 6.1 the task waits for its bio. The kernel does not report that,
+        # however long it takes (submit_bio_wait()).
         if self.kernel != '6.1':
             running.machine.wait_console('blocked for more than')
         running.backing.release()
@@ -144,7 +144,7 @@ class HostTestCase(FaultTestCase):
 class BrokenTestCase(FaultTestCase):
 
     def test_a_device_that_needs_a_reset(self) -> None:
-        """As after a request that the device cannot parse."""
+        """The device needs one after a request that it cannot parse."""
         running = self.start()
         self.hold(running, TASKS)
         running.break_queue()
@@ -152,12 +152,12 @@ class BrokenTestCase(FaultTestCase):
         self.assertIn('the device has failed', running.log())
         running.backing.release()
 
-    def test_a_device_that_answers_what_it_was_not_asked(self) -> None:
+    def test_a_device_that_answers_a_request_nobody_made(self) -> None:
         running = self.start()
         self.hold(running, 1)
         queue = running.queue()
-        # A request that the driver knows nothing of: one more descriptor
-        # that says what the first one does.
+        # Make a request that the driver does not know of: one more descriptor
+        # with the content of the first one.
         last = queue['vring-num'] - 1
         running.qtest.write_bytes(
             queue['vring-desc'] + 16 * last,
@@ -183,8 +183,8 @@ class BrokenTestCase(FaultTestCase):
         running.backing.release()
         running.run(f'test ! -e {flushing.PMEM}')
 
-    def test_the_driver_is_taken_out_under_a_sync(self) -> None:
-        """It waits for the host, and those that waited are served."""
+    def test_the_driver_is_unbound_during_a_sync(self) -> None:
+        """It waits for the host, and serves the tasks that wait."""
         running = self.start()
         self.hold(running, TASKS)
         name = running.device()

@@ -47,7 +47,7 @@ class MissingTestCase(base.BaseTestCase):
         self.assertEqual(['task 0: newest is 28, not 32'],
                          self.found(RECORDS, '28'))
 
-    def test_acknowledged_is_what_was_told_in_full(self) -> None:
+    def test_only_complete_lines_acknowledge(self) -> None:
         self.assertEqual({1: 7, 2: 40}, verdict.acknowledged(
             'ack 1 6 0\r\nack 2 40 0\r\nack 1 7 0\r\nack 1 8 0'))
 

@@ -19,7 +19,7 @@ import pathlib
 import re
 import subprocess
 
-#: Those that commit in the guest.
+#: How many tasks commit in the guest.
 TASKS = 8
 
 #: As in probe.c.
@@ -31,18 +31,18 @@ class Verdict(enum.Enum):
     """From best to worst."""
 
     GOOD = 'good'
-    #: Mounts, all that was acknowledged is there, and it needs a repair.
+    #: It mounts and has all that was acknowledged, but needs a repair.
     DAMAGED = 'damaged'
-    #: Mounts, and something that was acknowledged is not there.
+    #: It mounts, but lacks something that was acknowledged.
     LOST = 'lost'
-    #: Does not mount.
+    #: It does not mount.
     UNMOUNTABLE = 'unmountable'
 
 
 class FileSystem:
-    """How to make, mount and check one.
+    """How to make, mount and check a file system.
 
-    :ivar size: of its image, bytes
+    :ivar size: the size of its image in bytes
     """
 
     def __init__(self, kind: str, size_mib: int, *mkfs: str) -> None:
@@ -56,7 +56,7 @@ class FileSystem:
         _run(f'mkfs.{self.kind}', '-q', *self._mkfs, str(image))
 
     def damage(self, image: pathlib.Path) -> str:
-        """What a check finds wrong that a mount has not mended; or ''."""
+        """What a check finds wrong after a mount; '' if it finds nothing."""
         check = (['e2fsck', '-f', '-n'] if self.kind == 'ext4'
                  else ['xfs_repair', '-n'])
         done = _try(*check, str(image))
@@ -68,7 +68,7 @@ class FileSystem:
                else ['xfs_repair', '-L']), str(image))
 
 
-#: Of 4 KiB blocks, for DAX; XFS is not made smaller than 300 MiB.
+#: With blocks of 4 KiB, for DAX. mkfs.xfs refuses less than 300 MiB.
 FILE_SYSTEMS = {
     'ext4': FileSystem('ext4', 64, '-b', '4096', '-F'),
     'ext4-nocsum': FileSystem('ext4', 64, '-b', '4096', '-F',
@@ -78,22 +78,22 @@ FILE_SYSTEMS = {
 
 
 def acknowledged(log: str) -> dict[int, int]:
-    """The last generation that each task has told, by the task's number."""
-    # The last line may be half there.
+    """The last generation that each task acknowledged, by task number."""
+    # The last line may be incomplete.
     return {int(task): int(generation) for task, generation in
             re.findall(r'(?m)^ack (\d+) (\d+) 0\r?\n', log)}
 
 
 def missing(found: str, acks: Mapping[int, int]) -> list[str]:
-    """What was acknowledged and is not there; a sentence each.
+    """A sentence for each thing that was acknowledged and is missing.
 
-    :param found: what ``probe committed`` says
+    :param found: what ``probe committed`` prints
     """
     lost = []
     rows = [line.split() for line in found.splitlines()]
     for task, generation in sorted(acks.items()):
         *records, newest = rows[task]
-        # The one after the last may be under way, in its place in the ring.
+        # The task may be writing the next record over the oldest one.
         for wanted in range(max(generation - RECORDS + 2, 1), generation + 1):
             seen = records[wanted % RECORDS]
             if seen != str(wanted):
@@ -114,7 +114,7 @@ def judge(image: pathlib.Path, system: FileSystem, probe: pathlib.Path,
 
     The image changes.
 
-    :returns: and what is wrong
+    :returns: the verdict, and what is wrong
     """
     mount = image.with_name('mount')
     mount.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def judge(image: pathlib.Path, system: FileSystem, probe: pathlib.Path,
     done = _try('mount', '-t', system.kind, '-o', options, str(image),
                 str(mount))
     if done.returncode:
-        # What a repair by hand then finds.
+        # Look for what is missing even after a repair by hand.
         system.repair(image)
         with contextlib.suppress(subprocess.CalledProcessError):
             _run('mount', '-t', system.kind, '-o', options, str(image),
