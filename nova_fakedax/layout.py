@@ -10,22 +10,69 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""A raw image's geometry.
+"""Where in an image the guest's content lies, and how an image is made.
 
 Every image on fake DAX is raw, its size is a multiple of 2 MiB, and it is
-allocated in full. The guest's content starts at byte 0.
+allocated in full. There are two layouts:
+
+* memmap on the device: an fsdax info block, with which the guest's kernel
+  keeps its struct pages (the memmap) in the image, then the memmap, then the
+  content at an offset that is a multiple of 2 MiB;
+* memmap in the guest: the content begins at byte 0, and the struct pages take
+  16 MiB of the guest's RAM for each GiB.
+
+Which one an image has is read from the image alone, whatever the flavor or
+the configuration says. The guest can write to all of it. So nothing in it is
+believed but a block that is exactly as this module would write it for a file
+of that size; whatever a guest stores there, it can only move the beginning of
+its own content inside its own file.
+
+The block is ``struct nd_pfn_sb`` of drivers/nvdimm/pfn.h; which values Linux
+accepts is in nd_pfn_validate() of drivers/nvdimm/pfn_devs.c (6.1, 6.12).
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
 import ctypes
+import dataclasses
 import errno
+import json
 import os
 import stat
+import struct
+import typing as ty
+import uuid
 
 from oslo_utils import units
 
 #: The guest maps a device in sections of 2 MiB; Linux refuses a device of
 #: another size ("misaligned, unable to map", drivers/nvdimm/pmem.c).
 ALIGNMENT: int = 2 * units.Mi
+
+_PAGE = 4096
+_STRUCT_PAGE = 64
+#: nvdimm_read_bytes(ndns, SZ_4K, ...); the 4 KiB before it are not used.
+_BLOCK_OFFSET = 4096
+#: nd_info_block_reserve().
+_RESERVED = 8192
+
+_SIGNATURE = b'NVDIMM_PFN_INFO\0'
+_FIELDS: dict[str, str] = {
+    'signature': '16s', 'uuid': '16s', 'parent_uuid': '16s', 'flags': 'I',
+    'version_major': 'H', 'version_minor': 'H', 'dataoff': 'Q', 'npfns': 'Q',
+    'mode': 'I', 'start_pad': 'I', 'end_trunc': 'I', 'align': 'I',
+    'page_size': 'I', 'page_struct_size': 'H', 'padding': '3994s',
+    'checksum': 'Q'}
+_FORMAT = ''.join(_FIELDS.values())
+_BLOCK_SIZE = 4096
+#: enum nd_pfn_mode: the memmap is on the device.
+_PFN_MODE_PMEM = 2
+
+#: What is being made, next to what it replaces.
+_UNFINISHED = '.unfinished'
+_CHUNK: int = 4 * units.Mi
 
 # fallocate(2), for a flag of linux/falloc.h: os.posix_fallocate() has none.
 _FALLOC_FL_UNSHARE_RANGE = 0x40
@@ -38,9 +85,283 @@ class InvalidLayout(Exception):
     """The file cannot be the backing file of a pmem device."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the content of an image lies.
+
+    :ivar offset: the bytes before the content: info block and memmap, or 0
+    :ivar size: the bytes of content, which is what the guest's disk holds
+    """
+
+    offset: int
+    size: int
+
+    @property
+    def file_size(self) -> int:
+        """The bytes of the file, and of the device."""
+        return self.offset + self.size
+
+    @property
+    def memmap(self) -> bool:
+        """Whether the memmap is on the device."""
+        return bool(self.offset)
+
+    def qemu_filename(self, path: str) -> str:
+        """What to call the content where QEMU wants a raw image's filename.
+
+        https://www.qemu.org/docs/master/system/invocation.html, ``json:``
+        """
+        if not self.offset:
+            return path
+        return 'json:' + json.dumps({
+            'driver': 'raw', 'offset': self.offset, 'size': self.size,
+            'file': {'driver': 'file', 'filename': os.path.abspath(path)}})
+
+
 def aligned(size: int) -> int:
     """The smallest size that holds ``size`` bytes and can be mapped."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def planned(size: int, memmap: bool) -> Layout:
+    """The layout of a new image.
+
+    :param size: the bytes of content; rounded up to what can be mapped
+    :param memmap: whether the memmap goes on the device
+    """
+    layout = Layout(0, aligned(size))
+    if memmap:
+        # The memmap has struct pages for itself too.
+        while layout.offset != (offset := _offset(layout.file_size)):
+            layout = Layout(offset, layout.size)
+    return layout
+
+
+def _offset(file_size: int) -> int:
+    """Where the content begins in a file of this size with a memmap.
+
+    As nd_pfn_init() of drivers/nvdimm/pfn_devs.c computes it, so that a guest
+    that makes its info block again (ndctl) makes a valid one.
+    """
+    pages = (file_size - _RESERVED) // _PAGE
+    return aligned(_RESERVED + pages * _STRUCT_PAGE)
+
+
+def read(path: str) -> Layout:
+    """The layout of an image, from what it holds.
+
+    :raises InvalidLayout: its info block is damaged, or is not one that this
+        module writes into a file of that size
+    :raises OSError: it cannot be read
+    """
+    with open(path, 'rb') as image:
+        size = os.fstat(image.fileno()).st_size
+        block = os.pread(image.fileno(), _BLOCK_SIZE, _BLOCK_OFFSET)
+    if not block.startswith(_SIGNATURE):
+        return Layout(0, size)
+    return _parse(path, block, size)
+
+
+def _parse(path: str, block: bytes, file_size: int) -> Layout:
+    """Check an info block that has the signature.
+
+    :raises InvalidLayout: names the field, its value and what is allowed
+    """
+    def refuse(field: str, value: object, allowed: object) -> ty.NoReturn:
+        raise InvalidLayout(
+            f'{path} has {file_size} bytes and an info block whose {field} '
+            f'is {value}; allowed: {allowed}')
+
+    layout = Layout(_offset(file_size), file_size - _offset(file_size))
+    if len(block) != _BLOCK_SIZE or layout.size < ALIGNMENT or (
+            file_size % ALIGNMENT):
+        raise InvalidLayout(
+            f'{path} has {file_size} bytes and an info block; allowed: a '
+            f'multiple of {ALIGNMENT} bytes from '
+            f'{planned(1, True).file_size}')
+    found = _unpack('<', block)
+    allowed = _fields(layout, found['uuid'])
+    checksum = _checksum('<', block)
+    if found['checksum'] != checksum:
+        if _unpack('>', block)['checksum'] == _checksum('>', block):
+            refuse('byte order', 'big-endian', 'little-endian')
+        refuse('checksum', f'{found["checksum"]:#x}', f'{checksum:#x}')
+    for field, value in allowed.items():
+        if found[field] != value:
+            refuse(field, *(
+                item.strip(b'\0').hex() or 'zeros'
+                if isinstance(item, bytes) else item
+                for item in (found[field], value)))
+    return layout
+
+
+def _fields(layout: Layout, identity: bytes) -> dict[str, ty.Any]:
+    """The fields of a layout's info block, but for the checksum."""
+    return {
+        'signature': _SIGNATURE, 'uuid': identity,
+        # The namespace of a virtio-pmem device has no labels, thus no UUID.
+        'parent_uuid': bytes(16), 'flags': 0,
+        'version_major': 1, 'version_minor': 4,
+        'dataoff': layout.offset, 'npfns': layout.size // _PAGE,
+        'mode': _PFN_MODE_PMEM, 'start_pad': 0, 'end_trunc': 0,
+        'align': ALIGNMENT, 'page_size': _PAGE,
+        'page_struct_size': _STRUCT_PAGE, 'padding': bytes(3994)}
+
+
+def _unpack(order: str, block: bytes) -> dict[str, ty.Any]:
+    return dict(zip(_FIELDS, struct.unpack(order + _FORMAT, block)))
+
+
+def _checksum(order: str, block: bytes) -> int:
+    """Fletcher-64 of a block whose checksum counts as 0.
+
+    As nd_sb_checksum() and nd_fletcher64() of drivers/nvdimm/core.c.
+    """
+    low = high = 0
+    for (word,) in struct.iter_unpack(f'{order}I', block[:-8] + bytes(8)):
+        low = (low + word) & 0xffffffff
+        high = (high + low) & 0xffffffff
+    return high << 32 | low
+
+
+def _info_block(layout: Layout) -> bytes:
+    fields = _fields(layout, uuid.uuid4().bytes)
+    block = struct.pack(f'<{_FORMAT}', *fields.values(), 0)
+    return block[:-8] + struct.pack('<Q', _checksum('<', block))
+
+
+def make(path: str, source: str, size: int, memmap: bool) -> None:
+    """Make an image from a raw file of content.
+
+    A crash leaves what was at the path before, or all of the new image.
+
+    :param source: the file to copy; what it lacks of the content is zeros
+    :param size: the bytes of content
+    :param memmap: whether the memmap goes on the device
+    :raises InvalidLayout: the source is larger
+    :raises OSError: for example ENOSPC; nothing has changed
+    """
+    content = Layout(0, os.path.getsize(source))
+    layout = planned(size, memmap)
+    if content.size > layout.size:
+        raise InvalidLayout(
+            f'{source} has {content.size} bytes; allowed: at most '
+            f'{layout.size}')
+    _make(path, layout, source, content)
+
+
+def fit(path: str, size: int, memmap: bool) -> None:
+    """Give an image more content, or the other layout, where it needs that.
+
+    An image whose content is larger stays as it is: a guest that overwrites
+    its info block, so that all of the file counts as content, would gain
+    another memmap's space with every conversion.
+
+    A crash leaves the old or the new image whole.
+
+    :param size: the least bytes of content; what is added is zeros
+    :param memmap: whether the memmap goes on the device
+    :raises InvalidLayout: the image's info block is not valid
+    :raises OSError: for example ENOSPC; the content has not changed
+    """
+    found = read(path)
+    wanted = planned(size, memmap)
+    if found.size > wanted.size:
+        wanted = found
+    if wanted.offset == found.offset == 0 or wanted == found:
+        allocate(path, wanted.file_size)
+    else:
+        _make(path, wanted, path, found)
+
+
+def _make(path: str, layout: Layout, source: str, content: Layout) -> None:
+    """Make an image next to the path and rename it once it is whole.
+
+    :param content: where in the source the content lies
+    """
+    unfinished = path + _UNFINISHED
+    # Left there by a crash.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(unfinished)
+    _check_space(os.path.dirname(path) or '.', layout.file_size, path)
+    try:
+        with open(source, 'rb') as old, open(unfinished, 'xb') as new:
+            if layout.memmap:
+                os.pwrite(new.fileno(), _info_block(layout), _BLOCK_OFFSET)
+            _copy(old.fileno(), content.offset, new.fileno(), layout.offset,
+                  content.size)
+            _take_blocks(new.fileno(), layout.file_size)
+            os.fsync(new.fileno())
+        os.rename(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        raise
+    _sync_directory(os.path.dirname(path) or '.')
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(
+    source: int, source_offset: int, target: int, target_offset: int,
+    size: int,
+) -> None:
+    """Copy what is not a hole from one file into an empty one.
+
+    copy_file_range(2) clones where the file system can: what was cloned is
+    copied once, when the file takes blocks of its own.
+    """
+    # A network file system may not know the holes of what is not written.
+    os.fsync(source)
+    shift = target_offset - source_offset
+    for start, end in _data(source, source_offset, source_offset + size):
+        while start < end:
+            copied = _copy_chunk(
+                source, start, target, start + shift, end - start)
+            if not copied:
+                raise OSError(errno.EIO, 'the file has become shorter')
+            start += copied
+
+
+def _data(
+    descriptor: int, start: int, end: int,
+) -> Iterator[tuple[int, int]]:
+    """The parts of a range of a file that are not holes."""
+    while start < end:
+        try:
+            data = os.lseek(descriptor, start, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # A hole to the file's end.
+                return
+            raise
+        if data >= end:
+            return
+        start = min(end, os.lseek(descriptor, data, os.SEEK_HOLE))
+        yield data, start
+
+
+def _copy_chunk(
+    source: int, source_offset: int, target: int, target_offset: int,
+    size: int,
+) -> int:
+    """Copy some of a range; returns how many bytes."""
+    try:
+        return os.copy_file_range(
+            source, target, size, source_offset, target_offset)
+    except OSError as exc:
+        # Not between these files, or not on this file system.
+        if exc.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS,
+                             errno.EOPNOTSUPP):
+            raise
+    return os.pwrite(
+        target, os.pread(source, min(size, _CHUNK), source_offset),
+        target_offset)
 
 
 def allocate(path: str, size: int) -> None:
@@ -57,12 +378,20 @@ def allocate(path: str, size: int) -> None:
     with open(path, 'r+b') as image:
         status = os.fstat(image.fileno())
         wanted = aligned(max(size, status.st_size))
-        # Checked first: an attempt that fails would take all space that is
-        # left on the file system for a while.
-        missing = wanted - _allocated(status)
-        if missing > available(path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        _check_space(path, wanted - _allocated(status), path)
         _take_blocks(image.fileno(), wanted)
+
+
+def _check_space(where: str, size: int, path: str) -> None:
+    """Refuse what would take all space that is left for a while.
+
+    :param where: a path on the file system
+    :param size: the bytes that a file would take
+    :param path: the file
+    :raises OSError: ENOSPC
+    """
+    if size > available(where):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
 def _take_blocks(descriptor: int, size: int) -> None:
