@@ -79,6 +79,41 @@ class LibvirtConfigGuestVirtioPMEM(vconfig.LibvirtConfigGuestDevice):
             self.device_addr.parse_dom(address)
 
 
+class LibvirtConfigGuestSlicedDisk(vconfig.LibvirtConfigGuestDisk):
+    """A ``<disk>`` that is a part of a file, the content of an image.
+
+    https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms,
+    ``slices``
+
+    :ivar slice_offset: where the part begins, in bytes
+    :ivar slice_size: its bytes
+    """
+
+    def __init__(self, **kwargs: ty.Any) -> None:
+        super().__init__(**kwargs)
+        self.slice_offset: int = 0
+        self.slice_size: int = 0
+
+    @classmethod
+    def of(
+        cls, device: vconfig.LibvirtConfigGuestDisk, content: layout.Layout,
+    ) -> 'LibvirtConfigGuestSlicedDisk':
+        """The same disk, of a file with this layout."""
+        sliced = cls()
+        sliced.__dict__.update(vars(device))
+        sliced.slice_offset = content.offset
+        sliced.slice_size = content.size
+        return sliced
+
+    def format_dom(self) -> ty.Any:
+        disk_node = super().format_dom()
+        slices = etree.SubElement(disk_node.find('./source'), 'slices')
+        etree.SubElement(
+            slices, 'slice', type='storage', offset=str(self.slice_offset),
+            size=str(self.slice_size))
+        return disk_node
+
+
 class LibvirtConfigGuestEmulator(vconfig.LibvirtConfigGuestDevice):
     """``<emulator>``: the binary that runs the domain."""
 
@@ -103,6 +138,27 @@ def parse_virtio_pmems(
         device = LibvirtConfigGuestVirtioPMEM()
         device.parse_dom(node)
         guest.add_device(device)
+
+
+def parse_slices(
+    guest: vconfig.LibvirtConfigGuest, xmldoc: etree._Element,
+) -> None:
+    """Give a guest's disks the slices that Nova's parser leaves out.
+
+    :param guest: as of :func:`parse_virtio_pmems`
+    :param xmldoc: the ``<domain>``
+    """
+    nodes: list[ty.Any] = xmldoc.findall('./devices/disk')
+    slices = {
+        node.find('./target').get('dev'): part for node in nodes
+        for part in node.findall("./source/slices/slice[@type='storage']")}
+    for index, device in enumerate(guest.devices):
+        if isinstance(device, vconfig.LibvirtConfigGuestDisk) and (
+                device.target_dev in slices):
+            part = slices[device.target_dev]
+            guest.devices[index] = LibvirtConfigGuestSlicedDisk.of(
+                device, layout.Layout(
+                    int(part.get('offset')), int(part.get('size'))))
 
 
 def fake_dax_disks(
@@ -135,7 +191,8 @@ def disk_infos(
     """What Nova keeps of each disk, of the disks on fake DAX.
 
     As LibvirtDriver._get_instance_disk_info_from_config makes it of a
-    ``<disk>``; sizes are in bytes.
+    ``<disk>``; sizes are in bytes, and those of the files: with a memmap they
+    are larger than the guest's disks, and Nova asks what they take.
 
     :param known: the paths of disks to leave out
     """
@@ -165,21 +222,18 @@ def convert(
         cannot be mapped
     """
     disks = []
-    for device in list(guest.devices):
-        if not (isinstance(device, vconfig.LibvirtConfigGuestDisk) and
-                device.source_type == 'file' and device.source_path and
-                os.path.dirname(device.source_path) == instance_path and
-                wants(device.source_path)):
-            continue
+    for device in _wanted_disks(guest, instance_path, wants):
         disk_id = disk.DiskId.from_path(device.source_path)
         assert disk_id is not None  # Otherwise it would not be wanted.
         disks.append(disk.FakeDaxDisk(
             disk_id, device.source_path,
             layout.mapped_size(device.source_path)))
+        # Also where it is not used: of a device whose info block is not valid
+        # the guest's kernel takes all for the content.
+        content = _content_of(device)
+        guest.devices.remove(device)
         if disk_id.role == disk.ROOT and not guest.os_kernel:
-            _make_boot_view(guest, device)
-        else:
-            guest.devices.remove(device)
+            _add_boot_view(guest, content)
     if not disks:
         return
     _refuse_conflicts(guest)
@@ -197,7 +251,48 @@ def convert(
         guest.add_device(LibvirtConfigGuestEmulator(emulator))
 
 
-def _make_boot_view(
+def convert_rescue(
+    guest: vconfig.LibvirtConfigGuest,
+    instance_path: str,
+    wants: Callable[[str], bool],
+) -> None:
+    """Let a rescued guest see the content of its images on ordinary disks.
+
+    Any rescue image will do: it need not know fake DAX.
+
+    The parameters are those of :func:`convert`.
+
+    :raises nova_fakedax.layout.InvalidLayout: an info block is not valid
+    """
+    for device in _wanted_disks(guest, instance_path, wants):
+        index = guest.devices.index(device)
+        guest.devices[index] = _content_of(device)
+
+
+def _wanted_disks(
+    guest: vconfig.LibvirtConfigGuest, instance_path: str,
+    wants: Callable[[str], bool],
+) -> list[vconfig.LibvirtConfigGuestDisk]:
+    """The ordinary disks that the flavor puts on fake DAX."""
+    return [
+        device for device in guest.devices
+        if isinstance(device, vconfig.LibvirtConfigGuestDisk) and
+        device.source_type == 'file' and device.source_path and
+        os.path.dirname(device.source_path) == instance_path and
+        wants(device.source_path)]
+
+
+def _content_of(
+    device: vconfig.LibvirtConfigGuestDisk,
+) -> vconfig.LibvirtConfigGuestDisk:
+    """The disk, without what comes before the content in its file."""
+    content = layout.read(device.source_path)
+    if not content.memmap:
+        return device
+    return LibvirtConfigGuestSlicedDisk.of(device, content)
+
+
+def _add_boot_view(
     guest: vconfig.LibvirtConfigGuest,
     device: vconfig.LibvirtConfigGuestDisk,
 ) -> None:
@@ -209,7 +304,6 @@ def _make_boot_view(
     device.serial = BOOT_VIEW_SERIAL
     # The guest cannot write to it, and so cannot discard.
     device.driver_discard = None
-    guest.devices.remove(device)
     first = next(
         (index for index, other in enumerate(guest.devices)
          if isinstance(other, vconfig.LibvirtConfigGuestDisk)),

@@ -173,11 +173,12 @@ class FakeDaxDriver(driver.LibvirtDriver):
             instance, network_info, image_meta, disk_info, rescue, *args,
             **kwargs)
         wanted = _spec(instance)
-        # Any rescue image will do: a rescued guest gets ordinary disks.
-        if wanted and not rescue:
-            domain.convert(
-                guest, libvirt_utils.get_instance_path(instance),
-                wanted.wants, CONF.fakedax.emulator)
+        instance_path = libvirt_utils.get_instance_path(instance)
+        if wanted and rescue:
+            domain.convert_rescue(guest, instance_path, wanted.wants)
+        elif wanted:
+            domain.convert(guest, instance_path, wanted.wants,
+                           CONF.fakedax.emulator)
             admission.check_disks(wanted, guest)
         return guest
 

@@ -86,12 +86,13 @@ def _parse_virtio_pmems(
     """Let every reader of a domain see its disks on fake DAX.
 
     Follows nova.virt.libvirt.config.LibvirtConfigGuest.parse_dom, which
-    knows one model of memory device, nvdimm.
+    knows one model of memory device, nvdimm, and no slices of disks.
     """
     from nova_fakedax import domain
 
     parse_dom(guest, xmldoc)
     domain.parse_virtio_pmems(guest, xmldoc)
+    domain.parse_slices(guest, xmldoc)
 
 
 def _find_root_disk(

@@ -12,6 +12,7 @@
 
 """The raw backend that makes images for fake DAX."""
 
+from collections.abc import Iterator
 import contextlib
 import glob
 import os
@@ -20,6 +21,7 @@ import typing as ty
 from nova import exception
 from nova.i18n import _
 from nova import utils
+from nova.virt import images
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import fileutils
@@ -46,20 +48,30 @@ class NoSpace(exception.NovaException):
 
 
 class FakeDaxImage(imagebackend.Flat):
-    """A raw image, aligned and allocated in full (:mod:`.layout`)."""
+    """A raw image with the layout that the flavor wants (:mod:`.layout`)."""
+
+    def __init__(
+        self, instance: ty.Any = None, disk_name: str | None = None,
+        path: str | None = None,
+        disk_info_mapping: dict[str, ty.Any] | None = None,
+    ) -> None:
+        super().__init__(instance, disk_name, path, disk_info_mapping)
+        self._memmap = spec.FakeDaxSpec.from_instance(instance).memmap
 
     def cache(
         self, fetch_func: ty.Any, filename: str, size: int | None = None,
         safe: bool = False, *args: ty.Any, **kwargs: ty.Any,
     ) -> None:
-        """Make the image as Flat does, then allocate it in full.
+        """Make the image, or give one that is there what the flavor wants.
 
         Follows nova.virt.libvirt.imagebackend.Image.cache, through which
-        LibvirtDriver._create_image makes every disk.
+        LibvirtDriver._create_image makes every disk, and through which a
+        resize or cold migration brings each disk that it has copied.
 
         :param size: in bytes
         :raises NoSpace: the file system has too little space for it
         :raises nova.exception.InvalidDiskFormat: it was not made raw
+        :raises nova_fakedax.layout.InvalidLayout: its info block is not valid
 
         On an error an image that this call has made is removed.
         """
@@ -70,13 +82,87 @@ class FakeDaxImage(imagebackend.Flat):
             if self.driver_format != 'raw':
                 raise exception.InvalidDiskFormat(
                     disk_format=self.driver_format)
-            try:
-                # May take long, as it copies the blocks of a clone: in a
-                # native thread where Nova runs with eventlet.
-                utils.tpool_wrap(layout).allocate(self.path, size or 0)
-            except OSError as exc:
-                raise NoSpace(size=size or os.path.getsize(self.path),
-                              path=self.path, reason=exc.strerror)
+            self.resize_image(size or 0)
+
+    def create_image(
+        self, prepare_template: ty.Any, base: str, size: int | None,
+        safe: bool = False, *args: ty.Any, **kwargs: ty.Any,
+    ) -> None:
+        """Make the image with its content where the layout has it.
+
+        Follows nova.virt.libvirt.imagebackend.Flat.create_image, which copies
+        a downloaded image and lets Nova make a file system in place.
+        """
+        if self.exists():
+            super().create_image(
+                prepare_template, base, size, safe, *args, **kwargs)
+            return
+        if 'image_id' in kwargs:
+            if not os.path.exists(base):
+                prepare_template(target=base, *args, **kwargs)
+            imagebackend._update_utime_ignore_eacces(base)
+            self.verify_base_size(base, size)
+            # Or Nova's image cache could remove it meanwhile.
+            utils.synchronized(
+                self._get_lock_name(base), external=True,
+                lock_path=self.lock_path)(self._make)(base, size)
+        else:
+            template = f'{self.path}.template'
+            # One may be left from a crash.
+            fileutils.delete_if_exists(template)
+            with fileutils.remove_path_on_error(template):
+                prepare_template(target=template, *args, **kwargs)
+                self._make(template, size)
+            os.unlink(template)
+        self.correct_format()
+
+    def _make(self, source: str, size: int | None) -> None:
+        """Make the image of a raw file."""
+        source_format = images.qemu_img_info(source).file_format
+        if source_format != 'raw':
+            raise exception.InvalidDiskFormat(disk_format=source_format)
+        size = size or os.path.getsize(source)
+        with self._faults(size):
+            utils.tpool_wrap(layout).make(
+                self.path, source, size, self._memmap)
+
+    def resize_image(self, size: int) -> None:
+        """Give the image at least so much content, and the layout."""
+        with self._faults(size):
+            utils.tpool_wrap(layout).fit(self.path, size, self._memmap)
+
+    @contextlib.contextmanager
+    def _faults(self, size: int) -> Iterator[None]:
+        """Turn the errors of layout's functions into Nova's.
+
+        These run in a native thread where Nova runs with eventlet, since they
+        copy and so may take long.
+        """
+        try:
+            yield
+        except OSError as exc:
+            raise NoSpace(
+                size=layout.planned(size, self._memmap).file_size,
+                path=self.path, reason=exc.strerror)
+
+    def get_disk_size(self, name: str) -> int:
+        """The bytes that the guest's disk has."""
+        if name == self.path:
+            return layout.read(name).size
+        return int(super().get_disk_size(name))
+
+    def _get_driver_format(self) -> str:
+        # What the guest stores must not be taken for another format's header.
+        return 'raw'
+
+    def snapshot_extract(self, target: str, out_format: str) -> None:
+        """Copy the content of an image whose guest does not run.
+
+        Follows nova.virt.libvirt.imagebackend.Flat.snapshot_extract.
+        """
+        images.convert_image(
+            layout.read(self.path).qemu_filename(self.path), target, 'raw',
+            out_format)
 
 
 class FakeDaxBackend(imagebackend.Backend):
@@ -95,3 +181,10 @@ class FakeDaxBackend(imagebackend.Backend):
         if spec.FakeDaxSpec.from_flavor(instance.flavor).wants(name):
             image_type = IMAGE_TYPE
         return super().by_name(instance, name, image_type, disk_info_mapping)
+
+    def by_libvirt_path(
+        self, instance: ty.Any, path: str, image_type: str | None = None,
+    ) -> imagebackend.Image:
+        if spec.FakeDaxSpec.from_instance(instance).wants(path):
+            image_type = IMAGE_TYPE
+        return super().by_libvirt_path(instance, path, image_type)

@@ -45,6 +45,7 @@ import struct
 import typing as ty
 import uuid
 
+from nova import exception
 from oslo_utils import units
 
 #: The guest maps a device in sections of 2 MiB; Linux refuses a device of
@@ -81,8 +82,11 @@ _fallocate.argtypes = (
     ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
-class InvalidLayout(Exception):
-    """The file cannot be the backing file of a pmem device."""
+class InvalidLayout(exception.NovaException):
+    """The file cannot be the backing file of a pmem device.
+
+    Nova's, so that the user who starts the instance reads why.
+    """
 
 
 @dataclasses.dataclass(frozen=True)

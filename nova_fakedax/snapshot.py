@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import contextlib
 import fcntl
 import os
+import struct
 import tempfile
 import typing as ty
 
@@ -43,8 +44,10 @@ from nova_fakedax import layout
 
 LOG = logging.getLogger(__name__)
 
-# ioctl_ficlone(2); the fcntl module has no name for it.
-_FICLONE = 0x40049409
+# ioctl_ficlonerange(2); the fcntl module has no name for it. Its argument is
+# a struct file_clone_range: descriptor, offset, length, offset in the clone.
+_FICLONERANGE = 0x4020940d
+_FILE_CLONE_RANGE = 'qQQQ'
 
 #: The tasks of ComputeManager while a snapshot of a running guest is taken.
 _TASKS = frozenset({
@@ -117,22 +120,25 @@ def take(
     path: str, out_path: str, image_format: str,
     nothing_stored: contextlib.AbstractContextManager[None],
 ) -> None:
-    """Copy the image of a running guest.
+    """Copy the content of a running guest's image.
 
-    :param path: the image, raw
+    :param path: the image
     :param out_path: the copy; after an error the caller removes it
     :param image_format: that of the copy, as qemu-img names it
     :param nothing_stored: entered while the image must not change
-    :raises oslo_concurrency.processutils.ProcessExecutionError: it cannot be
-        copied
+    :raises nova.exception.ImageUnacceptable: it cannot be copied
+    :raises nova_fakedax.layout.InvalidLayout: the guest has damaged its info
+        block
     """
+    content = layout.read(path)
     # Has no name, so that it ends with this process, however that ends.
     with tempfile.TemporaryFile(dir=os.path.dirname(out_path)) as clone:
         with nothing_stored:
-            cloned = _clone(path, clone)
+            cloned = _clone(path, content, clone)
             if not cloned:
                 libvirt_utils.extract_snapshot(
-                    path, 'raw', out_path, image_format)
+                    content.qemu_filename(path), 'raw', out_path,
+                    image_format)
         if cloned:
             # Now, and not when somebody needs it: see _clone().
             libvirt_utils.extract_snapshot(
@@ -140,8 +146,10 @@ def take(
                 image_format)
 
 
-def _clone(path: str, clone: ty.IO[bytes]) -> bool:
-    """Let an empty file share the blocks of an image.
+def _clone(
+    path: str, content: layout.Layout, clone: ty.IO[bytes],
+) -> bool:
+    """Let an empty file share the blocks of an image's content.
 
     As long as the clone exists the image has no blocks of its own
     (layout.allocate): each store of the guest takes a new one, and kills QEMU
@@ -156,7 +164,9 @@ def _clone(path: str, clone: ty.IO[bytes]) -> bool:
         return False
     with open(path, 'rb') as image:
         try:
-            fcntl.ioctl(clone, _FICLONE, image.fileno())
+            fcntl.ioctl(clone, _FICLONERANGE, struct.pack(
+                _FILE_CLONE_RANGE, image.fileno(), content.offset,
+                content.size, 0))
         except OSError as exc:
             # The error of a file system that cannot clone differs from one
             # to the next, and the copy meets any other error again.

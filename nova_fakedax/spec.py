@@ -30,6 +30,12 @@ DISKS_VALUES: Mapping[str, frozenset[disk.Role]] = {
     for count in range(1, len(disk.ROLES) + 1)
     for roles in itertools.combinations(disk.ROLES, count)}
 
+#: Where the guest keeps its struct pages of the disks, and whether that is the
+#: disks themselves (:mod:`.layout`).
+MEMMAP_KEY = f'{NAMESPACE}:memmap'
+MEMMAP_VALUES: Mapping[str, bool] = {'device': True, 'guest': False}
+MEMMAP_DEFAULT = 'guest'
+
 #: The trait of a host that can run such flavors.
 TRAIT = 'CUSTOM_FAKEDAX'
 
@@ -117,6 +123,11 @@ EXTRA_SPECS: dict[str, ExtraSpec] = {row.key: row for row in (
         DISKS_KEY, tuple(DISKS_VALUES),
         'The disks that the guest sees as fake persistent memory: its root '
         'disk, its ephemeral disks or both.'),
+    ExtraSpec(
+        MEMMAP_KEY, tuple(MEMMAP_VALUES),
+        "Where the guest's struct pages of these disks are: on the disks, "
+        'where they cost it no RAM, or in its RAM, of which they take 16 MiB '
+        'for each GiB of disk.'),
 )}
 
 
@@ -149,9 +160,13 @@ def given(flavor: Flavor) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class FakeDaxSpec:
-    """The disks that a flavor puts on fake DAX; false if there are none."""
+    """The disks that a flavor puts on fake DAX; false if there are none.
+
+    :ivar memmap: whether new images have the memmap on the device
+    """
 
     roles: frozenset[disk.Role] = frozenset()
+    memmap: bool = MEMMAP_VALUES[MEMMAP_DEFAULT]
 
     def __bool__(self) -> bool:
         return bool(self.roles)
@@ -193,7 +208,9 @@ class FakeDaxSpec:
                 f"the flavor has {', '.join(sorted(extra_specs))}, but not "
                 f"{DISKS_KEY}; allowed: {DISKS_KEY} with "
                 f"{_quoted(DISKS_VALUES)}")
-        return cls(DISKS_VALUES[extra_specs[DISKS_KEY]])
+        return cls(
+            DISKS_VALUES[extra_specs[DISKS_KEY]],
+            MEMMAP_VALUES[extra_specs.get(MEMMAP_KEY, MEMMAP_DEFAULT)])
 
     @classmethod
     def from_instance(cls, instance: Instance) -> 'FakeDaxSpec':
@@ -232,7 +249,7 @@ class FakeDaxSpec:
 
         :raises InvalidSpec: names both flavors' disks
         """
-        if new != self:
+        if new.roles != self.roles:
             raise InvalidSpec(
                 f"{DISKS_KEY} is '{new}' in the new flavor; allowed: "
                 f"'{self}', as in the current one: a resize cannot put a "

@@ -27,6 +27,7 @@ from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_fakedax import layout
 from nova_fakedax import request_filter
 from tests import fixtures
 from tests.functional import fakelibvirt
@@ -57,6 +58,8 @@ class FakeDaxTestCase(base.ServersTestBase):
     ADMIN_API = True
     # As in a real cloud, the API answers before the compute has begun.
     CAST_AS_CALL = False
+    #: The fakedax:memmap of flavors, None to leave it out.
+    MEMMAP: str | None = None
     #: Whether nova-scheduler is configured with FakeDaxFilter.
     FILTER_ENABLED = True
 
@@ -136,6 +139,8 @@ class FakeDaxTestCase(base.ServersTestBase):
         """Make a flavor that names disks, but not the trait."""
         if disks is not None:
             extra_specs['fakedax:disks'] = disks
+            if self.MEMMAP is not None:
+                extra_specs.setdefault('fakedax:memmap', self.MEMMAP)
         return self._create_flavor(
             memory_mb=512, vcpu=2, disk=disk, ephemeral=ephemeral,
             extra_spec=extra_specs)
@@ -191,6 +196,36 @@ class FakeDaxTestCase(base.ServersTestBase):
 
     def path(self, server: ty.Any, name: str = 'disk') -> str:
         return os.path.join(self.instances_path, server['id'], name)
+
+    def layout_of(self, server: ty.Any, name: str = 'disk') -> layout.Layout:
+        """The layout of an image that can be mapped."""
+        found = layout.read(self.path(server, name))
+        self.assertEqual(
+            found.file_size, layout.mapped_size(self.path(server, name)))
+        return found
+
+    def store(self, server: ty.Any, data: bytes) -> None:
+        """Store to the beginning of the root disk, as the guest does."""
+        with open(self.path(server), 'r+b') as image:
+            image.seek(layout.read(self.path(server)).offset)
+            image.write(data)
+
+    def stored(self, server: ty.Any, size: int, name: str = 'disk') -> bytes:
+        """What is at the beginning of a disk."""
+        with open(self.path(server, name), 'rb') as image:
+            image.seek(layout.read(self.path(server, name)).offset)
+            return image.read(size)
+
+    def slices(
+        self, server: ty.Any, hostname: str = 'compute1',
+    ) -> dict[str, layout.Layout]:
+        """The parts of files that are disks, by the files' names."""
+        return {
+            os.path.basename(disk.find('./source').get('file')):
+                layout.Layout(int(part.get('offset')), int(part.get('size')))
+            for disk in self.xml(server, hostname).findall('./devices/disk')
+            for part in disk.findall(
+                "./source/slices/slice[@type='storage']")}
 
     def traits(self, hostname: str = 'compute1') -> set[str]:
         return set(self._get_provider_traits(self.compute_rp_uuids[hostname]))

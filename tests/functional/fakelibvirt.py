@@ -26,7 +26,7 @@ class FakeLibvirtFixture(fixtures.Fixture):
     """Keeps the elements of a domain that make disks on fake DAX.
 
     nova.tests.fixtures.libvirt.Domain makes its XML from what it has parsed,
-    without virtio-pmem, serial numbers of disks and the emulator.
+    without virtio-pmem, serial numbers and slices of disks and the emulator.
 
     :param emulator: path of the QEMU binary that libvirt chooses
     """
@@ -112,3 +112,7 @@ def _restore(made: ty.Any, kept: ty.Any) -> None:
             element = disk.find(f'./{name}')
             if twin is not None and element is not None:
                 twin.append(etree.fromstring(etree.tostring(element)))
+        slices = disk.find('./source/slices')
+        if twin is not None and slices is not None:
+            twin.find('./source').append(
+                etree.fromstring(etree.tostring(slices)))

@@ -33,7 +33,8 @@ class FlavorTest(base.FakeDaxTestCase):
     def test_an_unknown_key(self):
         self.assertIn(
             "'fakedax:disk' is not an extra spec of fake DAX; allowed: "
-            "fakedax:disks", self._refused(**{'fakedax:disk': 'root'}))
+            "fakedax:disks, fakedax:memmap",
+            self._refused(**{'fakedax:disk': 'root'}))
 
     def test_an_unknown_value(self):
         self.assertIn(

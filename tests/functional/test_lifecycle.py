@@ -21,7 +21,9 @@ from tests.functional import base
 VIEW = ('disk', True)
 
 
-class LifecycleTest(base.FakeDaxTestCase):
+class LifecycleTestCase(base.FakeDaxTestCase):
+
+    MEMMAP = 'device'
 
     def setUp(self):
         super().setUp()
@@ -31,32 +33,45 @@ class LifecycleTest(base.FakeDaxTestCase):
         return self.boot(self.put_flavor('root,ephemeral', ephemeral=1),
                          **kwargs)
 
+    def assert_layout(self, server, name='disk'):
+        """As the flavor has it, with the content and the boot view in it."""
+        wanted = layout.planned(units.Gi, self.MEMMAP == 'device')
+        self.assertEqual(wanted, self.layout_of(server, name))
+        if name == 'disk':
+            self.assertEqual({name: wanted} if wanted.memmap else {},
+                             self.slices(server))
+
     def assert_both(self, server):
         self.assertEqual(['disk', 'disk.eph0'], self.pmems(server))
         self.assertEqual([VIEW], self.disks(server))
+        self.assert_layout(server)
+        self.assert_layout(server, 'disk.eph0')
+
+
+class LifecycleTest(LifecycleTestCase):
 
     def test_root(self):
         server = self.boot()
         self.assertEqual(['disk'], self.pmems(server))
         self.assertEqual([VIEW], self.disks(server))
+        self.assert_layout(server)
         self.assertEqual(
-            units.Gi, layout.mapped_size(self.path(server)))
-        with open(self.path(server), 'rb') as image:
-            self.assertEqual(self.content, image.read(len(self.content)))
+            self.content, self.stored(server, len(self.content)))
 
     def test_ephemeral(self):
         server = self.boot(self.put_flavor('ephemeral', ephemeral=1),
                            image_uuid=self.ordinary_image)
         self.assertEqual(['disk.eph0'], self.pmems(server))
         self.assertEqual([('disk', False)], self.disks(server))
-        self.assertEqual(
-            units.Gi, layout.mapped_size(self.path(server, 'disk.eph0')))
+        self.assert_layout(server, 'disk.eph0')
+        self.assertEqual({}, self.slices(server))
+        # The magic number of Nova's ext4.
+        self.assertEqual(b'\x53\xef', self.stored(
+            server, 1082, 'disk.eph0')[1080:])
 
     def test_root_and_ephemeral(self):
         server = self.boot_both()
         self.assert_both(server)
-        layout.mapped_size(self.path(server))
-        layout.mapped_size(self.path(server, 'disk.eph0'))
 
     def test_an_ordinary_flavor(self):
         server = self.boot(self.put_flavor(None, ephemeral=1),
@@ -78,8 +93,7 @@ class LifecycleTest(base.FakeDaxTestCase):
 
     def test_each_way_to_start_it_again_keeps_the_disks(self):
         server = self.boot_both()
-        with open(self.path(server), 'r+b') as image:
-            image.write(b'DATA')
+        self.store(server, b'DATA')
         server = self._reboot_server(server, hard=True)
         self.assert_both(server)
         server = self._reboot_server(server)
@@ -93,8 +107,7 @@ class LifecycleTest(base.FakeDaxTestCase):
         self.act(server, 'unpause')
         server = self._wait_for_state_change(server, 'ACTIVE')
         self.assert_both(server)
-        with open(self.path(server), 'rb') as image:
-            self.assertEqual(b'DATA', image.read(4))
+        self.assertEqual(b'DATA', self.stored(server, 4))
 
     def test_deleting_leaves_nothing(self):
         server = self.boot_both()
@@ -118,9 +131,8 @@ class LifecycleTest(base.FakeDaxTestCase):
         image = self.put_image('newer', fakedax_guest='true')
         server = self._rebuild_server(server, image)
         self.assert_both(server)
-        layout.mapped_size(self.path(server))
-        with open(self.path(server), 'rb') as disk:
-            self.assertEqual(self.content, disk.read(len(self.content)))
+        self.assertEqual(
+            self.content, self.stored(server, len(self.content)))
 
     def test_a_rescue_has_ordinary_disks(self):
         server = self.boot_both()
@@ -128,23 +140,27 @@ class LifecycleTest(base.FakeDaxTestCase):
         self.assertEqual([], self.pmems(server))
         self.assertEqual([('disk.rescue', False), ('disk', False)],
                          self.disks(server))
+        wanted = self.layout_of(server)
+        self.assertEqual({'disk': wanted} if wanted.memmap else {},
+                         self.slices(server))
         server = self._unrescue_server(server)
         self.assert_both(server)
         server = self._reboot_server(server, hard=True)
         self.assert_both(server)
 
-    def test_the_disk_info_has_each_disk_with_its_size(self):
+    def test_the_disk_info_has_each_disk_with_the_size_of_its_file(self):
         server = self.boot_both()
         infos = json.loads(
             self.driver().get_instance_disk_info(self.instance(server)))
+        size = layout.planned(units.Gi, self.MEMMAP == 'device').file_size
         self.assertEqual(
-            [('raw', self.path(server, name), '', units.Gi)
+            [('raw', self.path(server, name), '', size)
              for name in ('disk', 'disk.eph0')],
             [(info['type'], info['path'], info['backing_file'],
               info['virt_disk_size']) for info in infos])
         for info in infos:
             # The file system may count blocks of its own.
-            self.assertGreaterEqual(info['disk_size'], units.Gi)
+            self.assertGreaterEqual(info['disk_size'], size)
             self.assertLessEqual(info['over_committed_disk_size'], 0)
 
     def test_tagged_disks_are_found_by_the_address_of_their_device(self):
@@ -166,3 +182,27 @@ class LifecycleTest(base.FakeDaxTestCase):
              (['scratch'], '/dev/pmem1', '0000:07:02.0')],
             [(device.tags, device.path, device.bus.address)
              for device in instance.device_metadata.devices])
+
+    def test_an_info_block_that_the_guest_has_damaged(self):
+        """The user reads why; the image stays as it is."""
+        server = self._stop_server(self.boot())
+        with open(self.path(server), 'r+b') as image:
+            image.seek(4096 + 56)
+            image.write(b'\1')
+            size = image.seek(0, os.SEEK_END)
+        self.act(server, 'reboot', type='HARD')
+        server = self._wait_for_state_change(server, 'ERROR')
+        self.assertIn(f'{self.path(server)} has {size} bytes and an info '
+                      f'block whose checksum is', server['fault']['message'])
+        self.assertEqual(size, os.path.getsize(self.path(server)))
+
+
+class LifecycleMemmapInGuestTest(LifecycleTestCase):
+
+    MEMMAP = 'guest'
+    test_root = LifecycleTest.test_root
+    test_ephemeral = LifecycleTest.test_ephemeral
+    test_a_rescue = LifecycleTest.test_a_rescue_has_ordinary_disks
+    test_rebuilding = (
+        LifecycleTest
+        .test_rebuilding_keeps_the_disks_and_takes_the_new_image)

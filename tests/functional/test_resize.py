@@ -31,6 +31,7 @@ VIEW = ('disk', True)
 class ResizeTestCase(base.FakeDaxTestCase):
     """Computes with one instances path, as on shared storage."""
 
+    MEMMAP = 'device'
     HOSTS = ('compute1', 'compute2')
 
     def setUp(self):
@@ -52,32 +53,36 @@ class ResizeTestCase(base.FakeDaxTestCase):
             self.start_compute(name)
         self.server = self.boot(
             self.put_flavor('root,ephemeral', 1, 1), host='compute1')
-        with open(self.path(self.server), 'r+b') as image:
-            image.write(b'DATA')
+        self.store(self.server, b'DATA')
         self.larger = self.put_flavor('root,ephemeral', 2, 2)
 
     def resize(self, flavor=None, status='VERIFY_RESIZE'):
         self.act(self.server, 'resize', flavorRef=flavor or self.larger)
         return self._wait_for_state_change(self.server, status)
 
-    def assert_disks(self, host, size):
+    def assert_disks(self, host, size, memmap=None):
         """Assert that they are raw, allocated and mapped, with their data.
 
         Nova takes an ephemeral disk along and leaves its size alone.
         """
-        sizes = [size, units.Gi]
+        memmap = (memmap or self.MEMMAP) == 'device'
+        wanted = [layout.planned(size, memmap),
+                  layout.planned(units.Gi, memmap)]
         self.assertEqual(
             ['disk', 'disk.eph0'], self.pmems(self.server, host))
         self.assertEqual([VIEW], self.disks(self.server, host))
-        self.assertEqual(sizes, [
-            layout.mapped_size(self.path(self.server, name))
+        self.assertEqual(wanted, [
+            self.layout_of(self.server, name)
             for name in ('disk', 'disk.eph0')])
+        self.assertEqual({'disk': wanted[0]} if memmap else {},
+                         self.slices(self.server, host))
         targets = self.xml(self.server, host).findall(
             "./devices/memory[@model='virtio-pmem']/target/size")
         self.assertEqual(
-            sizes, [int(target.text) * units.Ki for target in targets])
-        with open(self.path(self.server), 'rb') as image:
-            self.assertEqual(b'DATA', image.read(4))
+            [found.file_size for found in wanted],
+            [int(target.text) * units.Ki for target in targets])
+        self.assertEqual(b'DATA' + self.content[4:],
+                         self.stored(self.server, len(self.content)))
 
 
 class ResizeTest(ResizeTestCase):
@@ -121,7 +126,7 @@ class ResizeTest(ResizeTestCase):
 
     def test_no_space_for_the_larger_disks(self):
         """The destination cannot allocate them; the old ones are whole."""
-        with mock.patch.object(layout, 'allocate',
+        with mock.patch.object(layout, 'fit',
                                side_effect=OSError(28, 'No space left')):
             self.resize(status='ERROR')
         self.assertIn('No space left', self.failure(
@@ -135,6 +140,29 @@ class ResizeTest(ResizeTestCase):
             self.server['id'], {'os-resetState': {'state': 'active'}})
         self._reboot_server(self.server, hard=True)
         self.assert_disks('compute2', units.Gi)
+
+    def test_a_flavor_with_the_memmap_elsewhere_converts(self):
+        other = 'guest' if self.MEMMAP == 'device' else 'device'
+        self.resize(self.put_flavor(
+            'root,ephemeral', 2, 2, **{'fakedax:memmap': other}))
+        self.assert_disks('compute2', 2 * units.Gi, other)
+        self.act(self.server, 'revertResize')
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.assert_disks('compute1', units.Gi)
+
+    def test_an_image_that_is_larger_than_the_flavor_is_kept(self):
+        """As when a guest overwrites its info block."""
+        self._stop_server(self.server)
+        path = self.path(self.server)
+        with open(path, 'r+b') as image:
+            image.seek(4096)
+            image.write(bytes(4096))
+        size = layout.planned(units.Gi, True).file_size
+        os.truncate(path, size)
+        layout.allocate(path, size)
+        self.act(self.server, 'migrate')
+        self._wait_for_state_change(self.server, 'VERIFY_RESIZE')
+        self.assertEqual(layout.Layout(0, size), self.layout_of(self.server))
 
     def test_a_host_that_cannot_run_it_says_why(self):
         self.driver('compute2')._reasons_against = ['too old']
@@ -167,3 +195,11 @@ class ResizeOnTheSameHostTest(ResizeTestCase):
         self.act(self.server, 'confirmResize')
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_disks('compute1', 2 * units.Gi)
+
+
+class ResizeMemmapInGuestTest(ResizeTestCase):
+
+    MEMMAP = 'guest'
+    test_to_larger_disks = ResizeTest.test_to_larger_disks_on_another_host
+    test_conversion = (
+        ResizeTest.test_a_flavor_with_the_memmap_elsewhere_converts)

@@ -24,7 +24,9 @@ from oslo_utils import units
 from tests.functional import base
 
 
-class SnapshotTest(base.FakeDaxTestCase):
+class SnapshotTestCase(base.FakeDaxTestCase):
+
+    MEMMAP = 'device'
 
     def setUp(self):
         super().setUp()
@@ -44,8 +46,7 @@ class SnapshotTest(base.FakeDaxTestCase):
         self.flags(force_config_drive=True)
         self.server = self.boot()
         # Written to the file itself, where a block job would miss it.
-        with open(self.path(self.server), 'r+b') as image:
-            image.write(b'DATA')
+        self.store(self.server, b'DATA')
 
     def _noted(self, name, function):
         def note_and_call(*args, **kwargs):
@@ -88,6 +89,9 @@ class SnapshotTest(base.FakeDaxTestCase):
     def assert_state(self, state):
         [domain] = self.domains()
         self.assertEqual(state, domain._state)
+
+
+class SnapshotTest(SnapshotTestCase):
 
     def test_the_guest_is_paused_while_its_image_is_copied(self):
         self.assert_copied(self.copy())
@@ -136,7 +140,9 @@ class SnapshotTest(base.FakeDaxTestCase):
                         side_effect=self._convert) as convert:
             self.copy()
         convert.assert_called_once()
-        self.assertEqual(self.path(self.server), convert.call_args.args[0])
+        path = self.path(self.server)
+        self.assertEqual(self.layout_of(self.server).qemu_filename(path),
+                         convert.call_args.args[0])
         self.assertEqual([], self.calls)
 
     @staticmethod
@@ -178,8 +184,9 @@ class SnapshotTest(base.FakeDaxTestCase):
             if image['name'].endswith('-shelved')))
         self._unshelve_server(server)
         self.assertEqual(['disk'], self.pmems(self.server))
-        with open(self.path(self.server), 'rb') as image:
-            self.assertEqual(b'DATA', image.read(4))
+        self.assertEqual(self.MEMMAP == 'device',
+                         self.layout_of(self.server).memmap)
+        self.assertEqual(b'DATA', self.stored(self.server, 4))
 
     def test_a_guest_left_paused_by_a_dead_compute_runs_on(self):
         [domain] = self.domains()
@@ -195,6 +202,16 @@ class SnapshotTest(base.FakeDaxTestCase):
         self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
         self._wait_for_server_parameter(
             self.server, {'OS-EXT-STS:task_state': None, 'status': 'ACTIVE'})
+
+
+class SnapshotMemmapInGuestTest(SnapshotTestCase):
+
+    MEMMAP = 'guest'
+    _convert = staticmethod(SnapshotTest._convert)
+    test_running = (
+        SnapshotTest.test_the_guest_is_paused_while_its_image_is_copied)
+    test_off = SnapshotTest.test_a_guest_that_is_off
+    test_shelve_and_unshelve = SnapshotTest.test_shelve_and_unshelve
 
 
 class OrdinaryRootTest(base.FakeDaxTestCase):

@@ -11,6 +11,7 @@
 # under the License.
 
 import os
+import textwrap
 
 import fixtures
 from lxml import etree
@@ -74,7 +75,7 @@ class ConvertTestCase(base.BaseTestCase):
             guest.add_device(device)
         return guest
 
-    def disk(self, name, target, mib=None):
+    def disk(self, name, target, mib=None, memmap=False):
         """As nova.virt.libvirt.imagebackend.Image.libvirt_info makes it."""
         device = vconfig.LibvirtConfigGuestDisk()
         device.driver_name = 'qemu'
@@ -87,7 +88,7 @@ class ConvertTestCase(base.BaseTestCase):
         if mib:
             with open(device.source_path, 'wb'):
                 pass
-            layout.allocate(device.source_path, mib * units.Mi)
+            layout.fit(device.source_path, mib * units.Mi, memmap)
         return device
 
     def convert(self, guest, *wanted, emulator=None):
@@ -341,6 +342,104 @@ class ConvertTest(ConvertTestCase):
         guest = self.guest(volume, cdrom)
         self.convert(guest, 'disk')
         self.assertEqual([volume, cdrom], guest.devices)
+
+
+class MemmapTest(ConvertTestCase):
+    """Images whose content does not begin at byte 0."""
+
+    SLICED = """\
+    <disk type="file" device="disk">
+      <driver name="qemu" type="raw" cache="none"{discard}/>
+      <source file="/i/{name}">
+        <slices>
+          <slice type="storage" offset="2097152" size="4194304"/>
+        </slices>
+      </source>
+      <target dev="{target}" bus="virtio"/>
+{rest}    </disk>
+"""
+
+    def sliced(self, name='disk', target='vda', discard='', rest=''):
+        return self.SLICED.format(
+            name=name, target=target, discard=discard, rest=rest)
+
+    def test_the_boot_view_is_the_content_and_the_device_all(self):
+        guest = self.guest(self.disk('disk', 'vda', mib=4, memmap=True))
+        self.convert(guest, 'disk')
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="1">1054720</maxMemory>
+""" + HVM + CELL + """\
+  <devices>
+""" + self.sliced(rest="""\
+      <serial>fakedax-boot</serial>
+      <readonly/>
+""") + """\
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/disk</path>
+      </source>
+      <target>
+        <size unit="KiB">6144</size>
+      </target>
+      <alias name="ua-fakedax-root"/>
+    </memory>
+  </devices>
+</domain>
+""", guest)
+
+    def test_a_rescued_guest_gets_the_content_to_write_to(self):
+        rescue = self.disk('disk.rescue', 'vda')
+        old, plain = self.disk('disk.local', 'vdd', mib=2), self.disk(
+            'disk.swap', 'vde', mib=2)
+        guest = self.guest(
+            rescue, self.disk('disk', 'vdb', mib=4, memmap=True),
+            self.disk('disk.eph0', 'vdc', mib=4, memmap=True), old, plain)
+        domain.convert_rescue(
+            guest, self.path, lambda path: os.path.basename(path) in (
+                'disk', 'disk.eph0', 'disk.local'))
+        self.assertEqual([rescue, old, plain],
+                         [guest.devices[index] for index in (0, 3, 4)])
+        for index, name, target in ((1, 'disk', 'vdb'),
+                                    (2, 'disk.eph0', 'vdc')):
+            xml = guest.devices[index].to_xml().replace(self.path, '/i')
+            self.assertEqual(
+                textwrap.dedent(self.sliced(
+                    name, target, ' discard="unmap"')), xml)
+
+    def test_a_damaged_image_is_not_shown(self):
+        for name in 'disk', 'disk.eph0':
+            self._damaged_is_refused(
+                self.disk(name, 'vda', mib=4, memmap=True), name)
+
+    def _damaged_is_refused(self, device, name):
+        with open(device.source_path, 'r+b') as image:
+            image.seek(4096 + 56)
+            image.write(b'\1')
+        for convert in (
+                lambda guest: self.convert(guest, name),
+                lambda guest: domain.convert_rescue(
+                    guest, self.path, lambda path: True)):
+            exc = self.assertRaises(
+                layout.InvalidLayout, convert, self.guest(device))
+            self.assertIn('an info block whose checksum is',
+                          exc.format_message())
+
+    def test_the_slice_is_read_back(self):
+        hooks.install()
+        guest = self.guest(self.disk('disk', 'vda', mib=4, memmap=True),
+                           self.disk('disk.swap', 'vdb', mib=2))
+        self.convert(guest, 'disk')
+        xml = guest.to_xml()
+        parsed = vconfig.LibvirtConfigGuest()
+        parsed.parse_dom(etree.fromstring(xml))
+        self.assertEqual(
+            [(True, 2 * units.Mi, 4 * units.Mi), (False, None, None)],
+            [(device.readonly, getattr(device, 'slice_offset', None),
+              getattr(device, 'slice_size', None))
+             for device in parsed.devices
+             if isinstance(device, vconfig.LibvirtConfigGuestDisk)])
+        self.assertIn('<slice type="storage" offset="2097152" '
+                      'size="4194304"/>', parsed.to_xml())
 
 
 class ConvertRefusesTest(ConvertTestCase):

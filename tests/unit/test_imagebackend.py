@@ -43,15 +43,17 @@ class BackendTestCase(base.BaseTestCase):
         self.useFixture(fixtures.PrivsepFixture())
         objects.register_all()
 
-    def instance(self, disks=None):
+    def instance(self, disks=None, memmap='guest'):
         instance = objects.Instance(uuid=fixtures.UUID)
         instance.flavor = objects.Flavor(
-            extra_specs={'fakedax:disks': disks} if disks else {})
+            extra_specs={'fakedax:disks': disks, 'fakedax:memmap': memmap}
+            if disks else {})
         return instance
 
-    def image(self, name='disk', disks='root,ephemeral', use_cow=True):
+    def image(self, name='disk', disks='root,ephemeral', use_cow=True,
+              memmap='guest'):
         """The image through which the driver makes the disk."""
-        instance = self.instance(disks)
+        instance = self.instance(disks, memmap)
         os.makedirs(os.path.join(self.instances_path, instance.uuid),
                     exist_ok=True)
         # LibvirtDriver names the configured type in every call.
@@ -168,7 +170,7 @@ class CacheTest(BackendTestCase):
                 imagebackend.NoSpace, self.image('disk.eph0').cache,
                 _fetch, 'base')
         self.assertEqual(
-            f'Cannot allocate {len(CONTENT)} bytes for '
+            f'Cannot allocate 2097152 bytes for '
             f'{self.instances_path}/{fixtures.UUID}/disk.eph0: '
             f'No space left on device', exc.format_message())
 
@@ -180,6 +182,156 @@ class CacheTest(BackendTestCase):
                 imagebackend.NoSpace, self.image().cache,
                 _fetch, 'base', 4 * units.Mi, image_id='6f1c')
         self.assertIn('disk', self.files())
+
+
+class MemmapTest(BackendTestCase):
+    """Images whose content does not begin at byte 0."""
+
+    def make(self, name='disk', size=4 * units.Mi, memmap='device'):
+        kwargs = {'image_id': '6f1c'} if name == 'disk' else {}
+        image = self.image(name, memmap=memmap)
+        image.cache(_fetch, 'base', size, **kwargs)
+        return image
+
+    def content(self, image):
+        found = layout.read(image.path)
+        with open(image.path, 'rb') as file:
+            file.seek(found.offset)
+            return file.read().rstrip(b'\0')
+
+    def test_a_new_image_has_the_layout_that_the_flavor_wants(self):
+        for name in 'disk', 'disk.eph0', 'disk.local':
+            for memmap in 'device', 'guest':
+                image = self.make(name, memmap=memmap)
+                wanted = layout.planned(4 * units.Mi, memmap == 'device')
+                self.assertEqual(wanted, layout.read(image.path))
+                self.assertEqual(wanted.file_size,
+                                 layout.mapped_size(image.path))
+                self.assertEqual(CONTENT, self.content(image))
+                self.assertEqual(4 * units.Mi,
+                                 image.get_disk_size(image.path))
+                self.assertEqual({name, 'disk.info'}, self.files())
+                os.unlink(image.path)
+                os.unlink(image.disk_info_path)
+
+    def test_a_root_disk_is_copied_once(self):
+        with mock.patch('os.copy_file_range',
+                        wraps=os.copy_file_range) as copy:
+            self.make()
+        self.assertLess(sum(call.args[2] for call in copy.mock_calls),
+                        2 * len(CONTENT))
+
+    def test_a_crash_leaves_nothing_that_the_next_attempt_meets(self):
+        self.make('disk.eph0')
+        path = os.path.join(self.instances_path, fixtures.UUID, 'disk.eph0')
+        for name in '.template', '.unfinished':
+            with open(path + name, 'wb') as left:
+                left.write(b'left' * units.Mi)
+        os.unlink(path)
+        self.assertEqual(CONTENT, self.content(self.make('disk.eph0')))
+        self.assertEqual({'disk.eph0', 'disk.info'}, self.files())
+
+    def test_a_file_system_that_cannot_be_made_leaves_nothing(self):
+        def fail(target, **_kwargs):
+            with open(target, 'wb'):
+                raise ValueError
+
+        self.assertRaises(ValueError, self.image(
+            'disk.eph0', memmap='device').cache, fail, 'ephemeral',
+            2 * units.Mi)
+        self.assertEqual(set(), self.files())
+
+    def test_what_looks_like_an_info_block_in_a_users_image_is_content(self):
+        """It must not move the beginning of the content."""
+        forged = os.path.join(self.instances_path, 'forged')
+        with open(forged, 'wb'):
+            pass
+        layout.fit(forged, 2 * units.Mi, True)
+
+        def fetch(target, **_kwargs):
+            shutil.copy(forged, target)
+
+        image = self.image(memmap='device')
+        image.cache(fetch, 'forged', 4 * units.Mi, image_id='6f1c')
+        found = layout.read(image.path)
+        self.assertEqual(layout.planned(4 * units.Mi, True), found)
+        with open(image.path, 'rb') as file, open(forged, 'rb') as source:
+            file.seek(found.offset)
+            self.assertEqual(source.read(), file.read())
+
+    def test_a_resize_grows_and_converts(self):
+        for old, new in (('device', 'device'), ('device', 'guest'),
+                         ('guest', 'device'), ('guest', 'guest')):
+            self.make(memmap=old)
+            image = self.make(size=8 * units.Mi, memmap=new)
+            self.assertEqual(layout.planned(8 * units.Mi, new == 'device'),
+                             layout.read(image.path))
+            self.assertEqual(CONTENT, self.content(image))
+            os.unlink(image.path)
+
+    def test_a_cold_migration_converts(self):
+        self.make(memmap='guest')
+        image = self.make()
+        self.assertEqual(layout.planned(4 * units.Mi, True),
+                         layout.read(image.path))
+        self.assertEqual(CONTENT, self.content(image))
+
+    def test_a_conversion_needs_no_cached_base(self):
+        """As at the destination, or when the image has been deleted."""
+        self.make(memmap='guest')
+        os.unlink(os.path.join(self.instances_path, '_base', 'base'))
+        self.assertEqual(CONTENT, self.content(self.make()))
+
+    def test_an_image_larger_than_the_flavor_is_refused(self):
+        exc = self.assertRaises(
+            exception.FlavorDiskSmallerThanImage, self.make, size=1000)
+        self.assertIn('5120 bytes', exc.format_message())
+        self.assertEqual(set(), self.files())
+
+    def test_no_space_for_a_larger_image_leaves_the_old_one_whole(self):
+        image = self.make()
+        with mock.patch.object(layout, 'available', return_value=units.Mi):
+            exc = self.assertRaises(
+                imagebackend.NoSpace, self.make, size=8 * units.Mi)
+        self.assertEqual(
+            f'Cannot allocate 10485760 bytes for {image.path}: No space left '
+            f'on device', exc.format_message())
+        self.assertEqual(layout.planned(4 * units.Mi, True),
+                         layout.read(image.path))
+        self.assertEqual(CONTENT, self.content(image))
+        self.assertEqual({'disk', 'disk.info'}, self.files())
+
+    def test_a_damaged_info_block_is_not_resized(self):
+        image = self.make()
+        with open(image.path, 'r+b') as file:
+            file.seek(4096 + 56)
+            file.write(b'\1')
+        exc = self.assertRaises(
+            layout.InvalidLayout, self.make, size=8 * units.Mi)
+        self.assertIn('an info block whose checksum', exc.format_message())
+        self.assertEqual(6 * units.Mi, os.path.getsize(image.path))
+
+    def test_the_copy_of_a_guest_that_is_off_is_the_content(self):
+        for memmap in 'device', 'guest':
+            image = self.make(memmap=memmap)
+            # As LibvirtDriver.snapshot() finds it.
+            found = imagebackend.FakeDaxBackend(True).by_libvirt_path(
+                self.instance('root'), image.path, 'raw')
+            for image_format in 'raw', 'qcow2':
+                copy = os.path.join(self.instances_path, image_format)
+                found.snapshot_extract(copy, image_format)
+                subprocess.run(
+                    ['qemu-img', 'convert', '-f', image_format, '-O', 'raw',
+                     copy, copy + '.raw'], check=True)
+                with open(copy + '.raw', 'rb') as file:
+                    self.assertEqual(CONTENT.ljust(4 * units.Mi, b'\0'),
+                                     file.read())
+            os.unlink(image.path)
+
+    def test_an_ordinary_disk_is_copied_by_nova(self):
+        image = imagebackend.FakeDaxBackend(True).by_libvirt_path(
+            self.instance('ephemeral'), '/i/disk', 'raw')
+        self.assertIs(nova_imagebackend.Flat, type(image))
 
 
 class FullFileSystemTest(base.BaseTestCase):

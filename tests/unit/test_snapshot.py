@@ -14,6 +14,7 @@
 
 import contextlib
 import os
+import struct
 import subprocess
 from unittest import mock
 
@@ -40,7 +41,7 @@ class TakeTest(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.directory = self.useFixture(fixtures.TempDir()).path
-        self.content = os.urandom(units.Mi)
+        self.content = os.urandom(2 * units.Mi)
         self.paused = False
         self.copied_while_paused = []
         self.useFixture(fixtures.MockPatchObject(
@@ -57,11 +58,13 @@ class TakeTest(base.BaseTestCase):
         yield
         self.paused = False
 
-    def take(self, image_format):
-        image, copy = (os.path.join(self.directory, name)
-                       for name in ('image', 'copy'))
-        with open(image, 'wb') as file:
+    def take(self, image_format, memmap=False):
+        image, copy, content = (os.path.join(self.directory, name)
+                                for name in ('image', 'copy', 'content'))
+        with open(content, 'wb') as file:
             file.write(self.content)
+        layout.make(image, content, len(self.content), memmap)
+        os.unlink(content)
         snapshot.take(image, copy, image_format, self.nothing_stored())
         # Nothing else is left, and the copy shares nothing with the image.
         self.assertEqual(
@@ -86,8 +89,8 @@ class TakeTest(base.BaseTestCase):
 
     def test_there_is_no_clone_where_the_guest_could_run_out_of_space(self):
         self.useFixture(our_fixtures.XfsFixture(self.directory))
-        with mock.patch.object(layout, 'available',
-                               return_value=2 * units.Mi - 1):
+        with mock.patch.object(snapshot.layout, 'available',
+                               side_effect=[units.Gi, 4 * units.Mi - 1]):
             self.take('raw')
         self.assertEqual([True], self.copied_while_paused)
 
@@ -97,13 +100,27 @@ class TakeTest(base.BaseTestCase):
             self.take('qcow2')
         self.assertEqual([True, True], self.copied_while_paused)
 
+    def test_the_copy_has_the_content_and_no_memmap(self):
+        with mock.patch('fcntl.ioctl', side_effect=OSError(95, 'no clones')):
+            self.take('raw', memmap=True)
+            self.take('qcow2', memmap=True)
+        self.assertEqual([True, True], self.copied_while_paused)
+
+    def test_so_does_the_copy_of_a_clone(self):
+        self.useFixture(our_fixtures.XfsFixture(self.directory))
+        self.take('raw', memmap=True)
+        self.take('qcow2', memmap=True)
+        self.assertEqual([False, False], self.copied_while_paused)
+
     def test_the_request_is_the_kernels(self):
         # From its header, since Python has no name for it.
         with open('/usr/include/linux/fs.h') as header:
-            self.assertIn('#define FICLONE\t\t_IOW(0x94, 9, int)',
-                          header.read())
-        self.assertEqual(1 << 30 | 4 << 16 | 0x94 << 8 | 9,
-                         snapshot._FICLONE)
+            self.assertIn('#define FICLONERANGE\t_IOW(0x94, 13, '
+                          'struct file_clone_range)', header.read())
+        size = struct.calcsize(snapshot._FILE_CLONE_RANGE)
+        self.assertEqual(32, size)
+        self.assertEqual(1 << 30 | size << 16 | 0x94 << 8 | 13,
+                         snapshot._FICLONERANGE)
 
 
 class GuestTestCase(base.BaseTestCase):

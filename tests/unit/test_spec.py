@@ -107,7 +107,7 @@ class UnknownKeyTest(base.BaseTestCase):
             spec.InvalidSpec, spec.FakeDaxSpec.from_flavor, flavor)
         self.assertEqual(
             f"'{self.key}' is not an extra spec of fake DAX; "
-            f"allowed: fakedax:disks", str(exc))
+            f"allowed: fakedax:disks, fakedax:memmap", str(exc))
 
 
 class FromInstanceTest(base.BaseTestCase):
@@ -125,6 +125,37 @@ class FromInstanceTest(base.BaseTestCase):
 
     def test_a_flavor_without_loaded_extra_specs_has_no_such_disks(self):
         self.assertFalse(self.read(None))
+
+
+class MemmapTest(base.BaseTestCase):
+
+    def read(self, **extra_specs):
+        return spec.FakeDaxSpec.from_flavor(Flavor({
+            f'fakedax:{key}': value for key, value in extra_specs.items()}))
+
+    def test_the_flavor_says_where_the_memmap_is(self):
+        self.assertTrue(self.read(disks='root', memmap='device').memmap)
+        self.assertFalse(self.read(disks='root', memmap='guest').memmap)
+
+    def test_where_it_is_by_default(self):
+        self.assertFalse(self.read(disks='root').memmap)
+
+    def test_another_value_is_refused(self):
+        for value in '', 'Device', 'ram', 'true':
+            exc = self.assertRaises(
+                spec.InvalidSpec, self.read, disks='root', memmap=value)
+            self.assertEqual(
+                f"'{value}' is not a value of fakedax:memmap; allowed: "
+                f"'device', 'guest'", str(exc))
+
+    def test_a_resize_can_change_it(self):
+        self.read(disks='root', memmap='guest').check_resize(
+            self.read(disks='root', memmap='device'))
+
+    def test_it_is_refused_without_disks(self):
+        self.assertIn('the flavor has fakedax:memmap, but not fakedax:disks',
+                      str(self.assertRaises(
+                          spec.InvalidSpec, self.read, memmap='guest')))
 
 
 class TableTest(base.BaseTestCase):
@@ -160,7 +191,7 @@ class TableTest(base.BaseTestCase):
     def test_it_is_named_among_those_allowed(self):
         self.assertEqual(
             "'fakedax:x' is not an extra spec of fake DAX; "
-            "allowed: fakedax:disks, fakedax:speed",
+            "allowed: fakedax:disks, fakedax:memmap, fakedax:speed",
             self.refused({'fakedax:x': 'slow'}))
 
     def test_the_api_gets_a_validator_for_it(self):
