@@ -1,0 +1,122 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Firmware boots from the content of an image, as libvirt and QEMU show it."""
+
+import pathlib
+import shutil
+import tempfile
+
+from nova.virt.libvirt import config as vconfig
+from oslo_utils import units
+from oslotest import base
+
+from lab import guest
+from lab.machine import agent
+from lab.machine import emulators
+from lab import wait
+from nova_fakedax import domain
+from nova_fakedax import layout
+from tests.libvirt import hosts
+
+NAME = 'guest'
+_BOOT_SECONDS = 300
+
+
+def firmware_guest(image: pathlib.Path) -> vconfig.LibvirtConfigGuest:
+    """A guest without a kernel of its own, before it is converted."""
+    made = vconfig.LibvirtConfigGuest()
+    made.virt_type = 'qemu'
+    made.name = NAME
+    made.memory = 256 * units.Ki
+    made.vcpus = 1
+    made.os_type = 'hvm'
+    made.os_mach_type = 'q35'
+    made.os_boot_dev = ['hd']
+    made.features = [vconfig.LibvirtConfigGuestFeatureACPI()]
+    device = vconfig.LibvirtConfigGuestDisk()
+    device.source_type = 'file'
+    device.source_path = str(image)
+    device.driver_name = 'qemu'
+    device.driver_format = 'raw'
+    device.target_dev = 'vda'
+    device.target_bus = 'virtio'
+    made.add_device(device)
+    serial = vconfig.LibvirtConfigGuestSerial()
+    serial.type = 'file'
+    serial.source_path = '/var/log/libvirt/console'
+    made.add_device(serial)
+    channel = vconfig.LibvirtConfigGuestChannel()
+    channel.type = 'unix'
+    channel.target_name = 'org.qemu.guest_agent.0'
+    channel.source_path = f'/var/lib/libvirt/qemu/{NAME}.agent'
+    made.add_device(channel)
+    return made
+
+
+class BootViewTest(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        # Short: the path of a UNIX socket has at most 107 bytes.
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='libvirt-'))
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.image = self.directory / 'instance/disk'
+        self.image.parent.mkdir()
+        layout.make(str(self.image), str(guest.build().disk), 256 * units.Mi,
+                    True)
+        self.host = hosts.Host(1, self.directory)
+        up = self.host.up({}, 1)
+        up.__enter__()
+        self.addCleanup(up.__exit__, None, None, None)
+
+    def boot(self, made: vconfig.LibvirtConfigGuest) -> agent.Agent:
+        """Start the guest; its agent, once it answers."""
+        connected = self.host.libvirt()
+        connection = connected.__enter__()
+        self.addCleanup(connected.__exit__, None, None, None)
+        started = connection.defineXML(made.to_xml())
+        started.create()
+        self.addCleanup(started.destroy)
+        wait.until(
+            'the guest', lambda: 'GUEST-READY' in self.console(),
+            _BOOT_SECONDS, state=self.console)
+        found = agent.Agent(agent.DomainTransport(started), self.console)
+        found.wait_ready()
+        return found
+
+    def console(self) -> str:
+        return self.host.console.read_text(errors='replace')
+
+    def test_firmware_boots_from_the_boot_view(self) -> None:
+        made = firmware_guest(self.image)
+        domain.convert(made, str(self.image.parent), lambda _path: True,
+                       emulators.project())
+        run = self.boot(made).run
+        self.assertIn('/dev/pmem0p2 / ',
+                      run('cat /proc/mounts', check=True).stdout)
+        # The view is the content, to the byte.
+        for disk in 'vda', 'pmem0':
+            self.assertEqual(str(256 * units.Mi // 512), run(
+                f'cat /sys/block/{disk}/size', check=True).stdout.strip())
+
+    def test_a_rescued_guest_boots_from_the_content_and_writes(self) -> None:
+        """Here it is the only disk; in Nova's rescue it is the second."""
+        made = firmware_guest(self.image)
+        domain.convert_rescue(
+            made, str(self.image.parent), lambda _path: True)
+        run = self.boot(made).run
+        self.assertIn('/dev/vda2 / ',
+                      run('cat /proc/mounts', check=True).stdout)
+        run('echo rescued > /root/note && sync', check=True)
+        # Neither the block nor what comes before the content has changed.
+        layout.read(str(self.image))
