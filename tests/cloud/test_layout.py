@@ -37,7 +37,7 @@ class LayoutTestCase(moving.MigrationTestCase):
     def begin(self, memmap: str) -> servers.Server:
         server = self.create(self.flavor_with(memmap), self.image())
         with server.agent() as agent:
-            agent.run(f'probe write {KEEP} 4 7', check=True)
+            agent.run(f'probe write {KEEP} 4 7 && sync', check=True)
         return server
 
     def assert_kept(self, server: servers.Server, memmap: str,
@@ -90,7 +90,7 @@ class EachLayoutTest(LayoutTestCase):
         self.cloud.compute.rebuild_server(server.id, image=self.image().id)
         self.wait(server.id, 'ACTIVE')
         with server.agent() as agent:
-            agent.run(f'probe write {KEEP} 4 7', check=True)
+            agent.run(f'probe write {KEEP} 4 7 && sync', check=True)
         self.assert_kept(server, self.memmap)
 
     def rescue_and_write(self, server: servers.Server) -> None:

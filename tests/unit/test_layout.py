@@ -17,13 +17,18 @@ import struct
 import subprocess
 from unittest import mock
 
-import ddt
 import fixtures
 from oslo_utils import units
 from oslotest import base
+import testscenarios
 
 from nova_fakedax import layout
 from tests import fixtures as our_fixtures
+
+load_tests = testscenarios.load_tests_apply_scenarios
+
+#: Where the memmap is.
+MEMMAPS = [('device', {'memmap': True}), ('guest', {'memmap': False})]
 
 
 class AlignedTest(base.BaseTestCase):
@@ -181,21 +186,25 @@ class MappedSizeTest(FileTestCase):
             f'allocated', self._refused())
 
 
-@ddt.ddt
-class PlannedTest(base.BaseTestCase):
+class PlannedSizeTest(base.BaseTestCase):
 
-    @ddt.data(1, 2 * units.Mi, 126 * units.Mi, 1000 * units.Mi, units.Gi,
-              32 * units.Gi, 100 * units.Gi, units.Ti)
-    def test_the_memmap_has_room_for_all_pages_of_the_device(self, size):
-        planned = layout.planned(size, True)
+    scenarios = [(str(size), {'size': size}) for size in (
+        1, 2 * units.Mi, 126 * units.Mi, 1000 * units.Mi, units.Gi,
+        32 * units.Gi, 100 * units.Gi, units.Ti)]
+
+    def test_the_memmap_has_room_for_all_pages_of_the_device(self):
+        planned = layout.planned(self.size, True)
         self.assertTrue(planned.memmap)
-        self.assertEqual(layout.aligned(size), planned.size)
+        self.assertEqual(layout.aligned(self.size), planned.size)
         pages = planned.file_size // 4096
         self.assertGreaterEqual(planned.offset, 8192 + (pages - 2) * 64)
         # And no more than alignment asks for.
         self.assertLess(planned.offset,
                         8192 + (pages - 2) * 64 + 2 * units.Mi)
         self.assertEqual(0, planned.offset % (2 * units.Mi))
+
+
+class PlannedTest(base.BaseTestCase):
 
     def test_offsets(self):
         # Seen by the kernel: tests/guest/test_layout.py.
@@ -218,8 +227,7 @@ def _fletcher64(block, order):
     return high % 2 ** 32 << 32 | low
 
 
-@ddt.ddt
-class InfoBlockTest(FileTestCase):
+class InfoBlockTestCase(FileTestCase):
 
     def setUp(self):
         super().setUp()
@@ -247,6 +255,9 @@ class InfoBlockTest(FileTestCase):
         exc = self.assertRaises(
             layout.InvalidLayout, layout.read, self.path)
         return str(exc).removeprefix(f'{self.path} has ')
+
+
+class InfoBlockTest(InfoBlockTestCase):
 
     def test_it_is_what_the_kernel_reads(self):
         # struct nd_pfn_sb of drivers/nvdimm/pfn.h.
@@ -276,33 +287,6 @@ class InfoBlockTest(FileTestCase):
         self.assertEqual(layout.read(self.path).file_size,
                          layout.mapped_size(self.path))
 
-    @ddt.data(
-        (32, 'parent_uuid', '01', 'zeros', b'\1'),
-        (48, 'flags', 1, 0, b'\1'),
-        (52, 'version_major', 2, 1, b'\2'),
-        (54, 'version_minor', 5, 4, b'\5'),
-        (56, 'dataoff', 4 * units.Mi, 2 * units.Mi,
-         struct.pack('<Q', 4 * units.Mi)),
-        (56, 'dataoff', 2 * units.Mi + 4096, 2 * units.Mi,
-         struct.pack('<Q', 2 * units.Mi + 4096)),
-        (56, 'dataoff', units.Ti, 2 * units.Mi, struct.pack('<Q', units.Ti)),
-        (56, 'dataoff', 0, 2 * units.Mi, bytes(8)),
-        (64, 'npfns', 1025, 1024, struct.pack('<Q', 1025)),
-        (72, 'mode', 1, 2, b'\1'),
-        (76, 'start_pad', 1, 0, b'\1'),
-        (80, 'end_trunc', 1, 0, b'\1'),
-        (84, 'align', 4096, 2 * units.Mi, struct.pack('<I', 4096)),
-        (88, 'page_size', 65536, 4096, struct.pack('<I', 65536)),
-        (92, 'page_struct_size', 128, 64, b'\x80'),
-        (94, 'padding', '01', 'zeros', b'\1'))
-    @ddt.unpack
-    def test_a_forged_field_is_refused(
-            self, position, field, value, allowed, stored):
-        self.store(position, stored)
-        self.assertEqual(
-            f'6291456 bytes and an info block whose {field} is {value}; '
-            f'allowed: {allowed}', self.refused())
-
     def test_a_damaged_block_is_refused(self):
         checksum = struct.unpack('<Q', self.block()[-8:])[0]
         self.store(56, b'\1', checksum=False)
@@ -318,14 +302,11 @@ class InfoBlockTest(FileTestCase):
             '6291456 bytes and an info block whose byte order is big-endian; '
             'allowed: little-endian', self.refused())
 
-    @ddt.data(2, 8, 4096, 6 * units.Mi + 512)
-    def test_a_file_of_another_size_is_refused(self, size):
-        if size < 4096:
-            size *= units.Mi
-        elif size == 4096:
-            size += 2000  # Ends within the block.
-        os.truncate(self.path, size)
-        self.assertIn(f'{size} bytes and an info block', self.refused())
+    def test_a_file_of_another_size_is_refused(self):
+        # The last ends within the block.
+        for size in (8 * units.Mi, 6 * units.Mi + 512, 2 * units.Mi, 6096):
+            os.truncate(self.path, size)
+            self.assertIn(f'{size} bytes and an info block', self.refused())
 
     def test_what_has_no_signature_has_no_memmap(self):
         self.store(0, b'X')
@@ -353,55 +334,89 @@ class InfoBlockTest(FileTestCase):
         self.assertEqual('disk', layout.Layout(0, 1).qemu_filename('disk'))
 
 
-@ddt.ddt
+class ForgedFieldTest(InfoBlockTestCase):
+
+    scenarios = [
+        (f'{field}-{value}', {
+            'position': position, 'field': field, 'value': value,
+            'allowed': allowed, 'stored': stored})
+        for position, field, value, allowed, stored in (
+            (32, 'parent_uuid', '01', 'zeros', b'\1'),
+            (48, 'flags', 1, 0, b'\1'),
+            (52, 'version_major', 2, 1, b'\2'),
+            (54, 'version_minor', 5, 4, b'\5'),
+            (56, 'dataoff', 4 * units.Mi, 2 * units.Mi,
+             struct.pack('<Q', 4 * units.Mi)),
+            (56, 'dataoff', 2 * units.Mi + 4096, 2 * units.Mi,
+             struct.pack('<Q', 2 * units.Mi + 4096)),
+            (56, 'dataoff', units.Ti, 2 * units.Mi,
+             struct.pack('<Q', units.Ti)),
+            (56, 'dataoff', 0, 2 * units.Mi, bytes(8)),
+            (64, 'npfns', 1025, 1024, struct.pack('<Q', 1025)),
+            (72, 'mode', 1, 2, b'\1'),
+            (76, 'start_pad', 1, 0, b'\1'),
+            (80, 'end_trunc', 1, 0, b'\1'),
+            (84, 'align', 4096, 2 * units.Mi, struct.pack('<I', 4096)),
+            (88, 'page_size', 65536, 4096, struct.pack('<I', 65536)),
+            (92, 'page_struct_size', 128, 64, b'\x80'),
+            (94, 'padding', '01', 'zeros', b'\1'))]
+
+    def test_it_is_refused(self):
+        self.store(self.position, self.stored)
+        self.assertEqual(
+            f'6291456 bytes and an info block whose {self.field} is '
+            f'{self.value}; allowed: {self.allowed}', self.refused())
+
+
 class MakeTest(FileTestCase):
+
+    scenarios = MEMMAPS
 
     def setUp(self):
         super().setUp()
         self.source = os.path.join(
             self.useFixture(fixtures.TempDir()).path, 'source')
 
-    @ddt.data(True, False)
-    def test_the_content_is_the_source_and_zeros(self, memmap):
+    def test_the_content_is_the_source_and_zeros(self):
         source = os.urandom(2 * units.Mi + 5)
         self.write(source, path=self.source)
-        layout.make(self.path, self.source, 8 * units.Mi, memmap)
+        layout.make(self.path, self.source, 8 * units.Mi, self.memmap)
         found = layout.read(self.path)
-        self.assertEqual(layout.planned(8 * units.Mi, memmap), found)
+        self.assertEqual(layout.planned(8 * units.Mi, self.memmap), found)
         self.assertEqual(found.file_size, layout.mapped_size(self.path))
         self.assertEqual(source.ljust(8 * units.Mi, b'\0'), self.content())
         self.assertEqual(['disk'], self.files())
 
-    @ddt.data(True, False)
-    def test_a_source_with_holes(self, memmap):
+    def test_a_source_with_holes(self):
         with open(self.source, 'wb') as source:
             source.truncate(5 * units.Mi)
             source.seek(3 * units.Mi)
             source.write(b'data')
         with mock.patch('os.copy_file_range', wraps=os.copy_file_range) as (
                 copy):
-            layout.make(self.path, self.source, 6 * units.Mi, memmap)
+            layout.make(self.path, self.source, 6 * units.Mi, self.memmap)
         # Not the holes.
         self.assertLess(sum(call.args[2] for call in copy.mock_calls),
                         units.Mi)
         self.assertEqual(
             bytes(3 * units.Mi) + b'data', self.content().rstrip(b'\0'))
 
-    @ddt.data(errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-    def test_where_the_kernel_cannot_copy(self, error):
+    def test_where_the_kernel_cannot_copy(self):
         source = os.urandom(5 * units.Mi)
         self.write(source, path=self.source)
-        with mock.patch('os.copy_file_range', side_effect=OSError(
-                error, 'cannot')):
-            layout.make(self.path, self.source, 6 * units.Mi, True)
-        self.assertEqual(source, self.content()[:5 * units.Mi])
+        for error in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS,
+                      errno.EINVAL):
+            with mock.patch('os.copy_file_range', side_effect=OSError(
+                    error, 'cannot')):
+                layout.make(self.path, self.source, 6 * units.Mi, self.memmap)
+            self.assertEqual(source, self.content()[:5 * units.Mi])
 
     def test_where_files_are_cloned_the_image_has_its_own_blocks(self):
         self.useFixture(our_fixtures.XfsFixture(os.path.dirname(self.path)))
         source = os.urandom(2 * units.Mi)
         self.source = self.path + '.raw'
         self.write(source, path=self.source)
-        layout.make(self.path, self.source, 4 * units.Mi, True)
+        layout.make(self.path, self.source, 4 * units.Mi, self.memmap)
         self.assertFalse(our_fixtures.shares_blocks(self.path))
         self.assertEqual(source, self.content()[:2 * units.Mi])
 
@@ -409,7 +424,7 @@ class MakeTest(FileTestCase):
         self.write(size=4 * units.Mi + 1, path=self.source)
         exc = self.assertRaises(
             layout.InvalidLayout, layout.make, self.path, self.source,
-            4 * units.Mi, True)
+            4 * units.Mi, self.memmap)
         self.assertEqual(f'{self.source} has 4194305 bytes; allowed: at '
                          f'most 4194304', str(exc))
         self.assertEqual([], self.files())
@@ -417,7 +432,8 @@ class MakeTest(FileTestCase):
     def test_too_much_is_not_begun(self):
         self.write(b'guest', path=self.source)
         exc = self.assertRaises(
-            OSError, layout.make, self.path, self.source, 2 ** 55, True)
+            OSError, layout.make, self.path, self.source, 2 ** 55,
+            self.memmap)
         self.assertEqual(errno.ENOSPC, exc.errno)
         self.assertEqual([], self.files())
 
@@ -437,8 +453,7 @@ class _Crash:
         return step
 
 
-@ddt.ddt
-class FitTest(FileTestCase):
+class FitTestCase(FileTestCase):
 
     def make(self, size, memmap):
         content = os.urandom(size)
@@ -448,40 +463,60 @@ class FitTest(FileTestCase):
         layout.make(self.path, source, size, memmap)
         return content
 
-    @ddt.data(
-        (2, True, 6, True), (2, True, 6, False), (2, False, 6, True),
-        (2, False, 6, False), (6, True, 6, False), (6, False, 6, True),
-        # The memmap gets another 2 MiB.
-        (124, True, 140, True))
-    @ddt.unpack
-    def test_growth_and_conversion_keep_the_content(
-            self, old, old_memmap, new, new_memmap):
-        content = self.make(old * units.Mi, old_memmap)
-        layout.fit(self.path, new * units.Mi, new_memmap)
+
+class GrowthTest(FitTestCase):
+
+    scenarios = [
+        (f'{old}-{old_memmap}-{new}-{new_memmap}', {
+            'old': old * units.Mi, 'old_memmap': old_memmap,
+            'new': new * units.Mi, 'new_memmap': new_memmap})
+        for old, old_memmap, new, new_memmap in (
+            (2, True, 6, True), (2, True, 6, False), (2, False, 6, True),
+            (2, False, 6, False), (6, True, 6, False), (6, False, 6, True),
+            # The memmap gets another 2 MiB.
+            (124, True, 140, True))]
+
+    def test_growth_and_conversion_keep_the_content(self):
+        content = self.make(self.old, self.old_memmap)
+        layout.fit(self.path, self.new, self.new_memmap)
         found = layout.read(self.path)
-        self.assertEqual(layout.planned(new * units.Mi, new_memmap), found)
+        self.assertEqual(layout.planned(self.new, self.new_memmap), found)
         self.assertEqual(found.file_size, layout.mapped_size(self.path))
-        self.assertEqual(content.ljust(new * units.Mi, b'\0'),
-                         self.content())
+        self.assertEqual(content.ljust(self.new, b'\0'), self.content())
         self.assertEqual(['disk'], self.files())
 
-    @ddt.data(True, False)
-    def test_what_fits_stays_the_same_file(self, memmap):
-        self.make(4 * units.Mi, memmap)
+
+class FitTest(FitTestCase):
+
+    scenarios = MEMMAPS
+
+    def test_what_fits_stays_the_same_file(self):
+        self.make(4 * units.Mi, self.memmap)
         with open(self.path, 'rb') as image:
-            layout.fit(self.path, 4 * units.Mi, memmap)
+            layout.fit(self.path, 4 * units.Mi, self.memmap)
             self.assertTrue(
                 os.path.samestat(os.fstat(image.fileno()),
                                  os.stat(self.path)))
 
-    @ddt.data((True, True), (True, False), (False, True), (False, False))
-    @ddt.unpack
-    def test_a_larger_image_stays_as_it_is(self, old_memmap, new_memmap):
-        content = self.make(8 * units.Mi, old_memmap)
-        layout.fit(self.path, 4 * units.Mi, new_memmap)
-        self.assertEqual(content, self.content())
-        self.assertEqual(layout.planned(8 * units.Mi, old_memmap),
-                         layout.read(self.path))
+    def test_a_larger_image_stays_as_it_is(self):
+        content = self.make(8 * units.Mi, self.memmap)
+        for new_memmap in True, False:
+            layout.fit(self.path, 4 * units.Mi, new_memmap)
+            self.assertEqual(content, self.content())
+            self.assertEqual(layout.planned(8 * units.Mi, self.memmap),
+                             layout.read(self.path))
+
+    def test_a_file_that_was_copied_sparse_is_allocated(self):
+        self.make(4 * units.Mi, self.memmap)
+        subprocess.run(['cp', '--sparse=always', self.path,
+                        self.path + '.copy'], check=True)
+        os.truncate(self.path + '.copy', os.path.getsize(self.path))
+        os.rename(self.path + '.copy', self.path)
+        layout.fit(self.path, 4 * units.Mi, self.memmap)
+        layout.mapped_size(self.path)
+
+
+class FitMemmapTest(FitTestCase):
 
     def test_a_guest_gains_no_space_by_overwriting_the_block(self):
         self.make(8 * units.Mi, True)
@@ -492,16 +527,6 @@ class FitTest(FileTestCase):
                 image.write(bytes(4096))
             layout.fit(self.path, 8 * units.Mi, True)
             self.assertEqual(size, os.path.getsize(self.path))
-
-    @ddt.data(True, False)
-    def test_a_file_that_was_copied_sparse_is_allocated(self, memmap):
-        self.make(4 * units.Mi, memmap)
-        subprocess.run(['cp', '--sparse=always', self.path,
-                        self.path + '.copy'], check=True)
-        os.truncate(self.path + '.copy', os.path.getsize(self.path))
-        os.rename(self.path + '.copy', self.path)
-        layout.fit(self.path, 4 * units.Mi, memmap)
-        layout.mapped_size(self.path)
 
     def test_a_damaged_image_is_left_alone(self):
         self.make(4 * units.Mi, True)
@@ -527,15 +552,24 @@ class FitTest(FileTestCase):
         with mock.patch.object(layout, 'available', return_value=wanted):
             layout.fit(self.path, 6 * units.Mi, True)
 
-    @ddt.data('_copy', '_take_blocks')
-    def test_an_error_in_between_leaves_the_old_image_alone(self, step):
+    def test_an_error_in_between_leaves_the_old_image_alone(self):
         content = self.make(2 * units.Mi, True)
-        with mock.patch.object(layout, step, side_effect=OSError(
-                errno.EIO, 'lost')):
-            self.assertRaises(
-                OSError, layout.fit, self.path, 6 * units.Mi, True)
-        self.assertEqual(content, self.content())
-        self.assertEqual(['disk'], self.files())
+        for step in '_copy', '_take_blocks':
+            with mock.patch.object(layout, step, side_effect=OSError(
+                    errno.EIO, 'lost')):
+                self.assertRaises(
+                    OSError, layout.fit, self.path, 6 * units.Mi, True)
+            self.assertEqual(content, self.content())
+            self.assertEqual(['disk'], self.files())
+
+
+class CrashTest(FitTestCase):
+
+    scenarios = [
+        (f'{old_memmap}-{new_memmap}', {
+            'old_memmap': old_memmap, 'new_memmap': new_memmap})
+        for old_memmap, new_memmap in (
+            (True, True), (True, False), (False, True))]
 
     def crash(self, steps, size, memmap):
         """Whether it ends before it has done that many steps."""
@@ -556,24 +590,21 @@ class FitTest(FileTestCase):
         self.assertIn(status, (0, 9))
         return status == 9
 
-    @ddt.data((True, True), (True, False), (False, True))
-    @ddt.unpack
-    def test_a_crash_at_any_step_leaves_one_of_the_two(
-            self, old_memmap, new_memmap):
+    def test_a_crash_at_any_step_leaves_one_of_the_two(self):
         outcomes = []
         while True:
-            content = self.make(2 * units.Mi, old_memmap)
-            crashed = self.crash(len(outcomes), 6 * units.Mi, new_memmap)
+            content = self.make(2 * units.Mi, self.old_memmap)
+            crashed = self.crash(len(outcomes), 6 * units.Mi, self.new_memmap)
             found = layout.read(self.path)
             outcomes.append(found.size // units.Mi)
             self.assertIn(found, (
-                layout.planned(2 * units.Mi, old_memmap),
-                layout.planned(6 * units.Mi, new_memmap)))
+                layout.planned(2 * units.Mi, self.old_memmap),
+                layout.planned(6 * units.Mi, self.new_memmap)))
             self.assertEqual(found.file_size, layout.mapped_size(self.path))
             self.assertEqual(content.ljust(found.size, b'\0'),
                              self.content())
             # The next attempt clears up.
-            layout.fit(self.path, 6 * units.Mi, new_memmap)
+            layout.fit(self.path, 6 * units.Mi, self.new_memmap)
             self.assertEqual(['disk'], self.files())
             self.assertEqual(content.ljust(6 * units.Mi, b'\0'),
                              self.content())
