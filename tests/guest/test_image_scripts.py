@@ -107,6 +107,15 @@ class Guest:
             self.write(f'{base}/ndbus0/region0/namespace0.0/block/{disk}/dev',
                        '259:0\n')
 
+    def bounce_buffers(self, slabs: int, used: int,
+                       most_used: int | None = None) -> None:
+        """What debugfs has; how many were used at most, since Linux 6.4."""
+        base = 'sys/kernel/debug/swiotlb/io_tlb'
+        self.write(f'{base}_nslabs', f'{slabs}\n')
+        self.write(f'{base}_used', f'{used}\n')
+        if most_used is not None:
+            self.write(f'{base}_used_hiwater', f'{most_used}\n')
+
     def statx(self, attributes: int) -> None:
         self.stub('xfs_io', f'echo "stat.attributes = {attributes:#x}"')
 
@@ -571,6 +580,48 @@ class ReportTestCase(ScriptTestCase):
             "note: pmem0 (20480 MiB) takes 320 of the guest's 976 MiB of RAM "
             'for page descriptors: take a flavor with more RAM or a smaller '
             'disk')
+
+    def test_descriptors_on_the_device(self) -> None:
+        self.root_on_pmem(20 * 1024)
+        self.guest.write('sys/block/pmem0/device/mode', 'pmem\n')
+        self.assertRight('ok: pmem0 (20480 MiB) keeps its page descriptors on '
+                         "itself, not in the guest's RAM")
+        # The kernel's word for a device that has them in RAM all the same.
+        self.guest.write('sys/block/pmem0/device/mode', 'ram\n')
+        self.assertRight(
+            "note: pmem0 (20480 MiB) takes 320 of the guest's 976 MiB of RAM "
+            'for page descriptors: take a flavor with more RAM or a smaller '
+            'disk')
+
+    def test_bounce_buffers(self) -> None:
+        self.root_on_pmem()
+        self.guest.bounce_buffers(512, used=0)
+        self.assertRight('ok: 1024 KiB of RAM are set aside for bounce '
+                         'buffers (swiotlb)')
+        self.guest.bounce_buffers(32768, used=0)
+        self.assertRight(
+            'note: 64 MiB of RAM are set aside for bounce buffers (swiotlb), '
+            'and no device uses them: put swiotlb=512 on the kernel\'s '
+            'command line')
+        in_use = ('ok: 64 MiB of RAM are set aside for bounce buffers '
+                  '(swiotlb), and some device uses them')
+        self.guest.bounce_buffers(32768, used=2)
+        self.assertRight(in_use)
+        # Since Linux 6.4: also where none is used just now.
+        self.guest.bounce_buffers(32768, used=0, most_used=2)
+        self.assertRight(in_use)
+
+    def test_no_bounce_buffers(self) -> None:
+        self.root_on_pmem()
+        (self.guest.root / 'sys/kernel/debug/swiotlb').mkdir(parents=True)
+        self.assertRight('ok: 0 KiB of RAM are set aside for bounce buffers '
+                         '(swiotlb)')
+
+    def test_bounce_buffers_of_an_ordinary_flavor(self) -> None:
+        self.guest.disk('vda', 2048, (2048, 4096))
+        self.guest.mounts('/dev/vda1 / ext4 rw 0 0')
+        self.guest.bounce_buffers(32768, used=0)
+        self.assertNotIn('swiotlb', self.report().stdout)
 
     def test_kernel_without_virtio_pmem(self) -> None:
         self.guest.virtio_pmem()

@@ -292,6 +292,12 @@ class BootCase(ImageTestCase):
             if ' was flushed ' not in line:
                 self.assertIn(line, booted.machine.console())
 
+    def assertFewBounceBuffers(self, booted: 'Booted') -> None:
+        """GRUB has seen the virtio-pmem device."""
+        self.assertIn('swiotlb=512', booted.run('cat /proc/cmdline').split())
+        self.assertChecked(booted, r'(?m)^ok: 1024 KiB of RAM are set aside '
+                                   r'for bounce buffers \(swiotlb\)$')
+
     def assertOurDriver(self, booted: 'Booted') -> None:
         """Assert that fakedax-driver drives the guest's virtio-pmem."""
         for module in ('virtio_pmem', 'nd_virtio'):

@@ -52,6 +52,7 @@ class FirmwareTestCase(base.BootCase):
         with self.boot(*on_pmem, *self.seed(), shut_down=True) as booted:
             self.assertFalse(booted.has_efi())
             self.assertOnPmem(booted)
+            self.assertFewBounceBuffers(booted)
             first = booted.root_mib()
             self.assertGreater(first, 3500)
             booted.run('cloud-init status --wait', timeout=base.BOOT_SECONDS)
@@ -65,6 +66,7 @@ class FirmwareTestCase(base.BootCase):
         with self.boot(*on_pmem, *self._efi(), shut_down=True) as booted:
             self.assertTrue(booted.has_efi())
             self.assertOnPmem(booted)
+            self.assertFewBounceBuffers(booted)
             self.assertEqual(first, booted.root_mib())
         part = base.root_partition(image)
         self.assertEqual(0, part['start'] % 4096)
@@ -72,6 +74,7 @@ class FirmwareTestCase(base.BootCase):
         # Boot the same disk on an ordinary flavor.
         with self.boot(*qemu.virtio_blk(image)) as booted:
             self.assertOnBlk(booted)
+            self.assertNotIn('swiotlb', booted.run('cat /proc/cmdline'))
             self.assertEqual('hello', booted.run('cat /root/from-cloud-init'))
 
     @base.on_demand
