@@ -55,7 +55,7 @@ ALIGNMENT: int = 2 * units.Mi
 _PAGE = 4096
 _STRUCT_PAGE = 64
 #: nvdimm_read_bytes(ndns, SZ_4K, ...); the 4 KiB before it are not used.
-_BLOCK_OFFSET = 4096
+INFO_BLOCK_OFFSET = 4096
 #: nd_info_block_reserve().
 _RESERVED = 8192
 
@@ -160,7 +160,7 @@ def read(path: str) -> Layout:
     """
     with open(path, 'rb') as image:
         size = os.fstat(image.fileno()).st_size
-        block = os.pread(image.fileno(), _BLOCK_SIZE, _BLOCK_OFFSET)
+        block = os.pread(image.fileno(), _BLOCK_SIZE, INFO_BLOCK_OFFSET)
     if not block.startswith(_SIGNATURE):
         return Layout(0, size)
     return _parse(path, block, size)
@@ -228,7 +228,8 @@ def _checksum(order: str, block: bytes) -> int:
     return high << 32 | low
 
 
-def _info_block(layout: Layout) -> bytes:
+def info_block(layout: Layout) -> bytes:
+    """What stands at INFO_BLOCK_OFFSET of an image with this layout."""
     fields = _fields(layout, uuid.uuid4().bytes)
     block = struct.pack(f'<{_FORMAT}', *fields.values(), 0)
     return block[:-8] + struct.pack('<Q', _checksum('<', block))
@@ -291,7 +292,7 @@ def _make(path: str, layout: Layout, source: str, content: Layout) -> None:
     try:
         with open(source, 'rb') as old, open(unfinished, 'xb') as new:
             if layout.memmap:
-                os.pwrite(new.fileno(), _info_block(layout), _BLOCK_OFFSET)
+                os.pwrite(new.fileno(), info_block(layout), INFO_BLOCK_OFFSET)
             _copy(old.fileno(), content.offset, new.fileno(), layout.offset,
                   content.size)
             _take_blocks(new.fileno(), layout.file_size)
