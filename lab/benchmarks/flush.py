@@ -12,7 +12,7 @@
 
 """What an fsync costs a guest, by the kind of its disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -25,6 +25,7 @@ import time
 
 import click
 
+from lab.benchmarks import images
 from lab.benchmarks import plots
 from lab.benchmarks import results
 from lab import guest
@@ -51,7 +52,8 @@ _DIRTIED = ('dirtied_before_mib_per_s', 'dirtied_mib_per_s')
 _MEASURED = ('p50_us', 'p99_us', 'max_us', 'ops_per_s', *_DIRTIED,
              'flushes_per_request')
 #: What our device and driver are compared with, and by which figures.
-_RIVALS = {'pmem': ('pmem-before', 'pmem-stock', 'blk-writeback'),
+_RIVALS = {'pmem': ('pmem-before', 'pmem-stock', 'blk-writeback',
+                    'pmem-memmap-guest'),
            'pmem-driver': ('pmem', 'blk-writeback')}
 _COMPARED = ('p50_us', 'p99_us', 'ops_per_s', 'dirtied_mib_per_s')
 
@@ -65,6 +67,8 @@ class Mode:
     stock: bool = False
     #: Whether the guest has the driver of guest-image-elements.
     driver: bool = False
+    #: Whether the image has the guest's page descriptors in front.
+    memmap: bool = False
     #: A QEMU that was built before.
     built: str = ''
 
@@ -93,9 +97,11 @@ MODES = {
     'blk-none': Mode('virtio-blk, cache=none',
                      functools.partial(qemu.virtio_blk, direct=True)),
     'pmem-stock': Mode("virtio-pmem, QEMU's own", qemu.pmem, stock=True),
-    'pmem': Mode('virtio-pmem, our device', qemu.pmem),
+    'pmem': Mode('virtio-pmem, our device', qemu.pmem, memmap=True),
+    'pmem-memmap-guest': Mode(
+        "virtio-pmem, our device, memmap in the guest's RAM", qemu.pmem),
     'pmem-driver': Mode('virtio-pmem, our device and driver', qemu.pmem,
-                        driver=True),
+                        driver=True, memmap=True),
 }
 
 WORKLOADS = {
@@ -133,14 +139,16 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
           wanted: tuple[str, ...], before: str | None, docs: bool) -> None:
     """Time a guest's fsync on virtio-blk and on virtio-pmem.
 
-    Every round boots the test guest from a disk of each kind, with the same
-    image file and file system; another kind is first in each round. In each
-    boot, 4 KiB are written and fsynced: by one process alone, by one next to
-    a process that dirties a large file, by 64 processes, and by 64 processes
-    with fdatasync, which flushes the disk without a commit of the file
-    system's journal. virtio-pmem runs with the kernel's driver and with our
-    driver. The host has none of the image in its page cache when a guest
-    starts. A first round is not timed; strace counts QEMU's sync calls in it.
+    Every round boots the test guest from a disk of each kind, another one
+    first in each. All have the same file system, in images of the same
+    content; those of our device have the memmap (the guest's page
+    descriptors) in front, except for pmem-memmap-guest. In each boot, 4 KiB
+    are written and fsynced: by one process alone, by one next to a process
+    that dirties a large file, by 64 processes, and by 64 processes with
+    fdatasync, which flushes the disk without a commit of the file system's
+    journal. virtio-pmem runs with the kernel's driver and with our driver.
+    The host has none of the image in its page cache when a guest starts. A
+    first round is not timed; strace counts QEMU's sync calls in it.
 
     Rows in .lab/bench/flush.json, medians of the rounds: mode, workload,
     p50_us, p99_us, max_us, ops_per_s, each of these with its spread from
@@ -149,8 +157,8 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
     (dirtied_before_mib_per_s). With our driver, flushes for each request to
     the host (flushes_per_request). In the rows of our device, the ratios of
     its figures to those of other kinds in the same round: against_pmem_stock,
-    against_pmem, against_blk_writeback, and with --before
-    against_pmem_before. The plot is .lab/bench/flush.png.
+    against_pmem, against_blk_writeback, against_pmem_memmap_guest, and with
+    --before against_pmem_before. The plot is .lab/bench/flush.png.
     """
     if quick:
         rounds = 2
@@ -167,25 +175,27 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
                  or kernel != guest.KERNEL_PACKAGE):
         raise click.UsageError(
             '--docs needs all disks, all workloads and the default kernel')
-    with _image(kernel) as image:
+    with _images(kernel, {mode.memmap for mode in modes.values()}) as found:
         for mode in modes.values():
             with progress.step(f'QEMU and guest for {mode.title}'):
                 mode.emulator()
                 mode.guest(kernel)
-        _prepare(image, kernel)
+        for memmap, image in found.items():
+            _prepare(image, kernel, memmap)
         counted = {}
         for name, mode in modes.items():
             with (progress.step(f'counting syncs: {mode.title}'),
-                  _boot(image, mode, kernel) as machine):
+                  _boot(found[mode.memmap], mode, kernel) as machine):
                 for key, workload in workloads.items():
                     counted[name, key] = _count(
-                        machine, image, workload, share)
+                        machine, found[mode.memmap], workload, share)
         samples: dict[tuple[str, str], list[results.Sample]] = {}
         for number in range(rounds):
             for name in results.in_turn(modes, number):
+                mode = modes[name]
                 with (progress.step(f'round {number + 1} of {rounds}: '
-                                    f'{modes[name].title}'),
-                      _boot(image, modes[name], kernel) as machine):
+                                    f'{mode.title}'),
+                      _boot(found[mode.memmap], mode, kernel) as machine):
                     for key, workload in workloads.items():
                         samples.setdefault((name, key), []).append(
                             _time(machine, workload, share))
@@ -215,18 +225,19 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
 
 
 @contextlib.contextmanager
-def _image(kernel: str) -> Iterator[pathlib.Path]:
-    """The guest's image, fully allocated, on the file system of .lab/."""
-    built = guest.build(kernel_package=kernel)
-    results.DIRECTORY.mkdir(parents=True, exist_ok=True)
-    image = results.DIRECTORY / 'flush.raw'
-    try:
-        shutil.copyfile(built.disk, image)
-        with image.open('r+b') as file:
-            os.posix_fallocate(file.fileno(), 0, _SIZE_MIB << 20)
-        yield image
-    finally:
-        image.unlink(missing_ok=True)
+def _images(kernel: str,
+            kinds: Iterable[bool]) -> Iterator[dict[bool, pathlib.Path]]:
+    """Fully allocated images, with and without a memmap."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for memmap in kinds:
+            image = stack.enter_context(images.sparse(
+                f'flush-{"memmap" if memmap else "plain"}', _SIZE_MIB,
+                memmap=memmap, kernel=kernel))
+            with image.open('r+b') as file:
+                os.posix_fallocate(file.fileno(), 0, image.stat().st_size)
+            found[memmap] = image
+        yield found
 
 
 @contextlib.contextmanager
@@ -245,10 +256,11 @@ def _boot(image: pathlib.Path, mode: Mode,
         machine.agent.run('sync', check=True, timeout=300)
 
 
-def _prepare(image: pathlib.Path, kernel: str) -> None:
+def _prepare(image: pathlib.Path, kernel: str, memmap: bool) -> None:
     """Make the large file, which everything after this overwrites."""
+    mode = MODES['pmem' if memmap else 'blk-writeback']
     with (progress.step('making the file to dirty'),
-          _boot(image, MODES['blk-writeback'], kernel) as machine):
+          _boot(image, mode, kernel) as machine):
         machine.agent.run(
             f'dd if=/dev/zero of=/root/dirty bs=1M count={_DIRTY_MIB}',
             check=True, timeout=300)

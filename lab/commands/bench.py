@@ -18,6 +18,7 @@ from lab.benchmarks import boot
 from lab.benchmarks import downtime
 from lab.benchmarks import flush
 from lab.benchmarks import migrate
+from lab.benchmarks import ram
 from lab.benchmarks import spawn
 
 
@@ -35,6 +36,7 @@ main.add_command(boot.boot)
 main.add_command(downtime.downtime)
 main.add_command(flush.flush)
 main.add_command(migrate.migrate)
+main.add_command(ram.ram)
 main.add_command(spawn.spawn)
 
 

@@ -92,14 +92,17 @@ class Machine:
     :param emulator: program; a bare name is looked up in PATH
     :param agent_serial: the agent's channel is the second serial port, not a
         virtio port; the guest's command line must have ``agent=ttyS1``
+    :param accelerator: TCG, with options
     :raises MachineError: on entering, if QEMU does not start
     """
 
     def __init__(self, *options: str, memory_mib: int = 256,
                  emulator: str = 'qemu-system-x86_64',
-                 agent_serial: bool = False) -> None:
+                 agent_serial: bool = False,
+                 accelerator: str = 'tcg') -> None:
         self._options = options
         self._agent_serial = agent_serial
+        self._accelerator = accelerator
         self._memory_mib = memory_mib
         self._emulator = emulator
 
@@ -120,14 +123,14 @@ class Machine:
         monitor, theirs = socket.socketpair()
         with theirs:
             argv = [
-                self._emulator, '-accel', 'tcg',
+                self._emulator, '-accel', self._accelerator,
                 # RAM first, as in libvirt's command line: when it migrates
                 # under TCG, QEMU 10.0 takes an offset in a RAM block for
                 # one in all RAM (cpu_physical_memory_sync_dirty_bitmap()).
                 '-object',
                 f'memory-backend-ram,id=ram,size={self._memory_mib}M',
                 '-machine', 'q35,memory-backend=ram',
-                '-m', f'{self._memory_mib}M,maxmem=64G',
+                '-m', f'{self._memory_mib}M,maxmem=256G',
                 '-nodefaults', '-no-user-config', '-display', 'none',
                 '-serial', f'file:{self._console}',
                 '-chardev', f'socket,id=qmp,fd={theirs.fileno()}',

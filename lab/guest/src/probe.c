@@ -53,6 +53,8 @@ static const char usage[] =
     "           make FILE, MIB long, of blocks that name their generation\n"
     "       probe verify FILE MIB GENERATION\n"
     "           is FILE what write made?\n"
+    "       probe reads FILE MIB COUNT\n"
+    "           read COUNT blocks of the first MIB of FILE, at random\n"
     "       probe churn FILE MIB LOG\n"
     "           from what write made of generation 1, until killed: look at\n"
     "           blocks in turn, write one, fsync, and tell LOG\n"
@@ -384,6 +386,28 @@ static int probe_verify(const char *name, uint64_t mib, uint64_t generation)
     }
     printf("\n");
     return good < blocks;
+}
+
+static int probe_reads(const char *name, uint64_t mib, uint64_t count)
+{
+    uint64_t blocks = mib * BLOCKS_PER_MIB;
+    uint64_t started;
+    char block[BLOCK_SIZE];
+    int fd = open_file(name, O_RDONLY);
+
+    /* The same blocks each time, so that runs can be compared. */
+    srandom(1);
+    started = now_us();
+    for (uint64_t i = 0; i < count; i++) {
+        if (pread(fd, block, BLOCK_SIZE, random() % blocks * BLOCK_SIZE) !=
+            BLOCK_SIZE) {
+            fail("read", name);
+        }
+    }
+    printf("reads=%" PRIu64 " elapsed_us=%" PRIu64 "\n", count,
+           now_us() - started);
+    close(fd);
+    return 0;
 }
 
 /* One write(2), so that a line is whole wherever it is cut off. */
@@ -760,6 +784,10 @@ int main(int argc, char **argv)
     }
     if (!strcmp(action, "generations") && argc == 4) {
         return probe_generations(argv[2], number("MIB", argv[3], 1 << 20));
+    }
+    if (!strcmp(action, "reads") && argc == 5) {
+        return probe_reads(argv[2], number("MIB", argv[3], 1 << 20),
+                           number("COUNT", argv[4], 10000000));
     }
     if (!strcmp(action, "write") && argc == 5) {
         return probe_write(argv[2], number("MIB", argv[3], 1 << 20),
