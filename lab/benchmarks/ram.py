@@ -49,9 +49,8 @@ _MOST_MIB = 4096
 #: Seconds in which a guest with little RAM must boot.
 _PATIENCE = 120
 
-#: The kernel ends QEMU where it panics. A timer that is late on a loaded host
-#: is no reason to, and would look like too little RAM.
-_ARGUMENTS = 'panic=-1 no_timer_check'
+#: The kernel ends QEMU where it panics.
+_ARGUMENTS = 'panic=-1'
 #: As Nova has it, unless statistics of memory are turned off.
 _BALLOON = ('-device', 'virtio-balloon-pci,free-page-reporting=on')
 #: Linux reports pages 2 s after they were freed (mm/page_reporting.c).
