@@ -98,7 +98,10 @@ class ServerLifeTest(base.CloudTestCase):
         ram = server.show().flavor['ram']
         with server.domain() as domain:
             # In KiB: libvirt counts the images as memory.
-            self.assertEqual((ram << 10) + (2 << 20), domain.maxMemory())
+            self.assertEqual(
+                (ram << 10) + sum(server.file(name).stat().st_size >> 10
+                                  for name in ('disk', 'disk.eph0')),
+                domain.maxMemory())
         with server.agent() as agent:
             agent.run('probe fsync /root/counted 1', check=True)
         old, new = (
@@ -171,7 +174,7 @@ class ServerLifeTest(base.CloudTestCase):
             for device in metadata['devices']:
                 link = agent.run(
                     f'readlink -f /sys/bus/pci/devices/{device["address"]}'
-                    f'/virtio*/ndbus*/region*/namespace*/block/*',
+                    f'/virtio*/ndbus*/region*/*/block/*',
                     check=True).stdout
                 found[device['tags'][0]] = (
                     device['path'], '/dev/' + link.strip().rpartition('/')[2])
