@@ -12,9 +12,10 @@
 
 """Servers in the lab's cloud, by OpenStack's API."""
 
-from collections.abc import Iterator
 import pathlib
 import unittest
+
+import testtools
 
 
 def load_tests(
@@ -29,13 +30,6 @@ def load_tests(
     found = loader.discover(
         str(pathlib.Path(__file__).parent), pattern or 'test*.py')
     tests.addTests(sorted(
-        _flat(found), key=lambda test: not getattr(test, 'alone', False)))
+        testtools.iterate_tests(found),
+        key=lambda test: not getattr(test, 'alone', False)))
     return tests
-
-
-def _flat(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
-    for test in suite:
-        if isinstance(test, unittest.TestSuite):
-            yield from _flat(test)
-        else:
-            yield test

@@ -16,10 +16,11 @@ A flavor without ``fakedax:*`` must see no difference. excluded.txt names the
 tests that are not run, each with the reason.
 """
 
-from collections.abc import Iterator
 import pathlib
 import types
 import unittest
+
+import testtools
 
 EXCLUDED = pathlib.Path(__file__).with_name('excluded.txt')
 
@@ -48,7 +49,8 @@ def tests_of(
              if name.startswith(tuple(
                  f'{module.__name__}.' for module in modules))}
     for module in modules:
-        for test in _flat(loader.loadTestsFromModule(module)):
+        for test in testtools.iterate_tests(
+                loader.loadTestsFromModule(module)):
             # A module also has the classes of test cases that it imports.
             if not test.id().startswith(f'{module.__name__}.'):
                 continue
@@ -60,11 +62,3 @@ def tests_of(
     if stale:
         raise ValueError(f'{EXCLUDED}: no such tests: {sorted(stale)}')
     return suite
-
-
-def _flat(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
-    for test in suite:
-        if isinstance(test, unittest.TestSuite):
-            yield from _flat(test)
-        else:
-            yield test
