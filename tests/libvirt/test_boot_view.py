@@ -26,6 +26,7 @@ from lab.machine import emulators
 from lab import wait
 from nova_fakedax import domain
 from nova_fakedax import layout
+from tests.libvirt import guests
 from tests.libvirt import hosts
 
 NAME = 'guest'
@@ -34,32 +35,8 @@ _BOOT_SECONDS = 300
 
 def firmware_guest(image: pathlib.Path) -> vconfig.LibvirtConfigGuest:
     """A guest without a kernel of its own, before it is converted."""
-    made = vconfig.LibvirtConfigGuest()
-    made.virt_type = 'qemu'
-    made.name = NAME
-    made.memory = 256 * units.Ki
-    made.vcpus = 1
-    made.os_type = 'hvm'
-    made.os_mach_type = 'q35'
+    made = guests.guest(NAME, image)
     made.os_boot_dev = ['hd']
-    made.features = [vconfig.LibvirtConfigGuestFeatureACPI()]
-    device = vconfig.LibvirtConfigGuestDisk()
-    device.source_type = 'file'
-    device.source_path = str(image)
-    device.driver_name = 'qemu'
-    device.driver_format = 'raw'
-    device.target_dev = 'vda'
-    device.target_bus = 'virtio'
-    made.add_device(device)
-    serial = vconfig.LibvirtConfigGuestSerial()
-    serial.type = 'file'
-    serial.source_path = '/var/log/libvirt/console'
-    made.add_device(serial)
-    channel = vconfig.LibvirtConfigGuestChannel()
-    channel.type = 'unix'
-    channel.target_name = 'org.qemu.guest_agent.0'
-    channel.source_path = f'/var/lib/libvirt/qemu/{NAME}.agent'
-    made.add_device(channel)
     return made
 
 

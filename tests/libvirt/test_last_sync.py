@@ -38,8 +38,6 @@ import typing as ty
 
 import libvirt
 import libvirt_qemu
-from nova.virt.libvirt import config as vconfig
-from oslo_utils import units
 from oslotest import base
 import testtools
 
@@ -51,6 +49,7 @@ from nova_fakedax import domain
 from nova_fakedax import layout
 from tests.device import backing
 from tests.device import test_lock
+from tests.libvirt import guests
 from tests.libvirt import hosts
 
 FAULTS = int(os.environ.get('FAKEDAX_FAULTS', '3'))
@@ -120,35 +119,10 @@ def root_and_two_ephemeral_disks(directory: pathlib.Path) -> str:
     :param directory: has the disks, under the names that Nova gives them
     """
     built = guest.build()
-    made = vconfig.LibvirtConfigGuest()
-    made.virt_type = 'qemu'
-    made.name = NAME
-    made.memory = 256 * units.Ki
-    made.vcpus = 1
-    made.os_type = 'hvm'
-    made.os_mach_type = 'q35'
+    made = guests.guest(NAME, *(directory / name for name in DISKS))
     made.os_kernel = str(built.kernel)
     made.os_initrd = str(built.initrd)
     made.os_cmdline = guest.COMMAND_LINE
-    made.features = [vconfig.LibvirtConfigGuestFeatureACPI()]
-    for number, name in enumerate(DISKS):
-        device = vconfig.LibvirtConfigGuestDisk()
-        device.source_type = 'file'
-        device.source_path = str(directory / name)
-        device.driver_name = 'qemu'
-        device.driver_format = 'raw'
-        device.target_dev = f'vd{"abc"[number]}'
-        device.target_bus = 'virtio'
-        made.add_device(device)
-    serial = vconfig.LibvirtConfigGuestSerial()
-    serial.type = 'file'
-    serial.source_path = '/var/log/libvirt/console'
-    made.add_device(serial)
-    channel = vconfig.LibvirtConfigGuestChannel()
-    channel.type = 'unix'
-    channel.target_name = 'org.qemu.guest_agent.0'
-    channel.source_path = f'/var/lib/libvirt/qemu/{NAME}.agent'
-    made.add_device(channel)
     domain.convert(made, str(directory), lambda _path: True,
                    emulators.project())
     xml: str = made.to_xml()
