@@ -1285,6 +1285,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
         return;
     }
     virtio_pmem_advise(pmem);
+    virtio_pmem_prepare_memmap(pmem);
     if (pmem->drop_cache) {
         /*
          * Linux keeps the pages that a sync could not write, and they look
