@@ -12,23 +12,24 @@
 
 """How long a whole distribution takes to boot, and its RAM after that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
-import os
 import pathlib
 import re
 import subprocess
-import tempfile
 import time
 
 import click
 
+from lab.benchmarks import images
 from lab.benchmarks import results
+from lab.machine import emulators
+from lab.machine import pagecache
 from lab.machine import qemu
 from lab import paths
 from lab import progress
 
-_DISK_MIB = 4096
 _MEMORY_MIB = 1024
 _PATIENCE = 900
 _DOCS = paths.ROOT / 'doc/source/user'
@@ -40,12 +41,19 @@ class Mode:
 
     title: str
     disk: Callable[[pathlib.Path], list[str]]
+    #: Whether the image has the guest's page descriptors in front.
+    memmap: bool = False
+
+
+def _pmem(image: pathlib.Path) -> list[str]:
+    return [*qemu.boot_view(image), *qemu.pmem(image)]
 
 
 MODES = {
     'blk': Mode('virtio-blk, cache=writeback', qemu.virtio_blk),
-    'pmem': Mode('virtio-pmem with its boot view', lambda image: [
-        *qemu.boot_view(image), *qemu.pmem(image)]),
+    'pmem': Mode('virtio-pmem with its boot view', _pmem, memmap=True),
+    'pmem-memmap-guest': Mode(
+        "virtio-pmem with its boot view, memmap in the guest's RAM", _pmem),
 }
 
 #: Of a row, with their headings in the table.
@@ -54,8 +62,8 @@ _FIGURES = {
     'multi_user_s': 'kernel to multi-user, s',
     'used_mib': 'RAM not free, MiB',
     'cached_mib': 'of it page cache, MiB',
-    'descriptors_mib': 'of it page descriptors, MiB',
     'needed_mib': 'RAM not available, MiB',
+    'dirtied_mib': 'dirtied on the host, MiB',
 }
 _HEADINGS = ('disk', *_FIGURES.values())
 
@@ -63,32 +71,42 @@ _HEADINGS = ('disk', *_FIGURES.values())
 @click.command()
 @click.option('--rounds', default=3, show_default=True,
               type=click.IntRange(min=1), help='Boots of each kind of disk.')
+@click.option('--size', 'disk_gib', metavar='GIB', default=4,
+              show_default=True, type=click.IntRange(min=3, max=200),
+              help='Of the disks.')
+@click.option('--mode', 'only', multiple=True, type=click.Choice([*MODES]),
+              help='Only this disk; can be repeated.')
 @click.option('--docs', is_flag=True,
               help='Put the table into doc/ as well.')
-def boot(rounds: int, docs: bool) -> None:
+def boot(rounds: int, disk_gib: int, only: tuple[str, ...],
+         docs: bool) -> None:
     """Time boots of the image of guest-image-elements.
 
     Boots the same image with SeaBIOS and 1 GiB of RAM from an ordinary disk
     and from fake DAX in turn; another kind is first in each round. The image
-    was booted once before, so its root has grown and it has its keys. RAM is
-    read when multi-user.target is reached.
+    was booted once before, so its root has grown and it has its keys; the
+    host has none of it in its page cache when a guest starts. RAM, and what
+    QEMU and the guest have dirtied of the image, are read when
+    multi-user.target is reached.
 
-    Rows in .lab/bench/boot.json: mode, and the figures of the table as
-    medians of the rounds with their spread.
+    Rows in .lab/bench/boot.json: mode, disk_gib, and the figures of the table
+    as medians of the rounds with their spread.
     """
-    with tempfile.TemporaryDirectory(prefix='boot-') as directory:
-        with progress.step('the image'):
-            image = _image(pathlib.Path(directory))
-            _boot(image, MODES['blk'])
+    modes = {name: mode for name, mode in MODES.items()
+             if name in (only or MODES)}
+    if docs and (only or disk_gib != 4):
+        raise click.UsageError('--docs needs all disks and the default size')
+    with _images({mode.memmap: mode for mode in modes.values()},
+                 disk_gib) as found:
         samples: dict[str, list[results.Sample]] = {}
         for number in range(rounds):
-            for name in results.in_turn(MODES, number):
+            for name in results.in_turn(modes, number):
                 with progress.step(f'round {number + 1} of {rounds}: '
-                                   f'{MODES[name].title}'):
+                                   f'{modes[name].title}'):
                     samples.setdefault(name, []).append(
-                        _boot(image, MODES[name]))
-    rows = [{'mode': name, 'rounds': rounds}
-            | results.summary(samples[name], _FIGURES, 1) for name in MODES]
+                        _boot(found[modes[name].memmap], modes[name]))
+    rows = [{'mode': name, 'disk_gib': disk_gib, 'rounds': rounds}
+            | results.summary(samples[name], _FIGURES, 1) for name in modes]
     results.save('boot', rows)
     results.show('a boot of the guest image', _HEADINGS, _cells(rows),
                  width=160)
@@ -96,19 +114,31 @@ def boot(rounds: int, docs: bool) -> None:
         results.write_table(_DOCS / 'boot-table.inc', _HEADINGS, _cells(rows))
 
 
-def _image(directory: pathlib.Path) -> pathlib.Path:
-    built = subprocess.run(
-        [paths.ROOT / 'guest-image-elements/build'], check=True,
-        stdout=subprocess.PIPE, text=True).stdout.strip()
-    image = directory / 'disk'
-    subprocess.run(['cp', '--sparse=always', built, image], check=True)
-    os.truncate(image, _DISK_MIB << 20)
-    return image
+@contextlib.contextmanager
+def _images(kinds: Mapping[bool, Mode],
+            disk_gib: int) -> Iterator[dict[bool, pathlib.Path]]:
+    """Images with and without a memmap, booted once."""
+    with progress.step('the image'):
+        emulators.project()
+        built = subprocess.run(
+            [paths.ROOT / 'guest-image-elements/build'], check=True,
+            stdout=subprocess.PIPE, text=True).stdout.strip()
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for memmap, mode in kinds.items():
+            found[memmap] = stack.enter_context(images.sparse(
+                f'boot-{"memmap" if memmap else "plain"}', disk_gib << 10,
+                memmap=memmap, content=pathlib.Path(built)))
+            with progress.step(f'the first boot: {mode.title}'):
+                _boot(found[memmap], mode)
+        yield found
 
 
 def _boot(image: pathlib.Path, mode: Mode) -> results.Sample:
+    pagecache.evict(image)
     started = time.monotonic()
-    with qemu.Machine(*mode.disk(image), memory_mib=_MEMORY_MIB) as machine:
+    with qemu.Machine(*mode.disk(image), memory_mib=_MEMORY_MIB,
+                      emulator=emulators.project()) as machine:
         machine.agent.wait_ready(_PATIENCE)
         answers = time.monotonic() - started
 
@@ -123,17 +153,16 @@ def _boot(image: pathlib.Path, mode: Mode) -> results.Sample:
                           'multi-user.target'))
         memory = {name: int(kib) / 1024 for name, kib in re.findall(
             r'(?m)^(\w+): +(\d+) kB$', run('cat /proc/meminfo'))}
-        pmem = sum(int(sectors) for sectors in run(
-            'cat /sys/block/pmem*/size 2>/dev/null || true').split())
+        dirtied = machine.counter('io', 'write_bytes')
         machine.qmp('system_powerdown')
         machine.wait_exit(_PATIENCE)
     return {
         'answers_s': answers, 'multi_user_s': reached / 1e6,
-        # Of the whole RAM: MemTotal does not count the descriptors.
+        # Of the whole RAM: MemTotal does not count page descriptors.
         'used_mib': _MEMORY_MIB - memory['MemFree'],
         'cached_mib': memory['Cached'] + memory['Buffers'],
-        'descriptors_mib': pmem * 512 / 64 / (1 << 20),
-        'needed_mib': _MEMORY_MIB - memory['MemAvailable']}
+        'needed_mib': _MEMORY_MIB - memory['MemAvailable'],
+        'dirtied_mib': dirtied / (1 << 20)}
 
 
 def _cells(rows: list[results.Row]) -> list[list[str]]:

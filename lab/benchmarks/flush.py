@@ -35,8 +35,10 @@ from lab.machine import qemu
 from lab.machine import syncs
 from lab import paths
 from lab import progress
+from nova_fakedax import layout
 
-_SIZE_MIB = 1024
+#: GiB of the disk that the files of the benchmark can reach.
+_ALLOCATED_GIB = 3
 _DIRTY_MIB = 400
 _MEMORY_MIB = 1024
 #: In which a dirtier has dirtied its file once, also under TCG.
@@ -50,7 +52,7 @@ _DOCS = paths.ROOT / 'doc/source/admin'
 _DIRTIED = ('dirtied_before_mib_per_s', 'dirtied_mib_per_s')
 #: All figures of a sample, not all of which every workload and mode has.
 _MEASURED = ('p50_us', 'p99_us', 'max_us', 'ops_per_s', *_DIRTIED,
-             'flushes_per_request')
+             'flushes_per_request', 'dirtied_kib_per_fsync')
 #: What our device and driver are compared with, and by which figures.
 _RIVALS = {'pmem': ('pmem-before', 'pmem-stock', 'blk-writeback',
                     'pmem-memmap-guest'),
@@ -123,6 +125,9 @@ WORKLOADS = {
               type=click.IntRange(min=1), help='Boots of each kind of disk.')
 @click.option('--quick', is_flag=True,
               help='Two rounds of fewer fsyncs: at most 5 minutes.')
+@click.option('--size', 'disk_gib', metavar='GIB', default=1,
+              show_default=True, type=click.IntRange(min=1, max=200),
+              help='Of the disks.')
 @click.option('--kernel', metavar='PACKAGE', default=guest.KERNEL_PACKAGE,
               show_default=True, help="The guest's, as apt names it.")
 @click.option('--mode', 'only', multiple=True, type=click.Choice([*MODES]),
@@ -135,8 +140,9 @@ WORKLOADS = {
               help="Also our device in this QEMU, to compare with.")
 @click.option('--docs', is_flag=True,
               help='Put the table and the plot into doc/ as well.')
-def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
-          wanted: tuple[str, ...], before: str | None, docs: bool) -> None:
+def flush(rounds: int, quick: bool, disk_gib: int, kernel: str,
+          only: tuple[str, ...], wanted: tuple[str, ...], before: str | None,
+          docs: bool) -> None:
     """Time a guest's fsync on virtio-blk and on virtio-pmem.
 
     Every round boots the test guest from a disk of each kind, another one
@@ -151,14 +157,17 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
     first round is not timed; strace counts QEMU's sync calls in it.
 
     Rows in .lab/bench/flush.json, medians of the rounds: mode, workload,
-    p50_us, p99_us, max_us, ops_per_s, each of these with its spread from
-    least to most; host_syncs_per_fsync. Next to a process that dirties a
-    file, its speed (dirtied_mib_per_s), and its speed before the fsyncs began
+    disk_gib, p50_us, p99_us, max_us, ops_per_s, each of these with its
+    spread from least to most; host_syncs_per_fsync; dirtied_kib_per_fsync,
+    what QEMU has made dirty of the image (write_bytes of /proc/PID/io) by
+    fsync. Next to a process that dirties a file, its speed
+    (dirtied_mib_per_s), and its speed before the fsyncs began
     (dirtied_before_mib_per_s). With our driver, flushes for each request to
     the host (flushes_per_request). In the rows of our device, the ratios of
-    its figures to those of other kinds in the same round: against_pmem_stock,
-    against_pmem, against_blk_writeback, against_pmem_memmap_guest, and with
-    --before against_pmem_before. The plot is .lab/bench/flush.png.
+    its figures to those of other kinds in the same round:
+    against_pmem_stock, against_pmem, against_blk_writeback,
+    against_pmem_memmap_guest, and with --before against_pmem_before. The
+    plot is .lab/bench/flush.png.
     """
     if quick:
         rounds = 2
@@ -171,11 +180,13 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
         modes['pmem-before'] = dataclasses.replace(
             MODES['pmem'], title='virtio-pmem, our device in --before',
             built=before)
-    if docs and (modes != MODES or workloads != WORKLOADS
+    if docs and (modes != MODES or workloads != WORKLOADS or disk_gib != 1
                  or kernel != guest.KERNEL_PACKAGE):
         raise click.UsageError(
-            '--docs needs all disks, all workloads and the default kernel')
-    with _images(kernel, {mode.memmap for mode in modes.values()}) as found:
+            '--docs needs all disks, all workloads, the default size and '
+            'kernel')
+    with _images(kernel, disk_gib,
+                 {mode.memmap for mode in modes.values()}) as found:
         for mode in modes.values():
             with progress.step(f'QEMU and guest for {mode.title}'):
                 mode.emulator()
@@ -199,7 +210,7 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
                     for key, workload in workloads.items():
                         samples.setdefault((name, key), []).append(
                             _time(machine, workload, share))
-    rows = [{'mode': name, 'workload': key,
+    rows = [{'mode': name, 'workload': key, 'disk_gib': disk_gib,
              **results.summary(samples[name, key], _MEASURED, 1),
              'host_syncs_per_fsync': round(counted[name, key], 2),
              'rounds': rounds}
@@ -225,17 +236,20 @@ def flush(rounds: int, quick: bool, kernel: str, only: tuple[str, ...],
 
 
 @contextlib.contextmanager
-def _images(kernel: str,
+def _images(kernel: str, disk_gib: int,
             kinds: Iterable[bool]) -> Iterator[dict[bool, pathlib.Path]]:
-    """Fully allocated images, with and without a memmap."""
+    """Images with and without a memmap, allocated where they are used."""
     with contextlib.ExitStack() as stack:
         found = {}
         for memmap in kinds:
             image = stack.enter_context(images.sparse(
-                f'flush-{"memmap" if memmap else "plain"}', _SIZE_MIB,
-                memmap=memmap, kernel=kernel))
+                f'flush-{"memmap" if memmap else "plain"}', disk_gib << 10,
+                memmap=memmap,
+                content=guest.build(kernel_package=kernel).disk))
+            used = layout.read(str(image)).offset + (_ALLOCATED_GIB << 30)
             with image.open('r+b') as file:
-                os.posix_fallocate(file.fileno(), 0, image.stat().st_size)
+                os.posix_fallocate(
+                    file.fileno(), 0, min(used, image.stat().st_size))
             found[memmap] = image
         yield found
 
@@ -303,6 +317,7 @@ def _time(machine: qemu.Machine, workload: Workload,
             time.sleep(_DIRTIER_SECONDS)
             before = _probe(machine, f'dirtied {_COUNTER}')
         sent = _sent(machine)
+        dirtied = machine.counter('io', 'write_bytes')
         seen = _fsync(machine, workload, share)
         if sent:
             flushes, requests = (
@@ -313,6 +328,8 @@ def _time(machine: qemu.Machine, workload: Workload,
             after = _probe(machine, f'dirtied {_COUNTER}')
             rates |= zip(_DIRTIED, (_rate(begun, before),
                                     _rate(before, after)), strict=True)
+        dirtied = machine.counter('io', 'write_bytes') - dirtied
+        rates['dirtied_kib_per_fsync'] = dirtied / 1024 / seen['fsyncs']
     return {'p50_us': seen['p50_us'], 'p99_us': seen['p99_us'],
             'max_us': seen['max_us'],
             'ops_per_s': seen['fsyncs'] * 1e6 / seen['elapsed_us'], **rates}
@@ -361,7 +378,8 @@ def _median(ratios: list[float]) -> dict[str, float]:
 
 
 _HEADINGS = ('workload', 'disk', 'p50 ms', 'p99 ms', 'max ms', 'fsyncs/s',
-             'host syncs per fsync', 'flushes per request', 'dirtied MiB/s')
+             'host syncs per fsync', 'dirtied KiB per fsync',
+             'flushes per request', 'dirtied MiB/s')
 
 
 def _cells(rows: list[results.Row]) -> Iterator[list[str]]:
@@ -371,6 +389,7 @@ def _cells(rows: list[results.Row]) -> Iterator[list[str]]:
                  for figure in ('p50_us', 'p99_us', 'max_us')),
                results.cell(row, 'ops_per_s', 0),
                f'{row["host_syncs_per_fsync"]:.2f}',
+               results.cell(row, 'dirtied_kib_per_fsync', 0),
                results.cell(row, 'flushes_per_request', 1),
                results.cell(row, 'dirtied_mib_per_s', 0)]
 

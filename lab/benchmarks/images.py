@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import subprocess
 
 from lab.benchmarks import results
 from lab import guest
@@ -24,15 +25,15 @@ from nova_fakedax import layout
 
 @contextlib.contextmanager
 def sparse(name: str, size_mib: int, *, memmap: bool = False,
-           kernel: str = guest.KERNEL_PACKAGE) -> Iterator[pathlib.Path]:
-    """The test guest's disk as a sparse image on the file system of .lab/.
+           content: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
+    """A disk as a sparse image on the file system of .lab/.
 
     :param size_mib: of the guest's disk
     :param memmap: with the disk's page descriptors in front
-    :param kernel: of the guest, as apt names it
+    :param content: a raw image, by default the test guest's disk
     """
     planned = layout.planned(size_mib << 20, memmap)
-    content = guest.build(kernel_package=kernel).disk.read_bytes()
+    content = content or guest.build().disk
     results.DIRECTORY.mkdir(parents=True, exist_ok=True)
     image = results.DIRECTORY / f'{name}.raw'
     try:
@@ -41,7 +42,10 @@ def sparse(name: str, size_mib: int, *, memmap: bool = False,
             if memmap:
                 os.pwrite(file.fileno(), layout.info_block(planned),
                           layout.INFO_BLOCK_OFFSET)
-            os.pwrite(file.fileno(), content, planned.offset)
+        subprocess.run(
+            ['dd', f'if={content}', f'of={image}', f'bs={layout.ALIGNMENT}',
+             f'seek={planned.offset // layout.ALIGNMENT}',
+             'conv=notrunc,sparse', 'status=none'], check=True)
         yield image
     finally:
         image.unlink(missing_ok=True)

@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import dataclasses
 import pathlib
-import re
 import shutil
 import statistics
 import time
@@ -260,7 +259,7 @@ def _measure(mode: Mode, image: pathlib.Path, ram_mib: int) -> results.Sample:
     with _boot(mode, image, ram_mib) as machine:
         sample: results.Sample = {
             'boot_s': time.monotonic() - started,
-            'dirtied_mib': _proc(machine, 'io', 'write_bytes') / (1 << 20),
+            'dirtied_mib': machine.counter('io', 'write_bytes') / (1 << 20),
             'unreclaimable_boot_mib': _unreclaimable_mib(machine),
             'image_cached_mib': pagecache.cached_bytes(image) / (1 << 20)}
         for figure, name in (('mem_total_mib', 'MemTotal'),
@@ -274,18 +273,9 @@ def _measure(mode: Mode, image: pathlib.Path, ram_mib: int) -> results.Sample:
     return sample
 
 
-def _proc(machine: qemu.Machine, file: str, name: str) -> int:
-    """A number that Linux keeps of QEMU's process."""
-    text = pathlib.Path(f'/proc/{machine.pid}/{file}').read_text()
-    found = re.search(rf'(?m)^{name}: +(\d+)', text)
-    if not found:
-        raise errors.LabError(f'/proc/PID/{file} has no {name}')
-    return int(found[1])
-
-
 def _unreclaimable_mib(machine: qemu.Machine) -> float:
     time.sleep(_REPORTING_SECONDS)
-    return sum(_proc(machine, 'smaps_rollup', name)
+    return sum(machine.counter('smaps_rollup', name)
                for name in ('Anonymous', 'Swap')) / 1024
 
 

@@ -27,6 +27,7 @@ from qemu.qmp import legacy
 from lab import errors
 from lab.machine import agent
 from lab import wait
+from nova_fakedax import layout
 
 
 class MachineError(errors.LabError):
@@ -57,11 +58,13 @@ def pmem(image: pathlib.Path, name: str = 'root',
 
 
 def boot_view(image: pathlib.Path) -> list[str]:
-    """Show the same image to firmware: read-only, first in boot order."""
+    """Show its content to firmware: read-only, first in boot order."""
+    found = layout.read(str(image))
     return ['-blockdev', f'driver=file,node-name=boot-file,filename={image},'
                          f'read-only=on,auto-read-only=off',
             '-blockdev', 'driver=raw,node-name=boot,file=boot-file,'
-                         'read-only=on',
+                         f'read-only=on,offset={found.offset},'
+                         f'size={found.size}',
             '-device', 'virtio-blk-pci,drive=boot,serial=fakedax-boot,'
                        'bootindex=1']
 
@@ -170,6 +173,20 @@ class Machine:
         # QEMU may have ended, which closing reports as an error.
         with contextlib.suppress(qmp_error.QMPError, OSError, EOFError):
             self._qmp.close()
+
+    def counter(self, file: str, name: str) -> int:
+        """A number that Linux keeps of QEMU, from a file in /proc/PID.
+
+        For example ``write_bytes`` in ``io``: the bytes that QEMU and its
+        guest have made dirty of the image (proc_pid_io(5)).
+
+        :raises MachineError: the file has no such number
+        """
+        text = pathlib.Path(f'/proc/{self.pid}/{file}').read_text()
+        found = re.search(rf'(?m)^{name}: +(\d+)', text)
+        if not found:
+            raise MachineError(f'/proc/PID/{file} has no {name}')
+        return int(found[1])
 
     @property
     def pid(self) -> int:
