@@ -78,7 +78,13 @@ def main() -> None:
                    "10.2 or 7.2 with our device, or Debian's with its own. "
                    'Once for all hosts, or once for each.')
 @click.option('--stock-qemu', is_flag=True, help='Same as --qemu debian.')
-def up(kvm: bool, qemu: tuple[str, ...], stock_qemu: bool) -> None:
+@click.option('--storage', 'storage_gib', metavar='GIB',
+              type=click.IntRange(min=10),
+              help='The size of the shared storage, in a sparse file: for '
+                   'disks that are larger than this machine has space. It '
+                   'stays until "down --wipe".')
+def up(kvm: bool, qemu: tuple[str, ...], stock_qemu: bool,
+       storage_gib: int | None) -> None:
     """Start what is not running, and wait until it works.
 
     Services whose configuration or code has changed are restarted. Can be
@@ -92,7 +98,7 @@ def up(kvm: bool, qemu: tuple[str, ...], stock_qemu: bool) -> None:
         qemu = ('debian',)
     started = time.monotonic()
     with errors.messages():
-        lifecycle.up(kvm, qemu or emulators.CHOICES[:1])
+        lifecycle.up(kvm, qemu or emulators.CHOICES[:1], storage_gib)
     progress.say(f'the cloud is up ({time.monotonic() - started:.1f} s); '
                  'try "lab/cloud shell"')
 

@@ -20,6 +20,7 @@ import shutil
 import psutil
 
 from lab.deploy import host
+from lab.deploy import storage
 from lab import errors
 from lab import paths
 from lab import wait
@@ -93,10 +94,11 @@ def mounts() -> list[str]:
 
 
 def remove() -> list[str]:
-    """Kill every process of the lab and remove its run directory.
+    """Kill every process of the lab, and remove its mount and directory.
 
     :returns: what was killed
     :raises LeftoverError: something is still there
+    :raises storage.StorageError: the shared storage is still in use
     """
     ended: list[str] = []
 
@@ -113,6 +115,7 @@ def remove() -> list[str]:
     wait.until(
         'processes to end', killed, 15, interval=0, error=LeftoverError,
         state=lambda: ', '.join(str(each.pid) for each in processes()))
+    storage.detach()
     if still := mounts():
         raise LeftoverError(f'still mounted: {", ".join(still)}')
     shutil.rmtree(host.RUN, ignore_errors=True)

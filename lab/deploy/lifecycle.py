@@ -30,6 +30,7 @@ from lab.deploy import host
 from lab.deploy import leftovers
 from lab.deploy import ports
 from lab.deploy import services
+from lab.deploy import storage
 from lab.deploy import supervision
 from lab import errors
 from lab.machine import emulators
@@ -77,7 +78,8 @@ def _alone() -> Iterator[None]:
 
 
 def up(kvm: bool = False,
-       qemu: Sequence[str] = emulators.CHOICES[:1]) -> None:
+       qemu: Sequence[str] = emulators.CHOICES[:1],
+       storage_gib: int | None = None) -> None:
     """Start what is not running, and restart what has changed.
 
     It can be interrupted, and called again.
@@ -85,6 +87,8 @@ def up(kvm: bool = False,
     :param kvm: guests run with KVM, not TCG
     :param qemu: of :data:`lab.machine.emulators.CHOICES`: the QEMU of servers
         on fake DAX, one for all hosts or one for each
+    :param storage_gib: as of :func:`lab.deploy.storage.attach`
+    :raises storage.StorageError: the shared storage is of another size
     :raises emulators.EmulatorError: an emulator cannot be built
     :raises leftovers.AnotherLabError: another clone's lab is up
     :raises ports.PortTakenError: another process listens on its ports
@@ -106,6 +110,7 @@ def up(kvm: bool = False,
                 _stop(supervisor)
                 leftovers.claim()
                 _forget()
+        storage.attach(storage_gib)
         _make_directories()
         catalog.make_keys()
         config.write(kvm, _emulators(qemu))
@@ -187,7 +192,7 @@ def _emulators(qemu: Sequence[str]) -> list[str]:
 
 
 def _make_directories() -> None:
-    for name in ('brick', 'glance/images', 'glance/staging', 'glance/tasks',
+    for name in ('glance/images', 'glance/staging', 'glance/tasks',
                  'instances', 'keystone', 'lock', 'log', 'neutron', 'nova',
                  'rabbitmq'):
         (paths.STATE / name).mkdir(parents=True, exist_ok=True)
@@ -201,8 +206,8 @@ def _make_directories() -> None:
 
 
 def _forget() -> None:
-    for name in ('brick', 'glance', 'instances', 'keystone', 'mysql',
-                 'mysql.key', 'neutron', 'nova', 'rabbitmq',
+    for name in ('brick', 'brick.ext4', 'glance', 'instances', 'keystone',
+                 'mysql', 'mysql.key', 'neutron', 'nova', 'rabbitmq',
                  *(node.name for node in host.HOSTS)):
         path = paths.STATE / name
         if path.is_dir():

@@ -177,7 +177,8 @@ class CloudTestCase(base.BaseTestCase):
         self.addCleanup(self.cloud.image.delete_image, image.id)
         return image
 
-    def snapshot(self, server: servers.Server) -> Any:
+    def snapshot(self, server: servers.Server,
+                 disk_format: str = 'raw') -> Any:
         """Take a snapshot, wait until it is done, and return its image."""
         status = server.show().status
         image = self.begin_snapshot(server)
@@ -185,7 +186,7 @@ class CloudTestCase(base.BaseTestCase):
         event = self.event(server, 'createImage')
         self.assertEqual('Success', event['result'], event)
         image = self.cloud.image.get_image(image.id)
-        self.assertEqual(('active', 'raw'),
+        self.assertEqual(('active', disk_format),
                          (image.status, image.disk_format))
         return image
 

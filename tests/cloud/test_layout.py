@@ -17,6 +17,7 @@ from typing import Any
 
 import testtools
 
+from lab.deploy import host
 from lab.deploy import servers
 from nova_fakedax import layout
 from tests.cloud import base
@@ -125,6 +126,48 @@ class EachLayoutTest(LayoutTestCase):
             self.migrate(server)
             churn.wait_round()
             self.assertEqual([], churn.bad())
+
+
+class LargeDiskTest(LayoutTestCase):
+    """A disk whose memmap is six times the guest's RAM."""
+
+    alone = True
+    #: A file of this many MiB, and a few more with content.
+    FAR = 90 << 10
+
+    @on_demand
+    def test_100_gib_on_a_flavor_of_256_mib(self) -> None:
+        space = os.statvfs(host.HOSTS[0].path(host.INSTANCES))
+        if space.f_bavail * space.f_frsize < 220 << 30:
+            self.skipTest('needs "lab/cloud up --storage 300"')
+        # A raw image of 100 GiB may not fit into Glance's storage.
+        self.configure({'libvirt': {'snapshot_image_format': 'qcow2'}})
+        server = self.create(
+            self.flavor_with('device', disk=100, ram=256), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 4 7 &&'
+                      f' fallocate -l {self.FAR}M /root/far &&'
+                      f' cat {KEEP} >> /root/far && sync', check=True)
+        self.assert_far(server, 100)
+        self.move_there_and_back(server)
+        self.assert_far(server, 100)
+        image = self.snapshot(server, 'qcow2')
+        larger = self.flavor_with('device', disk=104, ram=256)
+        self.act(server, 'VERIFY_RESIZE', 'resize_server', larger.id)
+        server = self.finish_resize(server, 'confirm_server_resize')
+        self.assert_far(server, 104)
+        self.move_there_and_back(server)
+        self.assert_far(server, 104)
+        self.delete(server.id)
+        copy = self.create(
+            self.flavor_with('device', disk=100, ram=256), image)
+        self.assert_far(copy, 100)
+
+    def assert_far(self, server: servers.Server, gib: int) -> None:
+        self.assert_kept(server, 'device', gib)
+        with server.agent() as agent:
+            agent.run(f'dd if=/root/far bs=1M skip={self.FAR} | cmp - {KEEP}',
+                      check=True)
 
 
 class ChangedLayoutTest(LayoutTestCase):
