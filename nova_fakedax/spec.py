@@ -34,7 +34,7 @@ DISKS_VALUES: Mapping[str, frozenset[disk.Role]] = {
 #: disks themselves (:mod:`.layout`).
 MEMMAP_KEY = f'{NAMESPACE}:memmap'
 MEMMAP_VALUES: Mapping[str, bool] = {'device': True, 'guest': False}
-MEMMAP_DEFAULT = 'guest'
+MEMMAP_DEFAULT = 'device'
 
 #: The trait of a host that can run such flavors.
 TRAIT = 'CUSTOM_FAKEDAX'

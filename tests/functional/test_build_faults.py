@@ -166,7 +166,7 @@ class BuildFaultTest(BuildFaultTestCase):
                       self.fault(self.put_flavor()))
         self.assertRegex(
             self.stdlog.logger.output,
-            r'Cannot allocate 1073741824 bytes for \S+/disk: No space left')
+            r'Cannot allocate 1092616192 bytes for \S+/disk: No space left')
         started.assert_not_called()
 
     def test_a_root_disk_that_is_a_volume(self):

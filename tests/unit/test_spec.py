@@ -138,7 +138,7 @@ class MemmapTest(base.BaseTestCase):
         self.assertFalse(self.read(disks='root', memmap='guest').memmap)
 
     def test_where_it_is_by_default(self):
-        self.assertFalse(self.read(disks='root').memmap)
+        self.assertTrue(self.read(disks='root').memmap)
 
     def test_another_value_is_refused(self):
         for value in '', 'Device', 'ram', 'true':
