@@ -315,9 +315,10 @@ class FakeDaxDriver(driver.LibvirtDriver):
         timeout: int = 0, retry_interval: int = 0,
     ) -> ty.Any:
         admission.check_resize(instance, flavor)
-        return super().migrate_disk_and_power_off(
-            context, instance, dest, flavor, network_info, block_device_info,
-            timeout, retry_interval)
+        with imagebackend.copied(instance):
+            return super().migrate_disk_and_power_off(
+                context, instance, dest, flavor, network_info,
+                block_device_info, timeout, retry_interval)
 
     def finish_migration(
         self, context: nova_context.RequestContext,

@@ -14,6 +14,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import contextvars
 import glob
 import os
 import typing as ty
@@ -41,6 +42,33 @@ def image_paths(instance: ty.Any) -> list[str]:
     directory = libvirt_utils.get_instance_path(instance)
     return [path for path in sorted(glob.glob(f'{directory}/disk*'))
             if wanted.wants(path)]
+
+
+#: The images of :func:`copied`.
+_copied: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+    'fakedax_copied', default=frozenset())
+
+
+@contextlib.contextmanager
+def copied(instance: ty.Any) -> Iterator[None]:
+    """A block in which Nova copies the disks of an instance."""
+    token = _copied.set(frozenset(image_paths(instance)))
+    try:
+        yield
+    finally:
+        _copied.reset(token)
+
+
+def copy(path: str, source: str) -> bool:
+    """Copy a file if it is one of the images of :func:`copied`.
+
+    :param path: of the copy, which is the path of the image by then
+    :returns: whether it is
+    """
+    if path not in _copied.get():
+        return False
+    layout.copy(path, source)
+    return True
 
 
 class NoSpace(exception.NovaException):

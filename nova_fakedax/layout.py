@@ -255,6 +255,19 @@ def make(path: str, source: str, size: int, memmap: bool) -> None:
     _make(path, layout, source, content)
 
 
+def copy(path: str, source: str) -> None:
+    """Copy an image, without reading what was never written.
+
+    A crash leaves nothing at the path, or all of the copy. The copy's memmap
+    is zeros.
+
+    :raises InvalidLayout: the image's info block is not valid
+    :raises OSError: for example ENOSPC
+    """
+    found = read(source)
+    _make(path, found, source, found)
+
+
 def fit(path: str, size: int, memmap: bool) -> None:
     """Give an image more content, or the other layout, where it needs that.
 

@@ -61,6 +61,13 @@ class LayoutTestCase(moving.MigrationTestCase):
             agent.run(f'probe verify {KEEP} 4 7', check=True)
             agent.run('probe fsync /root/after 3', check=True)
 
+    def move_there_and_back(self, server: servers.Server) -> None:
+        churn = moving.Churn(server)
+        for _turn in range(2):
+            self.migrate(server)
+            churn.wait_round()
+            self.assertEqual([], churn.bad())
+
 
 class EachLayoutTest(LayoutTestCase):
     """One server of each layout, through all that can be done with it."""
@@ -119,13 +126,6 @@ class EachLayoutTest(LayoutTestCase):
             agent.run(f'mount {old} /mnt && probe verify /mnt{KEEP} 4 7 &&'
                       f' echo rescued > /mnt/root/note && umount /mnt && sync',
                       check=True)
-
-    def move_there_and_back(self, server: servers.Server) -> None:
-        churn = moving.Churn(server)
-        for _turn in range(2):
-            self.migrate(server)
-            churn.wait_round()
-            self.assertEqual([], churn.bad())
 
 
 class LargeDiskTest(LayoutTestCase):

@@ -69,6 +69,7 @@ class ImportTest(base.BaseTestCase):
                 return {
                     'parse_dom': config.LibvirtConfigGuest.parse_dom,
                     'find_disk': utils.find_disk,
+                    'copy_image': utils.copy_image,
                     'filters': list(request_filter.ALL_REQUEST_FILTERS)}
 
             before, groups = state(), set(conf.CONF)
@@ -112,7 +113,8 @@ class InstallTest(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         for owner, name in ((vconfig.LibvirtConfigGuest, 'parse_dom'),
-                            (libvirt_utils, 'find_disk')):
+                            (libvirt_utils, 'find_disk'),
+                            (libvirt_utils, 'copy_image')):
             original = inspect.unwrap(getattr(owner, name))
             patch = mock.patch.object(owner, name, original)
             patch.start()
@@ -152,6 +154,18 @@ class InstallTest(base.BaseTestCase):
             "<source file='/i/first'/></disk>")
         self.assertEqual(('/i/first', 'raw'), libvirt_utils.find_disk(guest))
 
+    @mock.patch('nova_fakedax.imagebackend.copy', return_value=False)
+    def test_another_file_is_copied_by_nova(self, copy):
+        nova = mock.create_autospec(inspect.unwrap(libvirt_utils.copy_image))
+        with mock.patch.object(libvirt_utils, 'copy_image', nova):
+            hooks.install()
+            libvirt_utils.copy_image('/i/from', '/i/to', compression=False)
+            libvirt_utils.copy_image('/i/from', '/i/to', host='other')
+        copy.assert_called_once_with('/i/to', '/i/from')
+        self.assertEqual(
+            [mock.call('/i/from', '/i/to', None, compression=False),
+             mock.call('/i/from', '/i/to', 'other')], nova.call_args_list)
+
 
 class InstallSchedulerTest(base.BaseTestCase):
 
@@ -174,10 +188,17 @@ class NovaTest(base.BaseTestCase):
     def test_the_functions_take_what_the_hooks_hand_on(self):
         for function, parameters in (
                 (vconfig.LibvirtConfigGuest.parse_dom, ['self', 'xmldoc']),
-                (libvirt_utils.find_disk, ['guest'])):
+                (libvirt_utils.find_disk, ['guest']),
+                (libvirt_utils.copy_image, [
+                    'src', 'dest', 'host', 'receive', 'on_execute',
+                    'on_completion', 'compression'])):
             self.assertEqual(
                 parameters, list(inspect.signature(function).parameters))
 
     def test_nova_calls_them_by_the_names_that_are_replaced(self):
         self.assertIn('libvirt_utils.find_disk(guest)', inspect.getsource(
             libvirt_driver.LibvirtDriver.snapshot))
+        self.assertIn(
+            'libvirt_utils.copy_image(from_path, img_path, host=dest,',
+            inspect.getsource(
+                libvirt_driver.LibvirtDriver.migrate_disk_and_power_off))

@@ -184,6 +184,24 @@ class CacheTest(BackendTestCase):
         self.assertIn('disk', self.files())
 
 
+class CopiedTest(BackendTestCase):
+
+    def test_only_images_of_an_instance_whose_disks_nova_copies(self):
+        self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
+        directory = os.path.join(self.instances_path, fixtures.UUID)
+        path, moved = f'{directory}/disk', f'{directory}_resize/disk'
+        self.assertFalse(imagebackend.copy(path, path))
+        with imagebackend.copied(self.instance('root')):
+            os.rename(directory, f'{directory}_resize')
+            os.mkdir(directory)
+            self.assertFalse(imagebackend.copy(path + '.info', moved))
+            self.assertTrue(imagebackend.copy(path, moved))
+        self.assertFalse(imagebackend.copy(path, moved))
+        self.assertEqual(2 * units.Mi, layout.mapped_size(path))
+        with open(path, 'rb') as image:
+            self.assertEqual(CONTENT, image.read(len(CONTENT)))
+
+
 class MemmapTest(BackendTestCase):
     """Images whose content does not begin at byte 0."""
 

@@ -438,6 +438,37 @@ class MakeTest(FileTestCase):
         self.assertEqual([], self.files())
 
 
+class CopyTest(FileTestCase):
+
+    scenarios = MEMMAPS
+
+    def setUp(self):
+        super().setUp()
+        self.source = os.path.join(
+            self.useFixture(fixtures.TempDir()).path, 'source')
+        content = os.path.join(os.path.dirname(self.source), 'content')
+        self.write(b'data' * units.Ki, path=content)
+        layout.make(self.source, content, 32 * units.Mi, self.memmap)
+
+    def test_it_is_whole_and_what_was_not_written_is_not_read(self):
+        with mock.patch('os.copy_file_range', wraps=os.copy_file_range) as (
+                copied):
+            layout.copy(self.path, self.source)
+        self.assertLess(sum(call.args[2] for call in copied.mock_calls),
+                        units.Mi)
+        self.assertEqual(layout.read(self.source), layout.read(self.path))
+        self.assertEqual((b'data' * units.Ki).ljust(32 * units.Mi, b'\0'),
+                         self.content())
+        layout.mapped_size(self.path)
+        self.assertEqual(['disk'], self.files())
+
+    def test_an_error_leaves_nothing(self):
+        with mock.patch('os.rename', side_effect=OSError(errno.EIO, 'gone')):
+            self.assertRaisesRegex(
+                OSError, 'gone', layout.copy, self.path, self.source)
+        self.assertEqual([], self.files())
+
+
 class _Crash:
     """Ends the process before the step of this number."""
 
