@@ -338,7 +338,9 @@ def _copy(
     # A network file system may not know the holes of what is not written.
     os.fsync(source)
     shift = target_offset - source_offset
-    for start, end in _data(source, source_offset, source_offset + size):
+    # All of them before anything is read: what readahead caches of a part that
+    # was never written counts as data (mapping_seek_hole_data() of Linux).
+    for start, end in list(_data(source, source_offset, source_offset + size)):
         while start < end:
             copied = _copy_chunk(
                 source, start, target, start + shift, end - start)
