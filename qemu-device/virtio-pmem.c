@@ -1285,7 +1285,6 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
         return;
     }
     virtio_pmem_advise(pmem);
-    virtio_pmem_prepare_memmap(pmem);
     if (pmem->drop_cache) {
         /*
          * Linux keeps the pages that a sync could not write, and they look
@@ -1293,6 +1292,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
          */
         virtio_pmem_drop_clean(pmem);
     }
+    virtio_pmem_prepare_memmap(pmem);
     pmem->ram = (uintptr_t)memory_region_get_ram_ptr(&pmem->memdev->mr);
     pstrcpy(pmem->name, sizeof(pmem->name), virtio_pmem_id(pmem));
     virtio_pmem_register_writeback();

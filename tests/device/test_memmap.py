@@ -100,6 +100,12 @@ class MemmapTestCase(base.DeviceTestCase):
         self.assertEqual(LAYOUT, layout.read(str(self.image)))
         self.assertLessEqual(blocks, self.image.stat().st_blocks)
 
+    def test_memmap_is_cached_at_the_start(self) -> None:
+        self.make_memmap_image()
+        self.start_vm(self.image)
+        self.assertGreaterEqual(pagecache.cached_bytes(self.image),
+                                LAYOUT.offset - MEMMAP)
+
     def test_stores_do_not_read_the_old_memmap(self) -> None:
         self.make_memmap_image()
         vm = self.start_vm(self.image)
