@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from collections.abc import Set
 import dataclasses
 import itertools
+import re
 import typing as ty
 
 from nova_fakedax import disk
@@ -51,17 +52,6 @@ SUPPORTED = 'true'
 
 #: The image property that says the guest knows fake DAX.
 IMAGE_PROPERTY = 'fakedax_guest'
-
-#: Extra specs that are incompatible with fake DAX, and why.
-CONFLICTS: Mapping[str, str] = {
-    'pci_passthrough:alias': 'a passed-through device pins the whole image',
-    'resources:VGPU': 'a mediated device pins the whole image',
-    'accel:device_profile': 'an accelerator pins the whole image',
-    'hw:cpu_realtime': 'locked memory holds the whole image in RAM',
-    'hw:locked_memory': 'locked memory holds the whole image in RAM',
-    'hw:pmem': 'real and fake persistent memory cannot be told apart',
-    'hw:mem_encryption': 'a host file cannot be encrypted guest memory',
-}
 
 _FALSE = frozenset({'false', 'no', 'off', '0', 'f', 'n', ''})
 _TRUE = frozenset({'true', 'yes', 'on', '1', 't', 'y'})
@@ -129,6 +119,42 @@ EXTRA_SPECS: dict[str, ExtraSpec] = {row.key: row for row in (
         'where they cost it no RAM, or in its RAM, of which they take 16 MiB '
         'for each GiB of disk.'),
 )}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conflict:
+    """Extra specs that are incompatible with fake DAX: a row of the table.
+
+    :ivar key: matches their keys
+    :ivar why: why they are incompatible, for the user
+    """
+
+    key: re.Pattern[str]
+    why: str
+
+    def found(self, key: str, value: str) -> bool:
+        """Whether an extra spec is one of them, and not switched off."""
+        return bool(self.key.fullmatch(key)) and value.lower() not in _FALSE
+
+
+#: All of them.
+CONFLICTS: tuple[Conflict, ...] = tuple(
+    Conflict(re.compile(key), why) for key, why in (
+        ('pci_passthrough:alias',
+         'a passed-through device pins the whole image'),
+        ('resources:VGPU', 'a mediated device pins the whole image'),
+        ('accel:device_profile', 'an accelerator pins the whole image'),
+        ('hw:cpu_realtime', 'locked memory holds the whole image in RAM'),
+        ('hw:locked_memory', 'locked memory holds the whole image in RAM'),
+        ('hw:pmem',
+         'real and fake persistent memory cannot be told apart'),
+        ('hw:mem_encryption',
+         'a host file cannot be encrypted guest memory'),
+        # LibvirtDriver gives all disks of a flavor the same limits
+        # (nova.virt.libvirt.imagebackend.Image.disk_qos).
+        (r'quota:disk_\w+',
+         'nothing limits what a guest reads and stores through a mapping'),
+    ))
 
 
 def _quoted(values: ty.Iterable[str]) -> str:
@@ -234,12 +260,12 @@ class FakeDaxSpec:
                 raise InvalidSpec(
                     f"{DISKS_KEY} names the {role} disk, but the flavor's "
                     f"{role.flavor_label} is 0 GiB; allowed: 1 GiB or more")
-        for key, why in CONFLICTS.items():
-            value = flavor.extra_specs.get(key)
-            if value is not None and value.lower() not in _FALSE:
+        for conflict, (key, value) in itertools.product(
+                CONFLICTS, flavor.extra_specs.items()):
+            if conflict.found(key, value):
                 raise InvalidSpec(
                     f"{key}='{value}' is incompatible with {DISKS_KEY}: "
-                    f"{why}")
+                    f"{conflict.why}")
 
     def check_resize(self, new: 'FakeDaxSpec') -> None:
         """Check that a resize keeps the same disks on fake DAX.

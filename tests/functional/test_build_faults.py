@@ -125,6 +125,16 @@ class BuildFaultTest(BuildFaultTestCase):
             self.fault(self.put_flavor(**{
                 'hw:locked_memory': 'true', 'hw:mem_page_size': 'small'})))
 
+    def test_a_limit_on_disk_io(self):
+        self.start_compute()
+        for disks in ('root', 'ephemeral'):
+            self.assertIn(
+                "quota:disk_total_iops_sec='100' is incompatible with "
+                "fakedax:disks: nothing limits what a guest reads and "
+                "stores through a mapping",
+                self.fault(self.put_flavor(disks, ephemeral=1, **{
+                    'quota:disk_total_iops_sec': '100'})))
+
     def test_memory_that_the_image_wants_locked(self):
         self.start_compute()
         image = self.put_image('locks', fakedax_guest='true',

@@ -10,9 +10,12 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
+import inspect
+import types
 from unittest import mock
 
 from nova import exception
+from nova.virt.libvirt import imagebackend as libvirt_imagebackend
 from oslotest import base
 import testscenarios
 
@@ -223,11 +226,32 @@ class CheckFlavorTest(CheckFlavorTestCase):
         self.check('root', ephemeral_gb=0)
         self.check('ephemeral', root_gb=0)
 
-    def test_what_the_design_refuses_is_a_conflict(self):
-        self.assertEqual(set(), {
-            'pci_passthrough:alias', 'resources:VGPU', 'hw:cpu_realtime',
-            'hw:locked_memory', 'hw:pmem', 'hw:mem_encryption',
-            'accel:device_profile'} - spec.CONFLICTS.keys())
+    def test_extra_specs_that_only_look_like_a_conflict(self):
+        self.check('root', {
+            'hw:pmem_x': 'yes', 'my:hw:pmem': 'yes', 'quota:cpu_shares': '9',
+            'quota:vif_inbound_average': '9', 'disk_read_bytes_sec': '9'})
+
+    def test_each_conflict_of_the_table_is_tested(self):
+        self.assertEqual(
+            [], [conflict for conflict in spec.CONFLICTS if not any(
+                conflict.key.fullmatch(key) for key in CONFLICTS)])
+
+
+#: Keys that no flavor can have with fakedax:disks, and why.
+CONFLICTS = {
+    'pci_passthrough:alias': 'pins the whole image',
+    'resources:VGPU': 'pins the whole image',
+    'accel:device_profile': 'pins the whole image',
+    'hw:cpu_realtime': 'locked memory',
+    'hw:locked_memory': 'locked memory',
+    'hw:pmem': 'real and fake persistent memory',
+    'hw:mem_encryption': 'encrypted guest memory',
+} | {
+    f'quota:disk_{key}': 'nothing limits' for key in (
+        'read_bytes_sec', 'read_iops_sec', 'write_bytes_sec',
+        'write_iops_sec', 'total_bytes_sec', 'total_iops_sec',
+        'total_iops_sec_max', 'io_limit')
+}
 
 
 class RootDiskOf0GibTest(CheckFlavorTestCase):
@@ -256,13 +280,27 @@ class EphemeralDiskOf0GibTest(CheckFlavorTestCase):
 
 class ConflictTest(CheckFlavorTestCase):
 
-    scenarios = [(key, {'key': key}) for key in spec.CONFLICTS]
+    scenarios = testscenarios.multiply_scenarios(
+        [(key, {'key': key, 'why': why}) for key, why in CONFLICTS.items()],
+        [(disks, {'disks': disks}) for disks in ('root', 'ephemeral')])
 
     def test_it_is_refused_by_key_and_value(self):
-        self.assertEqual(
-            f"{self.key}='Yes' is incompatible with fakedax:disks: "
-            f"{spec.CONFLICTS[self.key]}",
-            self.refused('root', {self.key: 'Yes'}))
+        message = self.refused(self.disks, {self.key: 'Yes'})
+        self.assertIn(
+            f"{self.key}='Yes' is incompatible with fakedax:disks: ", message)
+        self.assertIn(self.why, message)
+
+
+class DiskLimitsOfNovaTest(base.BaseTestCase):
+
+    def test_each_of_them_is_a_conflict(self):
+        """Fails when Nova has more of them."""
+        tuned = types.SimpleNamespace()
+        libvirt_imagebackend.Image.disk_qos(
+            None, tuned, {key: '9' for key in CONFLICTS})
+        self.assertEqual(6, len(vars(tuned)))
+        self.assertEqual(6, inspect.getsource(
+            libvirt_imagebackend.Image.disk_qos).count("_sec'"))
 
 
 class SwitchedOffConflictTest(CheckFlavorTestCase):
