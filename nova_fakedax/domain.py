@@ -35,6 +35,11 @@ from nova_fakedax import layout
 BOOT_VIEW_SERIAL = 'fakedax-boot'
 
 
+#: The buses that it can be on: libvirt has no read-only disks on ide and sata,
+#: and SeaBIOS does not boot from it on usb.
+_BOOT_VIEW_BUSES = ('virtio', 'scsi')
+
+
 class LibvirtConfigGuestVirtioPMEM(vconfig.LibvirtConfigGuestDevice):
     """``<memory model='virtio-pmem'>``.
 
@@ -299,7 +304,11 @@ def _add_boot_view(
     """Let firmware, which has no pmem driver, read the kernel from the file.
 
     The boot view is the first disk, so that ``<boot dev='hd'/>`` means it.
+
+    :raises nova.exception.InvalidInput: it cannot be the first
     """
+    if device.target_bus not in _BOOT_VIEW_BUSES:
+        _move_to_virtio(guest, device)
     device.readonly = True
     device.serial = BOOT_VIEW_SERIAL
     # The guest cannot write to it, and so cannot discard.
@@ -309,6 +318,29 @@ def _add_boot_view(
          if isinstance(other, vconfig.LibvirtConfigGuestDisk)),
         len(guest.devices))
     guest.devices.insert(first, device)
+
+
+def _move_to_virtio(
+    guest: vconfig.LibvirtConfigGuest,
+    device: vconfig.LibvirtConfigGuestDisk,
+) -> None:
+    """Put the boot view on a bus of which all firmware can boot.
+
+    The guest does not use it, whatever bus the image asks for.
+
+    :raises nova.exception.InvalidInput: another disk has its name; libvirt
+        sorts the disks of a bus by their names, so no other would come first
+    """
+    wanted = device.target_bus
+    device.target_bus, device.target_dev = 'virtio', 'vda'
+    if any(getattr(other, 'target_dev', None) == device.target_dev
+           for other in guest.devices):
+        raise exception.InvalidInput(reason=_(
+            "the image's property hw_disk_bus is '%(bus)s', on which no "
+            "guest with its root disk on fake DAX boots, and another virtio "
+            "disk is %(name)s; allowed: %(allowed)s") % {
+                'bus': wanted, 'name': device.target_dev,
+                'allowed': ', '.join(f"'{bus}'" for bus in _BOOT_VIEW_BUSES)})
 
 
 def _add_numa_cell(guest: vconfig.LibvirtConfigGuest) -> None:

@@ -72,8 +72,8 @@ class FakeLibvirtFixture(fixtures.Fixture):
 def _check(domain: ty.Any) -> None:
     """Refuse what libvirt refuses.
 
-    virDomainDefPostParseMemory() and virDomainMemoryDefValidate() of libvirt
-    11.3.
+    virDomainDefPostParseMemory(), virDomainMemoryDefValidate() and
+    qemuValidateDomainDeviceDefDiskFrontend() of libvirt 11.3.
     """
     pmems = domain.findall(_VIRTIO_PMEM)
     problem = None
@@ -81,6 +81,10 @@ def _check(domain: ty.Any) -> None:
         problem = 'both maximum memory size and memory slot count'
     if pmems and domain.find('./cpu/numa/cell') is None:
         problem = 'At least one numa node has to be configured'
+    for disk in domain.findall("./devices/disk[@device='disk']/readonly/.."):
+        bus = disk.find('./target').get('bus')
+        if bus in ('ide', 'sata'):
+            problem = f'readonly {bus} disks are not supported'
     if problem:
         raise libvirt.make_libvirtError(
             libvirt.libvirtError, problem,

@@ -14,9 +14,12 @@ import json
 import os
 
 from oslo_utils import units
+import testscenarios
 
 from nova_fakedax import layout
 from tests.functional import base
+
+load_tests = testscenarios.load_tests_apply_scenarios
 
 VIEW = ('disk', True)
 
@@ -195,6 +198,28 @@ class LifecycleTest(LifecycleTestCase):
         self.assertIn(f'{self.path(server)} has {size} bytes and an info '
                       f'block whose checksum is', server['fault']['message'])
         self.assertEqual(size, os.path.getsize(self.path(server)))
+
+
+class BootViewTest(base.FakeDaxTestCase):
+    """The image asks for a bus on which no boot view works."""
+
+    scenarios = [(bus, {'bus': bus}) for bus in ('sata', 'ide', 'usb')]
+
+    def targets(self, server):
+        return [(target.get('bus'), target.get('dev')) for target in
+                self.xml(server).findall('./devices/disk/target')]
+
+    def test_the_view_is_a_virtio_disk_and_the_rest_as_asked(self):
+        self.start_compute()
+        image = self.put_image('bus', fakedax_guest='true',
+                               hw_disk_bus=self.bus)
+        server = self.boot(self.put_flavor(ephemeral=1), image_uuid=image)
+        self.assertEqual([VIEW, ('disk.eph0', False)], self.disks(server))
+        view, ephemeral = self.targets(server)
+        self.assertEqual(('virtio', 'vda'), view)
+        self.assertEqual(self.bus, ephemeral[0])
+        server = self._reboot_server(server, hard=True)
+        self.assertEqual([view, ephemeral], self.targets(server))
 
 
 class LifecycleMemmapInGuestTest(LifecycleTestCase):

@@ -86,6 +86,15 @@ class BootViewTest(base.BaseTestCase):
             self.assertEqual(str(256 * units.Mi // 512), run(
                 f'cat /sys/block/{disk}/size', check=True).stdout.strip())
 
+    def test_firmware_boots_though_the_image_asks_for_sata(self) -> None:
+        made = firmware_guest(self.image)
+        made.devices[0].target_bus = 'sata'
+        made.devices[0].target_dev = 'sda'
+        domain.convert(made, str(self.image.parent), lambda _path: True,
+                       emulators.project())
+        self.assertIn('/dev/pmem0p2 / ', self.boot(made).run(
+            'cat /proc/mounts', check=True).stdout)
+
     def test_a_rescued_guest_boots_from_the_content_and_writes(self) -> None:
         """Here it is the only disk; in Nova's rescue it is the second."""
         made = firmware_guest(self.image)

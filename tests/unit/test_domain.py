@@ -109,6 +109,45 @@ class ConvertTestCase(base.BaseTestCase):
             schema.assertValid(etree.fromstring(xml))
 
 
+class BootViewBusTest(ConvertTestCase):
+    """The bus of an ordinary root disk is that of the image."""
+
+    scenarios = [
+        (bus, {'bus': bus, 'dev': dev, 'view': view})
+        for bus, dev, view in (
+            ('virtio', 'vda', ('virtio', 'vda')),
+            ('virtio', 'vdb', ('virtio', 'vdb')),
+            ('scsi', 'sda', ('scsi', 'sda')),
+            ('sata', 'sda', ('virtio', 'vda')),
+            ('ide', 'hda', ('virtio', 'vda')),
+            ('usb', 'sda', ('virtio', 'vda')),
+            ('fdc', 'fda', ('virtio', 'vda')))]
+
+    def test_the_view_is_on_one_that_firmware_boots_from(self):
+        root = self.disk('disk', self.dev, mib=4)
+        root.target_bus = self.bus
+        other = self.disk('disk.swap', 'xda')
+        other.target_bus = self.bus
+        guest = self.guest(root, other)
+        self.convert(guest, 'disk')
+        view, kept = guest.devices[:2]
+        self.assertEqual(self.view, (view.target_bus, view.target_dev))
+        self.assertEqual((self.bus, 'xda'), (kept.target_bus, kept.target_dev))
+
+
+class BootViewBusConflictTest(ConvertTestCase):
+
+    def test_a_virtio_disk_that_firmware_would_take_first_is_named(self):
+        root = self.disk('disk', 'sda', mib=4)
+        root.target_bus = 'sata'
+        guest = self.guest(root, self.disk('disk.swap', 'vda'))
+        message = str(self.assertRaises(
+            exception.InvalidInput, self.convert, guest, 'disk'))
+        self.assertIn("hw_disk_bus is 'sata'", message)
+        self.assertIn("another virtio disk is vda; allowed: 'virtio', 'scsi'",
+                      message)
+
+
 class ConvertTest(ConvertTestCase):
     """The exact XML: what libvirt and QEMU were seen to run."""
 
