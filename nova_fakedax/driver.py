@@ -40,7 +40,6 @@ from nova_fakedax import departure
 from nova_fakedax import diagnostics
 from nova_fakedax import domain
 from nova_fakedax import hooks
-from nova_fakedax import hostcache
 from nova_fakedax import imagebackend
 from nova_fakedax import metadata
 from nova_fakedax import migration
@@ -221,16 +220,27 @@ class FakeDaxDriver(driver.LibvirtDriver):
             diagnostics.correct_legacy(found, self._host.get_guest(instance))
             if _spec(instance) else found)
 
-    # Turning it off.
+    # Turning it off and on.
+
+    def reboot(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, network_info: ty.Any, reboot_type: str,
+        block_device_info: ty.Any = None, bad_volumes_callback: ty.Any = None,
+        accel_info: ty.Any = None, share_info: ty.Any = None,
+    ) -> None:
+        """Let a hard reboot repair what it can, as it does for all servers."""
+        if reboot_type == 'HARD':
+            imagebackend.fill_holes(instance)
+        super().reboot(
+            context, instance, network_info, reboot_type, block_device_info,
+            bad_volumes_callback, accel_info, share_info)
 
     def power_off(
         self, instance: objects.Instance, timeout: int = 0,
         retry_interval: int = 0,
     ) -> None:
         super().power_off(instance, timeout, retry_interval)
-        # After QEMU's end only this host's memory has what the guest stored.
-        for path in imagebackend.image_paths(instance):
-            hostcache.flush(path)
+        imagebackend.flush(instance)
 
     # Moving it while it runs.
 
@@ -244,7 +254,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         if wanted:
             migration.check_destination(
                 CONF.host, self._migration_reasons_against, block_migration)
-            machines = capability.machines(CONF, self._host)
+            machines = migration.machines(CONF, self._host)
         migrate_data = super().check_can_live_migrate_destination(
             context, instance, src_compute_info, dst_compute_info,
             block_migration, disk_over_commit)
@@ -339,8 +349,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
             disk_info = jsonutils.dumps([
                 info for info in jsonutils.loads(disk_info)
                 if not wanted.wants(info['path'])])
-        for path in imagebackend.image_paths(instance):
-            hostcache.flush(path)
+        imagebackend.flush(instance)
         super().finish_migration(
             context, migration, instance, disk_info, network_info, image_meta,
             resize_instance, allocations, block_device_info, power_on,

@@ -25,10 +25,14 @@ from nova import utils
 from nova.virt import images
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
+from oslo_log import log as logging
 from oslo_utils import fileutils
 
+from nova_fakedax import hostcache
 from nova_fakedax import layout
 from nova_fakedax import spec
+
+LOG = logging.getLogger(__name__)
 
 IMAGE_TYPE = 'fakedax'
 
@@ -73,6 +77,41 @@ def copy(path: str, source: str) -> bool:
 
 class NoSpace(exception.NovaException):
     msg_fmt = _('Cannot allocate %(size)d bytes for %(path)s: %(reason)s')
+
+
+class FlushFailed(exception.NovaException):
+    msg_fmt = _('Cannot flush %(path)s: %(reason)s; what the guest has '
+                'stored since its last fsync may be lost')
+
+
+def flush(instance: ty.Any) -> None:
+    """Flush an instance's images, once its guest does not run.
+
+    After QEMU's end only this host's memory may have what the guest stored.
+
+    :raises FlushFailed: names the image
+    """
+    for path in image_paths(instance):
+        try:
+            hostcache.flush(path)
+        except OSError as exc:
+            raise FlushFailed(path=path, reason=exc.strerror)
+
+
+def fill_holes(instance: ty.Any) -> None:
+    """Allocate the holes of an instance's images.
+
+    :raises NoSpace: names the image
+    """
+    for path in image_paths(instance):
+        try:
+            if filled := utils.tpool_wrap(layout).fill_holes(path):
+                LOG.info('Allocated %(size)d bytes of %(path)s, which was a '
+                         'sparse file', {'size': filled, 'path': path},
+                         instance=instance)
+        except OSError as exc:
+            raise NoSpace(size=os.path.getsize(path), path=path,
+                          reason=exc.strerror)
 
 
 class FakeDaxImage(imagebackend.Flat):

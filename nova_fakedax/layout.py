@@ -155,12 +155,14 @@ def read(path: str) -> Layout:
     """The layout of an image, from what it holds.
 
     :raises InvalidLayout: its info block is damaged, or is not one that this
-        module writes into a file of that size
-    :raises OSError: it cannot be read
+        module writes into a file of that size; or it cannot be read
     """
-    with open(path, 'rb') as image:
-        size = os.fstat(image.fileno()).st_size
-        block = os.pread(image.fileno(), _BLOCK_SIZE, INFO_BLOCK_OFFSET)
+    try:
+        with open(path, 'rb') as image:
+            size = os.fstat(image.fileno()).st_size
+            block = os.pread(image.fileno(), _BLOCK_SIZE, INFO_BLOCK_OFFSET)
+    except OSError as exc:
+        raise InvalidLayout(f'{path} cannot be read: {exc.strerror}')
     if not block.startswith(_SIGNATURE):
         return Layout(0, size)
     return _parse(path, block, size)
@@ -402,6 +404,27 @@ def allocate(path: str, size: int) -> None:
         _take_blocks(image.fileno(), wanted)
 
 
+def fill_holes(path: str) -> int:
+    """Allocate the holes of an image, as of one restored as a sparse file.
+
+    Leaves its size and its content alone, also while a guest stores to it.
+    So not by posix_fallocate(3), which may read and write back what it
+    allocates (NFSv3).
+
+    :returns: the bytes that were not allocated
+    :raises OSError: for example ENOSPC; the content has not changed
+    """
+    with open(path, 'r+b') as image:
+        status = os.fstat(image.fileno())
+        missing = max(0, status.st_size - _allocated(status))
+        if missing:
+            _check_space(path, missing, path)
+            if _fallocate(image.fileno(), 0, 0, status.st_size):
+                error = ctypes.get_errno()
+                raise OSError(error, os.strerror(error), path)
+    return missing
+
+
 def _check_space(where: str, size: int, path: str) -> None:
     """Refuse what would take all space that is left for a while.
 
@@ -454,7 +477,7 @@ def mapped_size(path: str) -> int:
     if allocated < status.st_size:
         raise InvalidLayout(
             f'{path} has {status.st_size} bytes, but only {allocated} are '
-            f'allocated')
+            f'allocated; a hard reboot of the server allocates the rest')
     return status.st_size
 
 

@@ -32,10 +32,14 @@ from nova import context as nova_context
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import host as libvirt_host
+from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
+from nova_fakedax import capability
 from nova_fakedax import domain
+from nova_fakedax import emulator
 from nova_fakedax import hostcache
 from nova_fakedax import monitor
 from nova_fakedax import refusals
@@ -69,6 +73,22 @@ def check_destination(
             'mapping; put the instances on shared storage')
     if reasons_against:
         raise _refused(f'host {host}: {"; ".join(reasons_against)}')
+
+
+def machines(
+    conf: cfg.ConfigOpts, host: libvirt_host.Host,
+) -> frozenset[str]:
+    """The machine types that guests can come with.
+
+    :param conf: nova's configuration, with ``[fakedax]``
+    :param host: the connection to libvirt
+    :raises nova.exception.MigrationPreCheckError: the emulator does not list
+        them
+    """
+    try:
+        return capability.machines(conf, host)
+    except emulator.ProbeError as exc:
+        raise _refused(f'host {conf.host}: {exc}')
 
 
 def offer_machines(

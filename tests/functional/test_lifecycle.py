@@ -12,6 +12,7 @@
 
 import json
 import os
+from unittest import mock
 
 from oslo_utils import units
 import testscenarios
@@ -220,6 +221,93 @@ class BootViewTest(base.FakeDaxTestCase):
         self.assertEqual(self.bus, ephemeral[0])
         server = self._reboot_server(server, hard=True)
         self.assertEqual([view, ephemeral], self.targets(server))
+
+
+class SparseImageTest(base.FakeDaxTestCase):
+    """An operator has restored an image as a sparse file."""
+
+    MEMMAP = 'device'
+
+    def setUp(self):
+        super().setUp()
+        self.start_compute()
+        self.server = self._stop_server(self.boot())
+        path = self.path(self.server)
+        self.before = self.layout_of(self.server)
+        with open(path, 'r+b') as image:
+            data = image.read(self.before.offset + len(self.content))
+            image.truncate(0)
+            image.seek(0)
+            image.write(data)
+            image.truncate(self.before.file_size)
+
+    def assert_is_sparse(self):
+        status = os.stat(self.path(self.server))
+        self.assertEqual(self.before.file_size, status.st_size)
+        self.assertLess(512 * status.st_blocks, status.st_size)
+
+    def test_a_start_says_what_is_wrong_and_what_helps(self):
+        self.act(self.server, 'os-start')
+        message = self.failure(
+            self.server, 'start', 'compute_start_instance')
+        self.assertIn(f'{self.path(self.server)} has '
+                      f'{self.before.file_size} bytes, but only ', message)
+        self.assertIn('a hard reboot of the server allocates the rest',
+                      message)
+        self.assert_is_sparse()
+
+    def test_a_hard_reboot_allocates_it_and_goes_on(self):
+        self.act(self.server, 'reboot', type='HARD')
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.assertEqual(['disk'], self.pmems(self.server))
+        self.assertEqual(self.before, self.layout_of(self.server))
+        self.assertEqual(
+            self.content, self.stored(self.server, len(self.content)))
+
+    def test_a_hard_reboot_without_space_says_so(self):
+        with mock.patch('nova_fakedax.layout.available', return_value=4096):
+            self.act(self.server, 'reboot', type='HARD')
+            server = self._wait_for_state_change(self.server, 'ERROR')
+        self.assertRegex(
+            server['fault']['message'],
+            r'Cannot allocate \d+ bytes for \S+/disk: No space left')
+        self.assert_is_sparse()
+
+
+class StorageErrorTest(base.FakeDaxTestCase):
+    """The user reads what the storage said, not the name of a class."""
+
+    def setUp(self):
+        super().setUp()
+        self.start_compute()
+        self.server = self.boot()
+
+    def test_a_flush_after_the_guests_end(self):
+        with mock.patch('nova_fakedax.hostcache.flush',
+                        side_effect=OSError(5, 'Input/output error')):
+            self.act(self.server, 'os-stop')
+            self.assertEqual(
+                f'Cannot flush {self.path(self.server)}: Input/output error; '
+                f'what the guest has stored since its last fsync may be lost',
+                self.failure(self.server, 'stop', 'compute_stop_instance'))
+
+    def test_an_image_that_cannot_be_read(self):
+        self._stop_server(self.server)
+        with mock.patch('os.pread', side_effect=OSError(5, 'EIO')):
+            self.act(self.server, 'os-start')
+            self.assertEqual(
+                f'{self.path(self.server)} cannot be read: EIO', self.failure(
+                    self.server, 'start', 'compute_start_instance'))
+
+    def test_a_copy_that_cannot_be_begun(self):
+        with mock.patch('tempfile.TemporaryFile',
+                        side_effect=OSError(28, 'No space left on device')):
+            self.act(self.server, 'createBackup', name='copy',
+                     backup_type='daily', rotation=1)
+            self.assertEqual(
+                f'Cannot copy {self.path(self.server)}: No space left on '
+                f'device', self.failure(
+                    self.server, 'createBackup', 'compute_backup_instance'))
 
 
 class LifecycleMemmapInGuestTest(LifecycleTestCase):

@@ -21,6 +21,7 @@ from nova import context as nova_context
 from nova import objects
 from nova.tests.functional.libvirt import base as libvirt_base
 
+from nova_fakedax import emulator
 from nova_fakedax import hostcache
 from nova_fakedax import migration
 from nova_fakedax import monitor
@@ -145,6 +146,13 @@ class LiveMigrationTest(MigrationTestCase):
                         return_value={'pc-q35-7.2'}):
             self.assert_stays('compute_check_can_live_migrate_source',
                               'machine type is')
+
+    def test_a_destination_whose_emulator_is_gone(self):
+        with mock.patch('nova_fakedax.emulator.machines',
+                        side_effect=emulator.ProbeError('/qemu: is gone')):
+            self.assert_stays('compute_check_can_live_migrate_destination',
+                              'Fake DAX: host compute2: /qemu: is gone',
+                              host='compute2')
 
     def test_block_migration(self):
         self.assert_stays(

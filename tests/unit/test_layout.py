@@ -154,6 +154,37 @@ class MappedSizeTest(FileTestCase):
         layout.allocate(self.path, 3 * units.Mi)
         self.assertEqual(4 * units.Mi, layout.mapped_size(self.path))
 
+    def test_an_image_restored_as_a_sparse_file_is_allocated(self):
+        with open(self.path, 'wb') as image:
+            image.write(b'guest')
+            image.truncate(4 * units.Mi)
+        missing = layout.fill_holes(self.path)
+        self.assertGreater(missing, 0)
+        self.assertEqual(4 * units.Mi, layout.mapped_size(self.path))
+        with open(self.path, 'rb') as image:
+            self.assertEqual(b'guest' + bytes(4 * units.Mi - 5), image.read())
+        with mock.patch.object(layout, '_fallocate') as fallocate:
+            self.assertEqual(0, layout.fill_holes(self.path))
+        fallocate.assert_not_called()
+
+    def test_one_of_another_size_keeps_it(self):
+        with open(self.path, 'wb') as image:
+            image.truncate(4 * units.Mi + 1)
+        layout.fill_holes(self.path)
+        self.assertEqual(4 * units.Mi + 1, os.path.getsize(self.path))
+
+    def test_holes_that_cannot_be_filled_are_an_error(self):
+        with open(self.path, 'wb') as image:
+            image.truncate(4 * units.Mi)
+        with mock.patch.object(layout, 'available', return_value=units.Mi):
+            self.assertEqual(errno.ENOSPC, self.assertRaises(
+                OSError, layout.fill_holes, self.path).errno)
+        with mock.patch.object(layout, '_fallocate', return_value=-1), \
+                mock.patch('ctypes.get_errno',
+                           return_value=errno.EOPNOTSUPP):
+            self.assertEqual(errno.EOPNOTSUPP, self.assertRaises(
+                OSError, layout.fill_holes, self.path).errno)
+
     def _refused(self):
         exc = self.assertRaises(
             layout.InvalidLayout, layout.mapped_size, self.path)
@@ -185,7 +216,8 @@ class MappedSizeTest(FileTestCase):
         self.assertLess(allocated, 4 * units.Mi)
         self.assertEqual(
             f'{self.path} has 4194304 bytes, but only {allocated} are '
-            f'allocated', self._refused())
+            f'allocated; a hard reboot of the server allocates the rest',
+            self._refused())
 
 
 class PlannedSizeTest(base.BaseTestCase):
