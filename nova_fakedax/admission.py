@@ -48,7 +48,9 @@ def check_build(
         if not wanted:
             return
         wanted.check_flavor(instance.flavor)
-        wanted.check_image(_image_properties(instance))
+        properties = _image_properties(instance)
+        wanted.check_image_conflicts(properties)
+        wanted.check_image(properties)
     except spec.InvalidImage as exc:
         raise exception.ImageUnacceptable(
             image_id=instance.image_ref, reason=str(exc))

@@ -64,8 +64,11 @@ def require_fake_dax(
     if not spec.given(request_spec.flavor):
         return False
     try:
-        spec.FakeDaxSpec.from_flavor(
-            request_spec.flavor).check_flavor(request_spec.flavor)
+        wanted = spec.FakeDaxSpec.from_flavor(request_spec.flavor)
+        wanted.check_flavor(request_spec.flavor)
+        if 'image' in request_spec and request_spec.image:
+            # Nova knows these properties, and keeps no others here.
+            wanted.check_image_conflicts(request_spec.image.properties)
     except spec.InvalidSpec as exc:
         raise exception.RequestFilterFailed(reason=str(exc))
     request_spec.root_required.add(spec.TRAIT)

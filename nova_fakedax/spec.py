@@ -83,6 +83,13 @@ class Instance(ty.Protocol):
     flavor: Flavor
 
 
+class Properties(ty.Protocol):
+    """An image's properties: a dict, or nova.objects.ImageMetaProps."""
+
+    def get(self, name: str, default: ty.Any = None, /) -> ty.Any:
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class ExtraSpec:
     """An extra spec of the ``fakedax`` namespace: a row of the table.
@@ -123,38 +130,68 @@ EXTRA_SPECS: dict[str, ExtraSpec] = {row.key: row for row in (
 
 @dataclasses.dataclass(frozen=True)
 class Conflict:
-    """Extra specs that are incompatible with fake DAX: a row of the table.
+    """What is incompatible with fake DAX: a row of the table.
 
-    :ivar key: matches their keys
+    :ivar keys: matches the keys of extra specs
     :ivar why: why they are incompatible, for the user
+    :ivar image_property: the property by which an image asks for the same
+    :ivar only: the only value that is incompatible; empty if each is that
+        does not switch the extra spec off
     """
 
-    key: re.Pattern[str]
+    keys: re.Pattern[str]
     why: str
+    image_property: str = ''
+    only: str = ''
 
-    def found(self, key: str, value: str) -> bool:
-        """Whether an extra spec is one of them, and not switched off."""
-        return bool(self.key.fullmatch(key)) and value.lower() not in _FALSE
+    def asked_by(self, value: str) -> bool:
+        """Whether an extra spec or a property with this value asks for it."""
+        value = value.lower()
+        return value == self.only if self.only else value not in _FALSE
 
+
+def _in_any_group(prefix: str, names: str) -> str:
+    """Matches resources or traits, also those of a numbered group.
+
+    nova.scheduler.utils.ResourceRequest.XS_KEYPAT.
+    """
+    return f'{prefix}[a-zA-Z0-9_-]{{0,64}}:{names}'
+
+
+def _conflict(keys: str, why: str, **others: str) -> Conflict:
+    return Conflict(re.compile(keys), why, **others)
+
+
+_LOCKED = 'locked memory holds the whole image in RAM'
 
 #: All of them.
-CONFLICTS: tuple[Conflict, ...] = tuple(
-    Conflict(re.compile(key), why) for key, why in (
-        ('pci_passthrough:alias',
-         'a passed-through device pins the whole image'),
-        ('resources:VGPU', 'a mediated device pins the whole image'),
-        ('accel:device_profile', 'an accelerator pins the whole image'),
-        ('hw:cpu_realtime', 'locked memory holds the whole image in RAM'),
-        ('hw:locked_memory', 'locked memory holds the whole image in RAM'),
-        ('hw:pmem',
-         'real and fake persistent memory cannot be told apart'),
-        ('hw:mem_encryption',
-         'a host file cannot be encrypted guest memory'),
-        # LibvirtDriver gives all disks of a flavor the same limits
-        # (nova.virt.libvirt.imagebackend.Image.disk_qos).
-        (r'quota:disk_\w+',
-         'nothing limits what a guest reads and stores through a mapping'),
-    ))
+CONFLICTS: tuple[Conflict, ...] = (
+    _conflict('pci_passthrough:alias',
+              'a passed-through device pins the whole image'),
+    _conflict(_in_any_group('resources', 'VGPU'),
+              'a mediated device pins the whole image'),
+    _conflict('accel:device_profile',
+              'an accelerator pins the whole image'),
+    _conflict('hw:cpu_realtime', _LOCKED),
+    _conflict('hw:locked_memory', _LOCKED,
+              image_property='hw_locked_memory'),
+    _conflict('hw:pmem|' + _in_any_group(
+        'resources', r'CUSTOM_PMEM_NAMESPACE_\w+'),
+        'real and fake persistent memory cannot be told apart'),
+    _conflict('hw:mem_encryption',
+              'a host file cannot be encrypted guest memory',
+              image_property='hw_mem_encryption'),
+    _conflict('hw:ephemeral_encryption',
+              'an encrypted image cannot be mapped into a guest',
+              image_property='hw_ephemeral_encryption'),
+    # LibvirtDriver gives all disks of a flavor the same limits
+    # (nova.virt.libvirt.imagebackend.Image.disk_qos).
+    _conflict(r'quota:disk_\w+',
+              'nothing limits what a guest reads and stores through a '
+              'mapping'),
+    _conflict(_in_any_group('trait', TRAIT),
+              'only a host with this trait can run it', only='forbidden'),
+)
 
 
 def _quoted(values: ty.Iterable[str]) -> str:
@@ -262,7 +299,7 @@ class FakeDaxSpec:
                     f"{role.flavor_label} is 0 GiB; allowed: 1 GiB or more")
         for conflict, (key, value) in itertools.product(
                 CONFLICTS, flavor.extra_specs.items()):
-            if conflict.found(key, value):
+            if conflict.keys.fullmatch(key) and conflict.asked_by(value):
                 raise InvalidSpec(
                     f"{key}='{value}' is incompatible with {DISKS_KEY}: "
                     f"{conflict.why}")
@@ -293,7 +330,22 @@ class FakeDaxSpec:
                 f"volume or there is none; allowed: a disk that Nova makes "
                 f"as a file")
 
-    def check_image(self, properties: Mapping[str, ty.Any]) -> None:
+    def check_image_conflicts(self, properties: Properties) -> None:
+        """Check that what the image asks for goes with fake DAX.
+
+        :param properties: the image's properties, by name
+        :raises InvalidImage: names the property
+        """
+        for conflict in CONFLICTS:
+            value = (properties.get(conflict.image_property)
+                     if conflict.image_property else None)
+            if value is not None and conflict.asked_by(str(value)):
+                raise InvalidImage(
+                    f"the image's property {conflict.image_property}="
+                    f"'{value}' is incompatible with {DISKS_KEY}: "
+                    f"{conflict.why}")
+
+    def check_image(self, properties: Properties) -> None:
         """Check that the image's guest knows fake DAX.
 
         Only a root disk needs that. A guest that boots from an ordinary disk

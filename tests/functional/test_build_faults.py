@@ -99,13 +99,16 @@ class BuildFaultTest(BuildFaultTestCase):
             "resources:VGPU='1' is incompatible with fakedax:disks: "
             "a mediated device pins the whole image",
             self.fault(self.put_flavor(**{'resources:VGPU': '1'})))
+        self.assertIn(
+            "resources1:VGPU='1' is incompatible with fakedax:disks",
+            self.fault(self.put_flavor(**{'resources1:VGPU': '1'})))
         # What a flavor asks for in another way is found in the domain.
         self.useFixture(fixtures.MockPatch(
             'nova.virt.libvirt.driver.LibvirtDriver._allocate_mdevs',
             return_value=['4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88']))
         self.assertIn(
             'a passed-through device is incompatible with disks on fake DAX',
-            self.fault(self.put_flavor(**{'resources1:VGPU': '1'})))
+            self.fault(self.put_flavor()))
 
     def test_a_real_time_guest(self):
         self.flags(cpu_dedicated_set='0-7', group='compute')
@@ -141,9 +144,10 @@ class BuildFaultTest(BuildFaultTestCase):
                                hw_locked_memory='true',
                                hw_mem_page_size='small')
         self.assertIn(
-            'locked memory is incompatible with disks on fake DAX',
+            "the image's property hw_locked_memory='true' is incompatible "
+            "with fakedax:disks: locked memory",
             self.fault(self.put_flavor(**{'hw:mem_page_size': 'any'}),
-                       image_uuid=image))
+                       image_uuid=image).replace("'True'", "'true'"))
 
     def test_real_persistent_memory(self):
         self.flags(pmem_namespaces='SMALL:ns_0', group='libvirt')
@@ -195,6 +199,34 @@ class BuildFaultTest(BuildFaultTestCase):
             "volume or there is none; allowed: a disk that Nova makes as a "
             "file", server['fault']['message'])
         self.assert_nothing_left(server)
+
+
+class RefusedBySchedulerTest(BuildFaultTestCase):
+    """Without the filter placement finds no host, and nobody says why."""
+
+    scenarios = [('with filter', {'FILTER_ENABLED': True})]
+
+    def test_encrypted_disks(self):
+        self.start_compute()
+        self.assertIn(
+            "hw:ephemeral_encryption='true' is incompatible with "
+            "fakedax:disks: an encrypted image cannot be mapped into a guest",
+            self.fault(self.put_flavor(**{
+                'hw:ephemeral_encryption': 'true'})))
+        image = self.put_image('encrypts', fakedax_guest='true',
+                               hw_ephemeral_encryption='true')
+        self.assertIn(
+            "the image's property hw_ephemeral_encryption='True' is "
+            "incompatible with fakedax:disks",
+            self.fault(self.put_flavor(), image_uuid=image))
+
+    def test_a_trait_that_every_host_for_it_has(self):
+        self.start_compute()
+        self.assertIn(
+            "trait:CUSTOM_FAKEDAX='forbidden' is incompatible with "
+            "fakedax:disks: only a host with this trait can run it",
+            self.fault(self.put_flavor(**{
+                'trait:CUSTOM_FAKEDAX': 'forbidden'})))
 
 
 class UnknownValueTest(BuildFaultTestCase):

@@ -140,6 +140,23 @@ class FlavorThatNoHostCanRunTest(SchedulerTestCase):
         self.assertFalse(self.passes(request, fakedax_supported='true'))
 
 
+class ImageThatNoHostCanRunTest(SchedulerTestCase):
+
+    def test_it_is_refused(self):
+        request = _request({'fakedax:disks': 'root'})
+        request.image = objects.ImageMeta.from_dict(
+            {'properties': {'hw_ephemeral_encryption': 'true'}})
+        self.assertIn(
+            "the image's property hw_ephemeral_encryption='True' is "
+            "incompatible with fakedax:disks", self.refused(request))
+
+    def test_any_other_image_is_left_to_the_host(self):
+        for image in (None, objects.ImageMeta.from_dict({'properties': {}})):
+            request = _request({'fakedax:disks': 'root'})
+            request.image = image
+            self.assertTrue(self.ask(request))
+
+
 class DestinationTest(SchedulerTestCase):
 
     scenarios = [

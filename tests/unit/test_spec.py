@@ -229,12 +229,25 @@ class CheckFlavorTest(CheckFlavorTestCase):
     def test_extra_specs_that_only_look_like_a_conflict(self):
         self.check('root', {
             'hw:pmem_x': 'yes', 'my:hw:pmem': 'yes', 'quota:cpu_shares': '9',
-            'quota:vif_inbound_average': '9', 'disk_read_bytes_sec': '9'})
+            'quota:vif_inbound_average': '9', 'disk_read_bytes_sec': '9',
+            'resources1:CUSTOM_VGPU': '1', 'my_resources:VGPU': '1'})
 
     def test_each_conflict_of_the_table_is_tested(self):
         self.assertEqual(
             [], [conflict for conflict in spec.CONFLICTS if not any(
-                conflict.key.fullmatch(key) for key in CONFLICTS)])
+                conflict.keys.fullmatch(key)
+                for key in [*CONFLICTS, 'trait:CUSTOM_FAKEDAX'])])
+
+    def test_a_trait_that_every_host_for_it_has_cannot_be_forbidden(self):
+        for group in ('', '1', '_A'):
+            key = f'trait{group}:CUSTOM_FAKEDAX'
+            self.check('root', {key: 'required'})
+            self.assertEqual(
+                f"{key}='forbidden' is incompatible with fakedax:disks: only "
+                f"a host with this trait can run it",
+                self.refused('root', {key: 'forbidden'}))
+        self.check('root', {'trait:CUSTOM_FAKEDAX_MIGRATION': 'forbidden',
+                            'trait:CUSTOM_OTHER': 'forbidden'})
 
 
 #: Keys that no flavor can have with fakedax:disks, and why.
@@ -245,7 +258,12 @@ CONFLICTS = {
     'hw:cpu_realtime': 'locked memory',
     'hw:locked_memory': 'locked memory',
     'hw:pmem': 'real and fake persistent memory',
+    'resources1:VGPU': 'pins the whole image',
+    'resources_GPU-1:VGPU': 'pins the whole image',
+    'resources:CUSTOM_PMEM_NAMESPACE_4GB': 'real and fake persistent memory',
+    'resources1:CUSTOM_PMEM_NAMESPACE_4GB': 'real and fake persistent memory',
     'hw:mem_encryption': 'encrypted guest memory',
+    'hw:ephemeral_encryption': 'an encrypted image',
 } | {
     f'quota:disk_{key}': 'nothing limits' for key in (
         'read_bytes_sec', 'read_iops_sec', 'write_bytes_sec',
@@ -315,8 +333,40 @@ class SwitchedOffConflictTest(CheckFlavorTestCase):
 
 class CheckImageTest(base.BaseTestCase):
 
+    def test_each_conflict_of_an_image_is_tested(self):
+        self.assertEqual(set(IMAGE_CONFLICTS), {
+            conflict.image_property for conflict in spec.CONFLICTS} - {''})
+
     def test_an_ephemeral_disk_needs_no_such_image(self):
         _read(disks='ephemeral').check_image({})
+
+
+#: Properties that no image can have with fakedax:disks, and why.
+IMAGE_CONFLICTS = {
+    'hw_locked_memory': 'locked memory',
+    'hw_mem_encryption': 'encrypted guest memory',
+    'hw_ephemeral_encryption': 'an encrypted image cannot be mapped',
+}
+
+
+class ImageConflictTest(base.BaseTestCase):
+
+    scenarios = [(name, {'name': name, 'why': why})
+                 for name, why in IMAGE_CONFLICTS.items()]
+
+    def test_it_is_refused_by_property_and_value(self):
+        for disks in ('root', 'ephemeral'):
+            message = str(self.assertRaises(
+                spec.InvalidImage, _read(disks=disks).check_image_conflicts,
+                {self.name: 'Yes'}))
+            self.assertIn(
+                f"the image's property {self.name}='Yes' is incompatible "
+                f"with fakedax:disks: ", message)
+            self.assertIn(self.why, message)
+
+    def test_it_can_be_switched_off(self):
+        for value in ('no', 'False', False, '0', ''):
+            _read(disks='root').check_image_conflicts({self.name: value})
 
 
 class ImageForFakeDaxTest(base.BaseTestCase):
