@@ -19,6 +19,7 @@ makes it try another host where only this one cannot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
 
 from nova import exception
@@ -32,8 +33,13 @@ from nova_fakedax import spec
 _IMAGE_PREFIX = 'image_'
 
 
+#: Checks that a guest's addresses hold what a flavor has: addresses.check().
+CheckAddresses = Callable[['objects.Flavor'], None]
+
+
 def check_build(
     instance: objects.Instance, reasons_against: Sequence[str],
+    check_addresses: CheckAddresses,
 ) -> None:
     """Check an instance's flavor, image and host before anything is made.
 
@@ -59,11 +65,12 @@ def check_build(
     if reasons_against:
         raise exception.ComputeResourcesUnavailable(
             reason='; '.join(reasons_against))
+    check_addresses(instance.flavor)
 
 
 def check_rebuild(
     instance: objects.Instance, reasons_against: Sequence[str],
-    evacuate: bool,
+    check_addresses: CheckAddresses, evacuate: bool,
 ) -> None:
     """Check a rebuild before ComputeManager destroys the disks.
 
@@ -76,12 +83,15 @@ def check_rebuild(
     try:
         if evacuate:
             raise refusals.refused('evacuate')
-        check_build(instance, reasons_against)
+        check_build(instance, reasons_against, check_addresses)
     except exception.NovaException as exc:
         raise exception.InstanceFaultRollback(exc)
 
 
-def check_resize(instance: objects.Instance, flavor: objects.Flavor) -> None:
+def check_resize(
+    instance: objects.Instance, flavor: objects.Flavor,
+    check_addresses: CheckAddresses,
+) -> None:
     """Check a new flavor while the guest still runs.
 
     :raises nova.exception.InstanceFaultRollback: the disks do not fit it;
@@ -92,7 +102,8 @@ def check_resize(instance: objects.Instance, flavor: objects.Flavor) -> None:
         spec.FakeDaxSpec.from_instance(instance).check_resize(new)
         if new:
             new.check_flavor(flavor)
-    except spec.InvalidSpec as exc:
+            check_addresses(flavor)
+    except (spec.InvalidSpec, exception.InvalidInput) as exc:
         raise exception.InstanceFaultRollback(
             exception.ResizeError(reason=str(exc)))
 

@@ -34,6 +34,7 @@ from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_serialization import jsonutils
 
+from nova_fakedax import addresses
 from nova_fakedax import admission
 from nova_fakedax import capability
 from nova_fakedax import departure
@@ -128,6 +129,23 @@ class FakeDaxDriver(driver.LibvirtDriver):
 
     # Making an instance.
 
+    def _check_build(self, instance: objects.Instance) -> None:
+        admission.check_build(
+            instance, self._reasons_against, self._check_addresses(instance))
+
+    def _check_addresses(
+        self, instance: objects.Instance,
+    ) -> admission.CheckAddresses:
+        """The check of a flavor for this instance, on this host."""
+        def check(flavor: objects.Flavor) -> None:
+            image_meta = instance.image_meta
+            addresses.check(
+                CONF, self._host, flavor,
+                self._get_guest_cpu_config(flavor, image_meta, None, None),
+                libvirt_utils.get_machine_type(image_meta))
+
+        return check
+
     def spawn(
         self, context: nova_context.RequestContext,
         instance: objects.Instance, image_meta: objects.ImageMeta,
@@ -135,7 +153,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         network_info: ty.Any = None, block_device_info: ty.Any = None,
         power_on: bool = True, accel_info: ty.Any = None,
     ) -> None:
-        admission.check_build(instance, self._reasons_against)
+        self._check_build(instance)
         super().spawn(
             context, instance, image_meta, injected_files, admin_password,
             allocations, network_info, block_device_info, power_on,
@@ -156,7 +174,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         Which destroys the disks first and makes new ones by spawn(). An
         evacuation to this host comes here too.
         """
-        admission.check_rebuild(instance, self._reasons_against, evacuate)
+        admission.check_rebuild(
+            instance, self._reasons_against, self._check_addresses(instance),
+            evacuate)
         super().rebuild(
             context, instance, image_meta, injected_files, admin_password,
             allocations, bdms, detach_block_devices, attach_block_devices,
@@ -324,7 +344,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
         network_info: ty.Any, block_device_info: ty.Any = None,
         timeout: int = 0, retry_interval: int = 0,
     ) -> ty.Any:
-        admission.check_resize(instance, flavor)
+        admission.check_resize(
+            instance, flavor, self._check_addresses(instance))
         with imagebackend.copied(instance):
             return super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,
@@ -345,7 +366,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         """
         wanted = _spec(instance)
         if wanted:
-            admission.check_build(instance, self._reasons_against)
+            self._check_build(instance)
             disk_info = jsonutils.dumps([
                 info for info in jsonutils.loads(disk_info)
                 if not wanted.wants(info['path'])])

@@ -37,6 +37,12 @@ MEMMAP_KEY = f'{NAMESPACE}:memmap'
 MEMMAP_VALUES: Mapping[str, bool] = {'device': True, 'guest': False}
 MEMMAP_DEFAULT = 'device'
 
+#: MiB of RAM that the struct pages of 1 GiB of disk take.
+_MEMMAP_MIB = 16
+
+#: MiB of RAM with which no Linux starts that has a memmap in it.
+_LEAST_RAM_MIB = 64
+
 #: The trait of a host that can run such flavors.
 TRAIT = 'CUSTOM_FAKEDAX'
 
@@ -72,6 +78,7 @@ class Flavor(ty.Protocol):
     """
 
     extra_specs: dict[str, str]
+    memory_mb: int
 
     def __contains__(self, field: str) -> bool:
         ...
@@ -297,12 +304,28 @@ class FakeDaxSpec:
                 raise InvalidSpec(
                     f"{DISKS_KEY} names the {role} disk, but the flavor's "
                     f"{role.flavor_label} is 0 GiB; allowed: 1 GiB or more")
+        self._check_ram(flavor)
         for conflict, (key, value) in itertools.product(
                 CONFLICTS, flavor.extra_specs.items()):
             if conflict.keys.fullmatch(key) and conflict.asked_by(value):
                 raise InvalidSpec(
                     f"{key}='{value}' is incompatible with {DISKS_KEY}: "
                     f"{conflict.why}")
+
+    def _check_ram(self, flavor: Flavor) -> None:
+        """Check that the guest's RAM holds the memmap, if it is there.
+
+        :raises InvalidSpec: names what it takes and what is allowed
+        """
+        disks: int = sum(
+            getattr(flavor, role.flavor_field) for role in self.roles)
+        least = disks * _MEMMAP_MIB + _LEAST_RAM_MIB
+        if not self.memmap and flavor.memory_mb < least:
+            raise InvalidSpec(
+                f"the flavor's RAM is {flavor.memory_mb} MiB, and with "
+                f"{MEMMAP_KEY}='guest' {disks} GiB of disk take "
+                f"{disks * _MEMMAP_MIB} MiB of it; allowed: {least} MiB or "
+                f"more, or {MEMMAP_KEY}='device'")
 
     def check_resize(self, new: 'FakeDaxSpec') -> None:
         """Check that a resize keeps the same disks on fake DAX.

@@ -102,7 +102,9 @@ class FullDiskTest(BuildTestCase):
         self.assertGreater(gib << 30, before.f_bavail * before.f_frsize)
         with _logged(*host.HOSTS) as said:
             server = self.create(
-                self.flavor(disk=gib), self.image(), status='ERROR')
+                # In the guest's RAM the memmap would not have space.
+                self.flavor(base.ROOT | {'fakedax:memmap': 'device'},
+                            disk=gib), self.image(), status='ERROR')
         self.assertIn('No space left on device', said.text)
         self.assertFalse(self.was_started(server))
         self.assert_nothing_left(server.id)

@@ -168,6 +168,29 @@ class BuildFaultTest(BuildFaultTestCase):
             "fake persistent memory cannot be told apart",
             self.fault(self.put_flavor(**{'hw:pmem': 'SMALL'})))
 
+    def test_more_than_the_guest_can_address(self):
+        self.flags(cpu_mode='none', group='libvirt')
+        self.start_compute()
+        made = self.useFixture(fixtures.MockPatch(
+            'nova_fakedax.layout._take_blocks')).mock
+        # As 1 TiB of disk is for 40 bits.
+        self.useFixture(fixtures.MockPatch(
+            'nova_fakedax.addresses._DEFAULT_BITS', 32))
+        self.assertIn(
+            'disks on fake DAX of 1 GiB end at 8 GiB; the guest addresses 4 '
+            'GiB (32 bits); hw_maxphysaddr_mode and hw_maxphysaddr_bits of '
+            'the image raise that',
+            self.fault(self.put_flavor(**{'fakedax:memmap': 'guest'})))
+        made.assert_not_called()
+
+    def test_ram_that_does_not_hold_the_memmap(self):
+        self.start_compute()
+        self.assertIn(
+            "the flavor's RAM is 512 MiB, and with fakedax:memmap='guest' 32 "
+            "GiB of disk take 512 MiB of it; allowed: 576 MiB or more, or "
+            "fakedax:memmap='device'", self.fault(self.put_flavor(
+                disk=32, **{'fakedax:memmap': 'guest'})))
+
     def test_no_space_for_the_image(self):
         self.start_compute()
         self.useFixture(fixtures.MockPatch(

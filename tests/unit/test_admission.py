@@ -10,6 +10,8 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
+from unittest import mock
+
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import config as vconfig
@@ -23,6 +25,9 @@ from tests import fixtures
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
+#: Of a guest whose addresses hold too little.
+TOO_LARGE = mock.Mock(side_effect=exception.InvalidInput(reason='too large'))
+
 
 class AdmissionTestCase(base.BaseTestCase):
 
@@ -34,7 +39,7 @@ class AdmissionTestCase(base.BaseTestCase):
         if disks is not None:
             extra_specs['fakedax:disks'] = disks
         return objects.Flavor(
-            root_gb=1, ephemeral_gb=1, extra_specs=extra_specs)
+            memory_mb=512, root_gb=1, ephemeral_gb=1, extra_specs=extra_specs)
 
     def instance(self, disks='root', properties=None, **extra_specs):
         return objects.Instance(
@@ -47,24 +52,32 @@ class CheckBuildTestCase(AdmissionTestCase):
 
     def refused(self, error, instance, *reasons_against):
         return self.assertRaises(
-            error, admission.check_build, instance, reasons_against
-        ).format_message()
+            error, admission.check_build, instance, reasons_against,
+            mock.Mock()).format_message()
 
 
 class CheckBuildTest(CheckBuildTestCase):
 
     def test_an_instance_that_can_be_built(self):
-        admission.check_build(self.instance(), [])
+        admission.check_build(self.instance(), [], mock.Mock())
 
     def test_an_ordinary_instance_is_not_checked(self):
         admission.check_build(
             self.instance(None, {}, **{'hw:cpu_realtime': 'yes'}),
-            ['no reason'])
+            ['no reason'], mock.Mock(side_effect=AssertionError))
 
     def test_a_host_that_cannot_says_why_and_nova_tries_another(self):
         self.assertIn('too old; too full', self.refused(
             exception.ComputeResourcesUnavailable, self.instance(),
             'too old', 'too full'))
+
+    def test_disks_that_the_guest_could_not_address(self):
+        instance = self.instance()
+        check = mock.Mock()
+        admission.check_build(instance, [], check)
+        check.assert_called_once_with(instance.flavor)
+        self.assertRaises(exception.InvalidInput, admission.check_build,
+                          instance, [], TOO_LARGE)
 
     def test_a_conflict_in_the_flavor(self):
         self.assertIn(
@@ -100,10 +113,12 @@ class CheckRebuildTest(AdmissionTestCase):
         """The user is told, and the instance stays as it is."""
         return self.assertRaises(
             exception.InstanceFaultRollback, admission.check_rebuild,
-            instance, [], evacuate).inner_exception.format_message()
+            instance, [], mock.Mock(), evacuate,
+        ).inner_exception.format_message()
 
     def test_to_an_image_that_does_not_know_fake_dax(self):
-        admission.check_rebuild(self.instance(), [], False)
+        admission.check_rebuild(
+            self.instance(), [], mock.Mock(), False)
         self.assertIn('fakedax_guest', self.refused(
             self.instance(properties={'image_min_ram': '0'})))
 
@@ -111,20 +126,31 @@ class CheckRebuildTest(AdmissionTestCase):
         self.assertIn('evacuate', self.refused(self.instance(), True))
 
     def test_an_ordinary_instance_is_not_checked(self):
-        admission.check_rebuild(self.instance(None), ['no reason'], True)
+        admission.check_rebuild(
+            self.instance(None), ['no reason'], mock.Mock(), True)
+
+    def test_addresses_that_hold_too_little(self):
+        self.assertIn('too large', self.assertRaises(
+            exception.InstanceFaultRollback, admission.check_rebuild,
+            self.instance(), [], TOO_LARGE, False,
+        ).inner_exception.format_message())
 
 
 class CheckResizeTest(AdmissionTestCase):
 
-    def refused(self, flavor):
+    def refused(self, flavor, check=None):
         inner = self.assertRaises(
             exception.InstanceFaultRollback, admission.check_resize,
-            self.instance(), flavor).inner_exception
+            self.instance(), flavor, check).inner_exception
         self.assertIsInstance(inner, exception.ResizeError)
         return inner.format_message()
 
     def test_to_the_same_disks(self):
-        admission.check_resize(self.instance(), self.flavor())
+        admission.check_resize(
+            self.instance(), self.flavor(), mock.Mock())
+
+    def test_to_disks_that_the_guest_could_not_address(self):
+        self.assertIn('too large', self.refused(self.flavor(), TOO_LARGE))
 
     def test_to_other_disks(self):
         self.assertIn("fakedax:disks is '' in the new flavor",

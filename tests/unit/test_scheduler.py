@@ -30,7 +30,8 @@ load_tests = testscenarios.load_tests_apply_scenarios
 def _request(extra_specs, root_gb=1, ephemeral_gb=1):
     objects.register_all()
     return objects.RequestSpec(flavor=objects.Flavor(
-        extra_specs=extra_specs, root_gb=root_gb, ephemeral_gb=ephemeral_gb))
+        extra_specs=extra_specs, memory_mb=512, root_gb=root_gb,
+        ephemeral_gb=ephemeral_gb))
 
 
 class SchedulerTestCase(base.BaseTestCase):

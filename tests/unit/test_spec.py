@@ -33,7 +33,9 @@ BOTH = ROOT | EPHEMERAL
 class Flavor:
     """As nova.objects.Flavor: extra specs may not be loaded."""
 
-    def __init__(self, extra_specs=None, root_gb=1, ephemeral_gb=1):
+    def __init__(self, extra_specs=None, root_gb=1, ephemeral_gb=1,
+                 memory_mb=512):
+        self.memory_mb = memory_mb
         self.root_gb = root_gb
         self.ephemeral_gb = ephemeral_gb
         if extra_specs is not None:
@@ -270,6 +272,36 @@ CONFLICTS = {
         'write_iops_sec', 'total_bytes_sec', 'total_iops_sec',
         'total_iops_sec_max', 'io_limit')
 }
+
+
+class RamTest(CheckFlavorTestCase):
+    """The memmap takes 16 MiB of the guest's RAM for each GiB of disk."""
+
+    def test_too_little_is_refused_with_the_figures(self):
+        self.assertEqual(
+            "the flavor's RAM is 256 MiB, and with fakedax:memmap='guest' 20 "
+            "GiB of disk take 320 MiB of it; allowed: 384 MiB or more, or "
+            "fakedax:memmap='device'",
+            self.refused('root', {'fakedax:memmap': 'guest'}, root_gb=20,
+                         memory_mb=256))
+
+    def test_as_much_as_it_takes(self):
+        self.check('root', {'fakedax:memmap': 'guest'}, root_gb=20,
+                   memory_mb=384)
+        self.refused('root', {'fakedax:memmap': 'guest'}, root_gb=20,
+                     memory_mb=383)
+
+    def test_all_disks_on_fake_dax_count_and_no_others(self):
+        for disks, ram in (('root', 224), ('ephemeral', 384),
+                           ('root,ephemeral', 544)):
+            for memory_mb, check in ((ram, self.check),
+                                     (ram - 1, self.refused)):
+                check(disks, {'fakedax:memmap': 'guest'}, root_gb=10,
+                      ephemeral_gb=20, memory_mb=memory_mb)
+
+    def test_on_the_device_it_takes_none(self):
+        self.check('root', {'fakedax:memmap': 'device'}, root_gb=1000,
+                   memory_mb=64)
 
 
 class RootDiskOf0GibTest(CheckFlavorTestCase):
