@@ -123,7 +123,8 @@ def offer_machines(
             # close(2) does not wait for GlusterFS's write-behind.
             os.fsync(offer.fileno())
     except OSError as exc:
-        # Raised, it would keep ComputeManager from removing the file.
+        # Raised, it would keep ComputeManager from removing the file. The
+        # source refuses without an offer.
         LOG.warning('Cannot tell the source the machine types: %s', exc)
 
 
@@ -135,16 +136,24 @@ def check_machine(
 
     QEMU has the machine types of its own release and earlier ones. libvirt
     would find out as well, but only nova-compute's log would say so.
-    A destination that offers nothing, as an earlier release of this package,
-    is left to libvirt.
+
+    The offer is also the proof that the destination has this driver, since no
+    other fills the file. A user can name a host to which the scheduler would
+    not send the guest, and Nova's own driver would give it ordinary disks at
+    the next start.
 
     :param instances_path: ``[DEFAULT]instances_path``
     :param migrate_data: as the destination made it
-    :raises nova.exception.MigrationPreCheckError: it does not
+    :raises nova.exception.MigrationPreCheckError: it does not, or it offers
+        nothing
     """
     machine = guest.get_config().os_mach_type
     offered = _offered_machines(_offer_path(instances_path, migrate_data))
-    if offered and machine not in offered:
+    if not offered:
+        raise _refused(
+            'the destination does not say that its driver runs fake DAX; see '
+            '[DEFAULT]compute_driver and the log of nova-compute there')
+    if machine not in offered:
         raise _refused(
             f"the guest's machine type is '{machine}', which the "
             f"destination's QEMU does not have; a type that all hosts "

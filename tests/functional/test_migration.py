@@ -154,6 +154,24 @@ class LiveMigrationTest(MigrationTestCase):
                               'Fake DAX: host compute2: /qemu: is gone',
                               host='compute2')
 
+    def test_a_forced_destination_with_novas_own_driver(self):
+        self.flags(compute_driver='libvirt.LibvirtDriver')
+        self.start_compute('compute3')
+        for name in 'api', 'admin_api':
+            getattr(self, name).microversion = '2.67'
+        self.act(self.server, 'os-migrateLive', host='compute3',
+                 block_migration='auto', force=True)
+        self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None})
+        self.admin_api.microversion = 'latest'
+        self.assertIn(
+            'the destination does not say that its driver runs fake DAX',
+            self.failure(self.server, 'live-migration',
+                         'compute_check_can_live_migrate_source'))
+        self.assertFalse(self.migrate_stub_ran)
+        self.assertEqual([], self.domains('compute3'))
+        self.assertEqual(['disk', 'disk.eph0'], self.pmems(self.server))
+
     def test_block_migration(self):
         self.assert_stays(
             'compute_check_can_live_migrate_destination',
