@@ -21,6 +21,8 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_fakedax import emulator
+from nova_fakedax import hostcache
+from nova_fakedax import privsep
 from nova_fakedax import spec
 
 LOG = logging.getLogger(__name__)
@@ -59,6 +61,12 @@ def reasons_against(
         reasons.append(
             f"libvirt is older than {wanted}, the first that can start "
             f"<memory model='virtio-pmem'>")
+    try:
+        hostcache.probe(conf.instances_path)
+    except OSError as exc:
+        reasons.append(
+            f'nova-compute cannot flush images: {exc}; see '
+            f'[{privsep.fakedax_pctxt.cfg_section}]helper_command')
     try:
         emulator.probe(_emulator(conf, host))
     except emulator.ProbeError as exc:

@@ -119,12 +119,12 @@ class FakeDaxDriver(driver.LibvirtDriver):
     def get_available_resource(self, nodename: str) -> dict[str, ty.Any]:
         """Report to scheduler.FakeDaxFilter that this driver is in use.
 
-        ResourceTracker._copy_resources replaces the compute node's
-        statistics by what the driver gives.
+        Or why it does not run fake DAX here. ResourceTracker._copy_resources
+        replaces the compute node's statistics by what the driver gives.
         """
         resources: dict[str, ty.Any] = super().get_available_resource(nodename)
-        if not self._reasons_against:
-            resources.setdefault('stats', {})[spec.STATISTIC] = spec.SUPPORTED
+        resources.setdefault('stats', {})[spec.STATISTIC] = (
+            '; '.join(self._reasons_against) or spec.SUPPORTED)
         return resources
 
     # Making an instance.

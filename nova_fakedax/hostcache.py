@@ -10,30 +10,67 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""An image's pages in the host's page cache."""
+"""An image's pages in the host's page cache.
 
+Images can mostly be read by everybody. Where they cannot, a helper with the
+package's privilege opens them (:mod:`.privsep`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
+import tempfile
+
+from nova import utils
 
 from nova_fakedax import privsep
 
 
+class HelperError(PermissionError):
+    """Only the helper may open the file, and it does not run."""
+
+
+class _Local:
+    """What is done without the helper."""
+
+    @staticmethod
+    def flush(path: str) -> None:
+        with _opened(path) as descriptor:
+            os.fsync(descriptor)
+
+    @staticmethod
+    def invalidate(path: str) -> None:
+        with _opened(path) as descriptor:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @privsep.fakedax_pctxt.entrypoint
+def privileged_flush(path: str) -> None:
+    _Local.flush(path)
+
+
+@privsep.fakedax_pctxt.entrypoint
+def privileged_invalidate(path: str) -> None:
+    _Local.invalidate(path)
+
+
 def flush(path: str) -> None:
     """Write the file's dirty pages to its storage and wait for them.
 
     Includes what a guest stored through a mapping: fsync(2) writes all dirty
     pages of the file, whoever dirtied them.
 
+    :raises HelperError: nothing was done
     :raises OSError: the storage failed; what was acknowledged to the guest
         before is not affected, the rest may be lost
     """
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
+    _do(utils.tpool_wrap(_Local).flush, privileged_flush, path)
 
 
-@privsep.fakedax_pctxt.entrypoint
 def invalidate(path: str) -> None:
     """Drop the file's clean pages that nobody has mapped.
 
@@ -42,8 +79,64 @@ def invalidate(path: str) -> None:
 
     :raises OSError: the file cannot be opened
     """
-    with _opened(path) as descriptor:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    _do(utils.tpool_wrap(_Local).invalidate, privileged_invalidate, path)
+
+
+def sync_all() -> None:
+    """Write all dirty pages of this host, and wait for them.
+
+    Needs no file and no privilege, but says nothing of errors (sync(2)).
+    """
+    utils.tpool_wrap(os).sync()
+
+
+def probe(directory: str) -> None:
+    """Try on a file what images will need.
+
+    :param directory: where images are
+    :raises OSError: says what failed
+    """
+    with tempfile.TemporaryDirectory(dir=directory) as made:
+        path = os.path.join(made, 'probe')
+        with open(path, 'xb') as file:
+            mode = os.fstat(file.fileno()).st_mode
+        if not mode & 0o004:
+            # As one that libvirt has given to another user.
+            os.chmod(path, 0)
+        flush(path)
+        invalidate(path)
+
+
+def _do(
+    local: Callable[[str], None], privileged: Callable[[str], None],
+    path: str,
+) -> None:
+    try:
+        local(path)
+        return
+    except PermissionError:
+        pass
+    try:
+        privileged(path)
+    except FileNotFoundError as exc:
+        if not os.path.exists(path):
+            raise
+        # Of the helper's command, such as sudo.
+        raise _helper_error(path, exc)
+    except PermissionError as exc:
+        raise _helper_error(path, exc)
+    except OSError:
+        raise
+    except Exception as exc:
+        # oslo.privsep has no common class for what keeps a helper from
+        # running.
+        raise _helper_error(path, exc)
+
+
+def _helper_error(path: str, exc: Exception) -> HelperError:
+    return HelperError(
+        errno.EACCES, f'{str(exc) or type(exc).__name__} '
+        f'(of the privsep helper)', path)
 
 
 @contextlib.contextmanager

@@ -94,6 +94,11 @@ def flush(instance: ty.Any) -> None:
     for path in image_paths(instance):
         try:
             hostcache.flush(path)
+        except hostcache.HelperError as exc:
+            # No reason to fail: the device has synced what it flushed.
+            LOG.warning('Cannot flush %(exc)s; syncing all file systems '
+                        'instead', {'exc': exc}, instance=instance)
+            hostcache.sync_all()
         except OSError as exc:
             raise FlushFailed(path=path, reason=exc.strerror)
 

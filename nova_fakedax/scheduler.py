@@ -55,10 +55,12 @@ class FakeDaxFilter(filters.BaseHostFilter):
                 'did not run',
                 {'namespace': spec.NAMESPACE, 'trait': spec.TRAIT})
             return False
-        if host_state.stats.get(spec.STATISTIC) != spec.SUPPORTED:
+        said = host_state.stats.get(spec.STATISTIC)
+        if said != spec.SUPPORTED:
             LOG.warning(
                 '%(host)s has the trait %(trait)s in placement, but its '
-                'driver does not run fake DAX; remove the trait',
-                {'host': host_state.host, 'trait': spec.TRAIT})
+                'driver does not run fake DAX (%(why)s); remove the trait',
+                {'host': host_state.host, 'trait': spec.TRAIT,
+                 'why': said or 'it is another driver'})
             return False
         return True

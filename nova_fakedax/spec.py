@@ -50,9 +50,9 @@ TRAIT = 'CUSTOM_FAKEDAX'
 MIGRATION_TRAIT = 'CUSTOM_FAKEDAX_MIGRATION'
 
 #: What such a host reports among the statistics of its compute node, and the
-#: value. Placement keeps a trait until somebody removes it, also when the
-#: host has gone back to another driver; statistics are replaced at each
-#: report.
+#: value; a host that cannot reports why instead. Placement keeps a trait until
+#: somebody removes it, also when the host has gone back to another driver;
+#: statistics are replaced at each report.
 STATISTIC = 'fakedax_supported'
 SUPPORTED = 'true'
 

@@ -10,9 +10,15 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-import fixtures
-from nova.tests.fixtures import libvirt
+from unittest import mock
 
+import fixtures
+from nova import context as nova_context
+from nova import objects
+from nova.tests.fixtures import libvirt
+from oslo_privsep import daemon
+
+from nova_fakedax import hostcache
 from tests.functional import base
 
 WARNING = 'does not report the trait CUSTOM_FAKEDAX'
@@ -45,6 +51,35 @@ class TraitTest(base.FakeDaxTestCase):
         self.start_compute()
         self.assert_not_reported(
             f'{self.emulator.path} has no device virtio-pmem-pci')
+
+    def break_helper(self):
+        """Let nova-compute open no image, and its privsep helper not start."""
+        def denied(path):
+            raise PermissionError(13, 'Permission denied', path)
+
+        for name in 'flush', 'invalidate':
+            self.useFixture(fixtures.MockPatchObject(
+                hostcache._Local, name, denied))
+            self.useFixture(fixtures.MockPatchObject(
+                hostcache, f'privileged_{name}',
+                side_effect=daemon.FailedToDropPrivileges('no sudo')))
+
+    def test_a_privsep_helper_that_does_not_start(self):
+        self.break_helper()
+        self.start_compute()
+        self.assert_not_reported(
+            'nova-compute cannot flush images: [Errno 13] no sudo')
+        node = objects.ComputeNodeList.get_all_by_host(
+            nova_context.get_admin_context(), 'compute1')[0]
+        self.assertIn('no sudo', node.stats['fakedax_supported'])
+
+    def test_a_server_whose_helper_is_gone_can_be_stopped(self):
+        self.start_compute()
+        server = self.boot()
+        self.break_helper()
+        with mock.patch('os.sync') as sync:
+            self._stop_server(server)
+        sync.assert_called_once_with()
 
     def test_images_in_ceph(self):
         self.flags(images_type='rbd', images_rbd_pool='vms', group='libvirt')

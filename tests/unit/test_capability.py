@@ -20,6 +20,7 @@ import testscenarios
 
 from nova_fakedax import capability
 from nova_fakedax import conf
+from nova_fakedax import hostcache
 from tests import fixtures
 
 load_tests = testscenarios.load_tests_apply_scenarios
@@ -37,6 +38,8 @@ class ReasonsAgainstTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.conf = self.useFixture(config_fixture.Config(CONF))
+        self.conf.config(instances_path=self.useFixture(
+            config_fixture.fixtures.TempDir()).path)
         self.emulator = self.useFixture(fixtures.EmulatorFixture())
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.libvirt_version = (11, 3, 0)
@@ -74,6 +77,15 @@ class ReasonsAgainstTest(ReasonsAgainstTestCase):
         self.conf.config(group='ephemeral_storage_encryption', enabled=True)
         [reason] = self.reasons()
         self.assertIn('[ephemeral_storage_encryption]enabled is on', reason)
+
+    def test_images_that_cannot_be_flushed(self):
+        self.useFixture(config_fixture.fixtures.MockPatch(
+            'nova_fakedax.hostcache.flush',
+            side_effect=hostcache.HelperError(13, 'no helper', 'probe')))
+        self.assertEqual(
+            ["nova-compute cannot flush images: [Errno 13] no helper: "
+             "'probe'; see [nova_fakedax_privileged]helper_command"],
+            self.reasons())
 
     def test_the_first_libvirt_that_can(self):
         self.libvirt_version = (9, 1, 0)

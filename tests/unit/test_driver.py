@@ -36,6 +36,7 @@ import testscenarios
 from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import driver
+from nova_fakedax import hostcache
 from nova_fakedax import imagebackend
 from nova_fakedax import spec
 from tests import fixtures
@@ -271,8 +272,8 @@ class SupportTest(DriverTestCase):
             resources = self.driver.get_available_resource('node')
         self.assertEqual(2, resources['vcpus'])
         self.assertEqual(
-            {} if self.reasons else {'fakedax_supported': 'true'},
-            resources.get('stats', {}))
+            {'fakedax_supported': '; '.join(self.reasons) or 'true'},
+            resources['stats'])
 
 
 class PowerOffTest(DriverTestCase):
@@ -303,6 +304,24 @@ class PowerOffTest(DriverTestCase):
             [mock.call.power_off(mock.ANY, 60, 10)] +
             [mock.call.flush(os.path.join(directory, name))
              for name in self.flushed], order.mock_calls)
+
+
+class PowerOffWithoutHelperTest(DriverTestCase):
+
+    def test_the_host_is_synced_instead(self):
+        """The guest is off, and its device has synced what it flushed."""
+        directory = os.path.join(self.conf.instances_path, fixtures.UUID)
+        os.mkdir(directory)
+        with open(os.path.join(directory, 'disk'), 'wb'):
+            pass
+        with mock.patch.object(libvirt_driver.LibvirtDriver, 'power_off'), \
+                mock.patch('nova_fakedax.hostcache.flush',
+                           side_effect=hostcache.HelperError(13, 'no')), \
+                mock.patch('os.sync') as sync, \
+                self.assertLogs(imagebackend.LOG.logger, 'WARNING') as logs:
+            self.driver.power_off(self.instance())
+        sync.assert_called_once_with()
+        self.assertIn('syncing all file systems instead', logs.output[0])
 
 
 class PassedThroughInterfaceTest(DriverTestCase):

@@ -187,7 +187,7 @@ class HostWithAnotherDriverTest(SchedulerTestCase):
 
     scenarios = [(repr(statistics), {'statistics': statistics})
                  for statistics in (
-                     {}, {'fakedax_supported': 'false'},
+                     {}, {'fakedax_supported': 'too old'},
                      {'num_instances': '0'})]
 
     def test_only_other_flavors_pass(self):
