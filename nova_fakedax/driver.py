@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import typing as ty
 
-from nova.compute import power_state
 from nova import conf as nova_conf
 from nova import context as nova_context
 from nova import exception
@@ -62,6 +61,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         hooks.install()
         super().__init__(virtapi, read_only)
         self.image_backend = imagebackend.FakeDaxBackend(CONF.use_cow_images)
+        self.image_backend.nothing_stored = (
+            lambda instance: snapshot.vcpus_stopped(
+                self._host, self._host.get_guest(instance), instance))
         #: Why this host cannot run fake DAX; init_host() finds out.
         self._reasons_against: list[str] = ['nova-compute is starting']
         #: Why such instances cannot migrate from and to it.
@@ -398,16 +400,14 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, context: nova_context.RequestContext, live_snapshot: bool,
         current_power_state: int, instance: objects.Instance,
     ) -> None:
-        """Pause the guest where live snapshots are switched off.
+        """Leave the guest alone where live snapshots are switched off.
 
-        Nova saves its memory and restores it, which is not necessary here.
+        Nova saves its memory and restores it. Here it is enough that the
+        image's copy pauses the guest (FakeDaxImage.snapshot_extract).
         """
         if not _spec(instance).wants('disk'):
             super()._suspend_guest_for_snapshot(
                 context, live_snapshot, current_power_state, instance)
-        elif self._needs_suspend_resume_for_snapshot(
-                live_snapshot, current_power_state):
-            snapshot.stop_vcpus(self._host, self._host.get_guest(instance))
 
     def _resume_guest_after_snapshot(
         self, context: nova_context.RequestContext, live_snapshot: bool,
@@ -417,9 +417,6 @@ class FakeDaxDriver(driver.LibvirtDriver):
         if not _spec(instance).wants('disk'):
             super()._resume_guest_after_snapshot(
                 context, live_snapshot, original_power_state, instance, guest)
-        elif (not live_snapshot
-                and original_power_state == power_state.RUNNING):
-            guest.resume()
 
     # Saving its memory.
 

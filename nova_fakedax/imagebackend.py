@@ -12,19 +12,25 @@
 
 """The raw backend that makes images for fake DAX."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import contextvars
+import functools
 import glob
 import os
 import typing as ty
 
+from nova.compute import utils as compute_utils
+from nova import conf as nova_conf
 from nova import exception
 from nova.i18n import _
+from nova.privsep import qemu
 from nova import utils
 from nova.virt import images
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import fileutils
 
@@ -32,9 +38,47 @@ from nova_fakedax import hostcache
 from nova_fakedax import layout
 from nova_fakedax import spec
 
+CONF = nova_conf.CONF
 LOG = logging.getLogger(__name__)
 
 IMAGE_TYPE = 'fakedax'
+
+
+#: Makes what keeps a guest from storing meanwhile.
+NothingStored = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+def disk_ops() -> contextlib.AbstractContextManager[None]:
+    """Wait for one of ``[compute]max_concurrent_disk_ops``, and hold it.
+
+    ComputeManager.init_host replaces the semaphore. Who holds it may not call
+    what takes it: nova.virt.images.convert_image, for one.
+    """
+    return ty.cast(contextlib.AbstractContextManager[None],
+                   compute_utils.disk_ops_semaphore)
+
+
+def extract(source: str, target: str, out_format: str) -> None:
+    """Copy raw content, by a caller who holds disk_ops().
+
+    Follows nova.virt.libvirt.utils.extract_snapshot and
+    nova.virt.images._convert_image, which waits for disk_ops().
+
+    :param source: as qemu-img names it
+    :param out_format: as Nova names it
+    :raises nova.exception.ImageUnacceptable: qemu-img cannot copy it
+    """
+    out_format = {'iso': 'raw', 'ploop': 'parallels'}.get(
+        out_format, out_format)
+    try:
+        qemu.unprivileged_convert_image(
+            source, target, 'raw', out_format, CONF.instances_path,
+            CONF.libvirt.snapshot_compression and out_format == 'qcow2')
+    except processutils.ProcessExecutionError as exc:
+        raise exception.ImageUnacceptable(
+            image_id=source, reason=_(
+                'Unable to convert image to %(format)s: %(exc)s') % {
+                    'format': out_format, 'exc': exc})
 
 
 def image_paths(instance: ty.Any) -> list[str]:
@@ -128,6 +172,8 @@ class FakeDaxImage(imagebackend.Flat):
         disk_info_mapping: dict[str, ty.Any] | None = None,
     ) -> None:
         super().__init__(instance, disk_name, path, disk_info_mapping)
+        #: Entered while the content is copied.
+        self.nothing_stored: NothingStored = contextlib.nullcontext
         self._memmap = spec.FakeDaxSpec.from_instance(instance).memmap
 
     def cache(
@@ -228,13 +274,14 @@ class FakeDaxImage(imagebackend.Flat):
         return 'raw'
 
     def snapshot_extract(self, target: str, out_format: str) -> None:
-        """Copy the content of an image whose guest does not run.
+        """Copy the content while its guest stores nothing.
 
-        Follows nova.virt.libvirt.imagebackend.Flat.snapshot_extract.
+        Follows nova.virt.libvirt.imagebackend.Flat.snapshot_extract, whose
+        caller has paused the guest before it waits for disk_ops().
         """
-        images.convert_image(
-            layout.read(self.path).qemu_filename(self.path), target, 'raw',
-            out_format)
+        source = layout.read(self.path).qemu_filename(self.path)
+        with disk_ops(), self.nothing_stored():
+            extract(source, target, out_format)
 
 
 class FakeDaxBackend(imagebackend.Backend):
@@ -243,6 +290,10 @@ class FakeDaxBackend(imagebackend.Backend):
     def __init__(self, use_cow: bool) -> None:
         super().__init__(use_cow)
         self.BACKEND[IMAGE_TYPE] = FakeDaxImage
+        #: What keeps the guest of an instance from storing.
+        self.nothing_stored: Callable[
+            [ty.Any], contextlib.AbstractContextManager[None]] = (
+                lambda _instance: contextlib.nullcontext())
 
     def by_name(
         self, instance: ty.Any, name: str, image_type: str | None = None,
@@ -259,4 +310,8 @@ class FakeDaxBackend(imagebackend.Backend):
     ) -> imagebackend.Image:
         if spec.FakeDaxSpec.from_instance(instance).wants(path):
             image_type = IMAGE_TYPE
-        return super().by_libvirt_path(instance, path, image_type)
+        image = super().by_libvirt_path(instance, path, image_type)
+        if isinstance(image, FakeDaxImage):
+            image.nothing_stored = functools.partial(
+                self.nothing_stored, instance)
+        return image

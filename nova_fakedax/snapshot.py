@@ -37,10 +37,10 @@ from nova.i18n import _
 from nova import objects
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
-from nova.virt.libvirt import utils as libvirt_utils
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
+from nova_fakedax import imagebackend
 from nova_fakedax import layout
 
 LOG = logging.getLogger(__name__)
@@ -137,17 +137,17 @@ def take(
         block
     """
     content = layout.read(path)
-    with _clone_file(path, out_path) as clone:
+    # Before the guest is paused, which must not wait for others' downloads.
+    with imagebackend.disk_ops(), _clone_file(path, out_path) as clone:
         with nothing_stored:
             cloned = _clone(path, content, clone)
             if not cloned:
-                libvirt_utils.extract_snapshot(
-                    content.qemu_filename(path), 'raw', out_path,
-                    image_format)
+                imagebackend.extract(
+                    content.qemu_filename(path), out_path, image_format)
         if cloned:
             # Now, and not when somebody needs it: see _clone().
-            libvirt_utils.extract_snapshot(
-                f'/proc/{os.getpid()}/fd/{clone.fileno()}', 'raw', out_path,
+            imagebackend.extract(
+                f'/proc/{os.getpid()}/fd/{clone.fileno()}', out_path,
                 image_format)
 
 

@@ -13,14 +13,17 @@
 """Snapshot, backup and shelve: what the guest has stored is in the copy."""
 
 import os
+import threading
+import time
 from unittest import mock
 
 import fixtures
+from nova.compute import utils as compute_utils
 from nova.tests.fixtures import libvirt
-from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_utils import units
 
+from nova_fakedax import imagebackend
 from tests.functional import base
 
 
@@ -37,8 +40,8 @@ class SnapshotTestCase(base.FakeDaxTestCase):
             self.useFixture(fixtures.MockPatchObject(
                 libvirt.Domain, name, self._noted(name, function)))
         self.useFixture(fixtures.MockPatchObject(
-            libvirt_utils, 'extract_snapshot', self._noted(
-                'copy', libvirt_utils.extract_snapshot)))
+            imagebackend, 'extract', self._noted(
+                'copy', imagebackend.extract)))
         self.sizes = {}
         self.useFixture(fixtures.MockPatchObject(
             self.glance, 'update', self._noted_upload(self.glance.update)))
@@ -136,7 +139,7 @@ class SnapshotTest(SnapshotTestCase):
 
     def test_a_guest_that_is_off(self):
         self._stop_server(self.server)
-        with mock.patch('nova.virt.images.convert_image', autospec=True,
+        with mock.patch('nova_fakedax.imagebackend.extract', autospec=True,
                         side_effect=self._convert) as convert:
             self.copy()
         convert.assert_called_once()
@@ -154,8 +157,32 @@ class SnapshotTest(SnapshotTestCase):
         """Nova would save the guest's memory, but a pause is enough."""
         self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
         self.assert_copied(self.copy())
-        self.assertEqual(['suspend', 'resume'], self.calls)
+        self.assertEqual(['suspend', 'copy', 'resume'], self.calls)
         self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
+
+    def test_a_guest_runs_while_its_copy_waits_for_others(self):
+        """[compute]max_concurrent_disk_ops, held by a download for example."""
+        for disabled in (False, True):
+            self.flags(disable_libvirt_livesnapshot=disabled,
+                       group='workarounds')
+            self.calls.clear()
+            semaphore = threading.BoundedSemaphore(1)
+            self.useFixture(fixtures.MockPatchObject(
+                compute_utils, 'disk_ops_semaphore', semaphore))
+            with semaphore:
+                self.act(self.server, 'createImage', name='copy')
+                self._wait_for_server_parameter(self.server, {
+                    'OS-EXT-STS:task_state': 'image_pending_upload'})
+                # Long enough for what would come next.
+                time.sleep(1)
+                self.assertEqual([], self.calls)
+                self.assert_state(libvirt.VIR_DOMAIN_RUNNING)
+            self._wait_for_server_parameter(
+                self.server, {'OS-EXT-STS:task_state': None})
+            self.assertEqual(['suspend', 'copy', 'resume'], self.calls)
+            image = self.copied()
+            self.assert_copied(image)
+            self.glance.delete(None, image['id'])
 
     def test_another_format(self):
         self.flags(snapshot_image_format='qcow2', group='libvirt')
@@ -166,7 +193,7 @@ class SnapshotTest(SnapshotTestCase):
 
     def test_a_copy_that_fails_lets_the_guest_run_on(self):
         with mock.patch.object(
-                libvirt_utils, 'extract_snapshot',
+                imagebackend, 'extract',
                 side_effect=processutils.ProcessExecutionError('full')):
             self.act(self.server, 'createImage', name='copy')
             self._wait_for_server_parameter(

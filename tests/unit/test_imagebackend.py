@@ -10,17 +10,24 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
+import contextlib
 import errno
+import inspect
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 import fixtures as base_fixtures
+from nova.compute import utils as compute_utils
 from nova import exception
 from nova import objects
+from nova.virt import images
+from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import imagebackend as nova_imagebackend
+from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import units
 from oslotest import base
 
@@ -202,7 +209,7 @@ class CopiedTest(BackendTestCase):
             self.assertEqual(CONTENT, image.read(len(CONTENT)))
 
 
-class MemmapTest(BackendTestCase):
+class MemmapTestCase(BackendTestCase):
     """Images whose content does not begin at byte 0."""
 
     def make(self, name='disk', size=4 * units.Mi, memmap='device'):
@@ -216,6 +223,9 @@ class MemmapTest(BackendTestCase):
         with open(image.path, 'rb') as file:
             file.seek(found.offset)
             return file.read().rstrip(b'\0')
+
+
+class MemmapTest(MemmapTestCase):
 
     def test_a_new_image_has_the_layout_that_the_flavor_wants(self):
         for name in 'disk', 'disk.eph0', 'disk.local':
@@ -350,6 +360,85 @@ class MemmapTest(BackendTestCase):
         image = imagebackend.FakeDaxBackend(True).by_libvirt_path(
             self.instance('ephemeral'), '/i/disk', 'raw')
         self.assertIs(nova_imagebackend.Flat, type(image))
+
+
+class ExtractTest(MemmapTestCase):
+
+    def test_one_operation_at_a_time_is_enough(self):
+        """What holds the semaphore does not wait for it again."""
+        self.useFixture(base_fixtures.MockPatchObject(
+            compute_utils, 'disk_ops_semaphore',
+            threading.BoundedSemaphore(1)))
+        image = self.make()
+        copy = os.path.join(self.instances_path, 'copy')
+        image.snapshot_extract(copy, 'raw')
+        self.assertTrue(os.path.exists(copy))
+
+    def test_an_error_of_qemu_img_is_novas(self):
+        exc = self.assertRaises(
+            exception.ImageUnacceptable, imagebackend.extract,
+            '/no/such/image', os.path.join(self.instances_path, 'copy'),
+            'iso')
+        self.assertIn('Unable to convert image to raw', exc.format_message())
+
+    def test_a_copy_is_compressed_where_novas_would_be(self):
+        self.conf.config(snapshot_compression=True, group='libvirt')
+        for image_format, compressed in (('qcow2', True), ('raw', False)):
+            with mock.patch('nova.privsep.qemu.unprivileged_convert_image',
+                            autospec=True) as convert:
+                imagebackend.extract('disk', 'copy', image_format)
+            convert.assert_called_once_with(
+                'disk', 'copy', 'raw', image_format, self.instances_path,
+                compressed)
+
+    def test_the_guest_stores_nothing_meanwhile(self):
+        order = []
+
+        @contextlib.contextmanager
+        def nothing_stored(instance):
+            order.append(instance.uuid)
+            yield
+            order.append('resume')
+
+        backend = imagebackend.FakeDaxBackend(True)
+        backend.nothing_stored = nothing_stored
+        found = backend.by_libvirt_path(
+            self.instance('root'), self.make().path, 'raw')
+        with mock.patch.object(imagebackend, 'extract',
+                               side_effect=lambda *_args: order.append(
+                                   'copy')):
+            found.snapshot_extract('copy', 'raw')
+        self.assertEqual([fixtures.UUID, 'copy', 'resume'], order)
+
+
+class NovaTest(base.BaseTestCase):
+    """Fails when Nova changes what extract() follows."""
+
+    def test_a_conversion_waits_and_does_what_extract_does(self):
+        self.assertEqual("""\
+def _convert_image(source, dest, in_format, out_format, run_as_root,
+                   compress=False, src_encryption=None, dest_encryption=None):
+    try:
+        with compute_utils.disk_ops_semaphore:
+            if not run_as_root:
+                nova.privsep.qemu.unprivileged_convert_image(
+                    source, dest, in_format, out_format, CONF.instances_path,
+                    compress, src_encryption=src_encryption,
+                    dest_encryption=dest_encryption)
+""", inspect.getsource(images._convert_image).partition(
+            '            else:')[0])
+        source = inspect.getsource(libvirt_utils.extract_snapshot)
+        for part in ("if dest_fmt == 'iso':\n        dest_fmt = 'raw'",
+                     "if dest_fmt == 'ploop':\n        dest_fmt = 'parallels'",
+                     'CONF.libvirt.snapshot_compression and '
+                     'dest_fmt == "qcow2"'):
+            self.assertIn(part, source)
+
+    def test_a_guest_is_paused_before_it_is_copied_by_these(self):
+        source = inspect.getsource(libvirt_driver.LibvirtDriver.snapshot)
+        for call in ('self._suspend_guest_for_snapshot(',
+                     'root_disk.snapshot_extract(out_path, image_format)'):
+            self.assertIn(call, source)
 
 
 class FullFileSystemTest(base.BaseTestCase):

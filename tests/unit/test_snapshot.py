@@ -20,15 +20,16 @@ from unittest import mock
 
 import fixtures
 from nova.compute import power_state
+from nova.compute import utils as compute_utils
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
-from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import units
 from oslotest import base
 import testscenarios
 
+from nova_fakedax import imagebackend
 from nova_fakedax import layout
 from nova_fakedax import snapshot
 from tests import fixtures as our_fixtures
@@ -45,11 +46,11 @@ class TakeTest(base.BaseTestCase):
         self.paused = False
         self.copied_while_paused = []
         self.useFixture(fixtures.MockPatchObject(
-            libvirt_utils, 'extract_snapshot', self._extract))
+            imagebackend, 'extract', self._extract))
 
-    def _extract(self, source, source_format, target, target_format):
+    def _extract(self, source, target, target_format):
         self.copied_while_paused.append(self.paused)
-        subprocess.run(['qemu-img', 'convert', '-f', source_format, '-O',
+        subprocess.run(['qemu-img', 'convert', '-f', 'raw', '-O',
                         target_format, source, target], check=True)
 
     @contextlib.contextmanager
@@ -99,6 +100,30 @@ class TakeTest(base.BaseTestCase):
             self.take('raw')
             self.take('qcow2')
         self.assertEqual([True, True], self.copied_while_paused)
+
+    def test_the_guest_is_not_paused_while_others_keep_the_disks_busy(self):
+        """A download of another image, for example."""
+        order = []
+
+        class Semaphore:
+            def __enter__(self):
+                order.append('wait')
+
+            def __exit__(self, *_exc):
+                order.append('release')
+
+        @contextlib.contextmanager
+        def nothing_stored():
+            order.append('pause')
+            yield
+            order.append('resume')
+
+        self.nothing_stored = nothing_stored
+        self.useFixture(fixtures.MockPatchObject(
+            compute_utils, 'disk_ops_semaphore', Semaphore()))
+        with mock.patch('fcntl.ioctl', side_effect=OSError(95, 'no clones')):
+            self.take('raw')
+        self.assertEqual(['wait', 'pause', 'resume', 'release'], order)
 
     def test_the_copy_has_the_content_and_no_memmap(self):
         with mock.patch('fcntl.ioctl', side_effect=OSError(95, 'no clones')):
