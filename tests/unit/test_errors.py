@@ -22,14 +22,15 @@ import testscenarios
 
 import nova_fakedax
 from nova_fakedax import emulator
+from nova_fakedax import hostcache
 from nova_fakedax import monitor
 from nova_fakedax import spec
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
 #: Errors that never leave the package: who catches them says more.
-INTERNAL = {emulator.ProbeError, monitor.MonitorError, spec.InvalidSpec,
-            spec.InvalidImage}
+INTERNAL = {emulator.ProbeError, hostcache.HelperError, monitor.MonitorError,
+            spec.InvalidSpec, spec.InvalidImage}
 
 
 def _errors():
