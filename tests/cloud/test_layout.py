@@ -134,6 +134,8 @@ class LargeDiskTest(LayoutTestCase):
     alone = True
     #: A file of this many MiB, and a few more with content.
     FAR = 90 << 10
+    #: Seconds. The guest first writes a memmap of 1.6 GiB to the shared storage.
+    BOOT = 600
 
     @on_demand
     def test_100_gib_on_a_flavor_of_256_mib(self) -> None:
@@ -144,7 +146,7 @@ class LargeDiskTest(LayoutTestCase):
         self.configure({'libvirt': {'snapshot_image_format': 'qcow2'}})
         server = self.create(
             self.flavor_with('device', disk=100, ram=256), self.image())
-        with server.agent() as agent:
+        with server.agent(self.BOOT) as agent:
             agent.run(f'probe write {KEEP} 4 7 &&'
                       f' fallocate -l {self.FAR}M /root/far &&'
                       f' cat {KEEP} >> /root/far && sync', check=True)
@@ -164,10 +166,10 @@ class LargeDiskTest(LayoutTestCase):
         self.assert_far(copy, 100)
 
     def assert_far(self, server: servers.Server, gib: int) -> None:
-        self.assert_kept(server, 'device', gib)
-        with server.agent() as agent:
+        with server.agent(self.BOOT) as agent:
             agent.run(f'dd if=/root/far bs=1M skip={self.FAR} | cmp - {KEEP}',
                       check=True)
+        self.assert_kept(server, 'device', gib)
 
 
 class ChangedLayoutTest(LayoutTestCase):
