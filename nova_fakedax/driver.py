@@ -348,7 +348,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
     ) -> ty.Any:
         admission.check_resize(
             instance, flavor, self._check_addresses(instance))
-        with imagebackend.copied(instance):
+        with imagebackend.copied(instance, flavor):
             return super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,
                 block_device_info, timeout, retry_interval)

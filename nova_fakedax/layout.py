@@ -257,25 +257,23 @@ def make(path: str, source: str, size: int, memmap: bool) -> None:
     _make(path, layout, source, content)
 
 
-def copy(path: str, source: str) -> None:
-    """Copy an image, without reading what was never written.
+def copy(path: str, source: str, size: int, memmap: bool) -> None:
+    """Copy an image, as :func:`fit` would change the copy.
 
-    A crash leaves nothing at the path, or all of the copy. The copy's memmap
-    is zeros.
+    What was never written is not read. A crash leaves nothing at the path, or
+    all of the copy. The copy's memmap is zeros.
 
+    :param size: the least bytes of content
+    :param memmap: whether the memmap goes on the device
     :raises InvalidLayout: the image's info block is not valid
     :raises OSError: for example ENOSPC
     """
     found = read(source)
-    _make(path, found, source, found)
+    _make(path, _fitting(found, size, memmap), source, found)
 
 
 def fit(path: str, size: int, memmap: bool) -> None:
     """Give an image more content, or the other layout, where it needs that.
-
-    An image whose content is larger stays as it is: a guest that overwrites
-    its info block, so that all of the file counts as content, would gain
-    another memmap's space with every conversion.
 
     A crash leaves the old or the new image whole.
 
@@ -285,13 +283,22 @@ def fit(path: str, size: int, memmap: bool) -> None:
     :raises OSError: for example ENOSPC; the content has not changed
     """
     found = read(path)
-    wanted = planned(size, memmap)
-    if found.size > wanted.size:
-        wanted = found
+    wanted = _fitting(found, size, memmap)
     if wanted.offset == found.offset == 0 or wanted == found:
         allocate(path, wanted.file_size)
     else:
         _make(path, wanted, path, found)
+
+
+def _fitting(found: Layout, size: int, memmap: bool) -> Layout:
+    """The layout that an image gets where it needs more content or another.
+
+    An image whose content is larger stays as it is: a guest that overwrites
+    its info block, so that all of the file counts as content, would gain
+    another memmap's space with every conversion.
+    """
+    wanted = planned(size, memmap)
+    return found if found.size > wanted.size else wanted
 
 
 def _make(path: str, layout: Layout, source: str, content: Layout) -> None:

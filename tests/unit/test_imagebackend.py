@@ -197,15 +197,20 @@ class CopiedTest(BackendTestCase):
         self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
         directory = os.path.join(self.instances_path, fixtures.UUID)
         path, moved = f'{directory}/disk', f'{directory}_resize/disk'
+        flavor = self.instance('root', 'device').flavor
+        flavor.root_gb = 1
         self.assertFalse(imagebackend.copy(path, path))
-        with imagebackend.copied(self.instance('root')):
+        with imagebackend.copied(self.instance('root'), flavor):
             os.rename(directory, f'{directory}_resize')
             os.mkdir(directory)
             self.assertFalse(imagebackend.copy(path + '.info', moved))
             self.assertTrue(imagebackend.copy(path, moved))
         self.assertFalse(imagebackend.copy(path, moved))
-        self.assertEqual(2 * units.Mi, layout.mapped_size(path))
+        # As the new flavor wants it.
+        found = layout.read(path)
+        self.assertEqual(layout.planned(units.Gi, True), found)
         with open(path, 'rb') as image:
+            image.seek(found.offset)
             self.assertEqual(CONTENT, image.read(len(CONTENT)))
 
 

@@ -488,7 +488,7 @@ class CopyTest(FileTestCase):
     def test_it_is_whole_and_what_was_not_written_is_not_read(self):
         with mock.patch('os.copy_file_range', wraps=os.copy_file_range) as (
                 copied):
-            layout.copy(self.path, self.source)
+            layout.copy(self.path, self.source, 0, self.memmap)
         self.assertLess(sum(call.args[2] for call in copied.mock_calls),
                         8 * units.Mi)
         self.assertEqual(layout.read(self.source), layout.read(self.path))
@@ -497,10 +497,20 @@ class CopyTest(FileTestCase):
         layout.mapped_size(self.path)
         self.assertEqual(['disk'], self.files())
 
+    def test_it_is_as_large_and_laid_out_as_wanted(self):
+        for size, memmap in ((65 * units.Mi, True), (66 * units.Mi, False)):
+            layout.copy(self.path, self.source, size, memmap)
+            self.assertEqual(layout.planned(66 * units.Mi, memmap),
+                             layout.read(self.path))
+            self.assertEqual(
+                (b'data' * units.Mi).ljust(66 * units.Mi, b'\0'),
+                self.content())
+
     def test_an_error_leaves_nothing(self):
         with mock.patch('os.rename', side_effect=OSError(errno.EIO, 'gone')):
             self.assertRaisesRegex(
-                OSError, 'gone', layout.copy, self.path, self.source)
+                OSError, 'gone', layout.copy, self.path, self.source,
+                0, self.memmap)
         self.assertEqual([], self.files())
 
 
