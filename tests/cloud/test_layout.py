@@ -134,7 +134,7 @@ class LargeDiskTest(LayoutTestCase):
     alone = True
     #: A file of this many MiB, and a few more with content.
     FAR = 90 << 10
-    #: Seconds. The guest first writes a memmap of 1.6 GiB to the shared storage.
+    #: Seconds: the guest first writes its memmap, 1.6 GiB, to the storage.
     BOOT = 600
 
     @on_demand

@@ -19,8 +19,8 @@ import shutil
 import struct
 import tempfile
 
-from lab import paths
 from lab.machine import pagecache
+from lab import paths
 from nova_fakedax import layout
 import testscenarios
 

@@ -49,6 +49,8 @@ class MigrationTestCase(
                     (name, os.path.basename(path), self.migrate_stub_ran))))
         for name in ('compute1', 'compute2'):
             self.start_compute(name)
+        # A host tries this at its start.
+        self.seen.clear()
         self.src = self.computes['compute1']
         self.dest = self.computes['compute2']
         self.server = self.boot(

@@ -51,6 +51,8 @@ class ResizeTestCase(base.FakeDaxTestCase):
             hostcache, 'flush', flush_and_note))
         for name in self.HOSTS:
             self.start_compute(name)
+        # A host tries this at its start.
+        self.flushed.clear()
         self.server = self.boot(
             self.put_flavor('root,ephemeral', 1, 1), host='compute1')
         self.store(self.server, b'DATA')

@@ -29,8 +29,8 @@ from nova_fakedax import spec
 load_tests = testscenarios.load_tests_apply_scenarios
 
 #: Errors that never leave the package: who catches them says more.
-INTERNAL = {emulator.ProbeError, hostcache.HelperError, monitor.MonitorError,
-            spec.InvalidSpec, spec.InvalidImage}
+INTERNAL = {emulator.ProbeError, hostcache.HelperError,
+            monitor.MonitorError, spec.InvalidSpec, spec.InvalidImage}
 
 
 def _errors():
