@@ -81,8 +81,11 @@ class Guest:
     def mounts(self, *lines: str) -> None:
         self.write('proc/mounts', '\n'.join(lines) + '\n')
 
-    def stub(self, name: str, script: str = '') -> None:
-        path = self.bin / name
+    def stub(self, name: str, script: str = '',
+             directory: str | None = None) -> None:
+        """Make a program in PATH, or in a directory of the tree."""
+        path = (self.root / directory if directory else self.bin) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.log}\n'
                         f'{script}\n')
         path.chmod(0o755)
@@ -387,6 +390,16 @@ class GrowRootTestCase(ScriptTestCase):
         self.assertEqual(['resize2fs /dev/pmem0'],
                          self.guest.calls('resize2fs'))
 
+    def test_the_disk_for_grub(self) -> None:
+        """It is another one on each flavor that the server is resized to."""
+        link = self.guest.root / 'run/fakedax/root-disk'
+        self.root_on_pmem()
+        self.grow()
+        self.assertEqual('/dev/pmem0', os.readlink(link))
+        self.guest.mounts('/dev/vda3 / ext4 rw 0 0')
+        self.grow()
+        self.assertEqual('/dev/vda', os.readlink(link))
+
     def test_a_failure_is_reported(self) -> None:
         self.root_on_pmem()
         self.guest.stub('resize2fs', 'exit 1')
@@ -450,6 +463,64 @@ class MountEphemeralTestCase(ScriptTestCase):
             self.assertEqual(2, done.returncode, label)
             self.assertIn(label, done.stderr)
         self.assertEqual([], self.guest.calls('mount'))
+
+
+class GrubInstallTestCase(ScriptTestCase):
+    """What GRUB's own grub-install is called with."""
+
+    MODULES = '--modules=part_gpt part_msdos'
+    ON_PMEM = '--no-nvram --force-extra-removable'
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.guest.stub('grub-install.distrib', directory='usr/sbin')
+
+    def assertInstalls(self, expected: str, *given: str) -> None:
+        done = self.guest.run(LIBRARY / 'grub-install', *given)
+        self.assertEqual(0, done.returncode, done.stderr)
+        *_, call = self.guest.calls('grub-install.distrib')
+        self.assertEqual(f'grub-install.distrib {expected}', call)
+
+    def test_ordinary_flavor(self) -> None:
+        self.guest.disk('vda', 2048, (2048, 4096), (6144, 4096))
+        self.guest.mounts('/dev/vda2 / ext4 rw 0 0')
+        self.assertInstalls(f'{self.MODULES} /dev/vda', '/dev/vda')
+        # Whoever says so wants it in the partition.
+        self.assertInstalls(f'{self.MODULES} /dev/vda2', '/dev/vda2')
+
+    def test_each_way_to_the_disk_on_fake_dax(self) -> None:
+        self.root_on_pmem()
+        for given in ('/dev/pmem0', '/dev/pmem0p3', '/dev/vda', '/dev/vda3'):
+            self.assertInstalls(
+                f'{self.MODULES} {self.ON_PMEM} --target=i386-pc /dev/pmem0',
+                '--target=i386-pc', given)
+
+    def test_another_disk(self) -> None:
+        self.root_on_pmem()
+        self.guest.disk('vdb', 2048, (2048, 4096))
+        self.assertInstalls(f'{self.MODULES} {self.ON_PMEM} /dev/vdb',
+                            '/dev/vdb')
+
+    def test_modules_that_are_asked_for(self) -> None:
+        """GRUB takes the last option and forgets the others."""
+        self.guest.disk('vda', 2048, (2048, 4096))
+        self.guest.mounts('/dev/vda1 / ext4 rw 0 0')
+        for given in (['--modules=lvm ls'], ['--modules', 'lvm ls'],
+                      ['--mod=lvm', '--modules', 'ls']):
+            self.assertInstalls(
+                f'{self.MODULES} lvm ls --force /dev/vda', *given, '--force',
+                '/dev/vda')
+
+    def test_efi(self) -> None:
+        self.root_on_pmem()
+        self.assertInstalls(f'{self.MODULES} {self.ON_PMEM}')
+        # GRUB refuses the two together.
+        self.assertInstalls(f'{self.MODULES} --no-nvram --removable',
+                            '--removable')
+
+    def test_no_disk(self) -> None:
+        self.guest.mounts('/dev/vda3 / ext4 rw 0 0')
+        self.assertInstalls(f'{self.MODULES} --version', '--version')
 
 
 class OrderingTestCase(ScriptTestCase):

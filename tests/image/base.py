@@ -169,18 +169,31 @@ class ImageTestCase(base.BaseTestCase):
 
         :returns: the directory of the packages, and the kernel's release
         """
+        backports = {'bookworm': [], 'trixie': [
+            '--target-release=trixie-backports']}[self._release()]
+        packages = self.packages(
+            *backports, 'linux-image-cloud-amd64', 'linux-headers-cloud-amd64')
+        image, = packages.glob('linux-image-[0-9]*.deb')
+        return packages, image.name.partition('_')[0].removeprefix(
+            'linux-image-')
+
+    def packages(self, *arguments: str) -> pathlib.Path:
+        """Download packages and what they depend on that the image lacks.
+
+        :param arguments: of ``apt-get install``; packages that the image has
+            are downloaded, too
+        :returns: the directory of the packages
+        """
         apt = self.directory / 'apt'
         for name in ('state/lists/partial', 'cache/archives/partial'):
             (apt / name).mkdir(parents=True)
         with mounted(self.image) as root:
-            release = re.findall(
-                '(?m)^VERSION_CODENAME=(.*)',
-                (root / 'etc/os-release').read_text())[0]
             shutil.copy(root / 'var/lib/dpkg/status', apt)
         mirror, security = (subprocess.run(
             ['bash', '-c', f'. {ELEMENTS}/common.bash; mirror {label}'],
             check=True, capture_output=True, text=True).stdout.strip()
             for label in ('Debian', 'Debian-Security'))
+        release = self._release()
         (apt / 'sources.list').write_text(
             f'deb {mirror} {release} main\n'
             f'deb {mirror} {release}-backports main\n'
@@ -190,19 +203,21 @@ class ImageTestCase(base.BaseTestCase):
             ('Etc::SourceParts', '-'), ('Etc::Preferences', '-'),
             ('Etc::PreferencesParts', '-'), ('State', apt / 'state'),
             ('State::Status', apt / 'status'), ('Cache', apt / 'cache'))]
-        suite = {'bookworm': [], 'trixie': [
-            '--target-release=trixie-backports']}[release]
         for command in (
                 ['update'],
-                ['install', '--yes', '--download-only',
-                 '--no-install-recommends', *suite,
-                 'linux-image-cloud-amd64', 'linux-headers-cloud-amd64']):
+                ['install', '--yes', '--download-only', '--reinstall',
+                 '--no-install-recommends', *arguments]):
             subprocess.run(['apt-get', *options, *command], check=True,
                            capture_output=True, text=True)
-        packages = apt / 'cache/archives'
-        image, = packages.glob('linux-image-[0-9]*.deb')
-        return packages, image.name.partition('_')[0].removeprefix(
-            'linux-image-')
+        return apt / 'cache/archives'
+
+    def _release(self) -> str:
+        """The code name of the image's distribution."""
+        with mounted(self.image) as root:
+            name: str = re.findall(
+                '(?m)^VERSION_CODENAME=(.*)',
+                (root / 'etc/os-release').read_text())[0]
+        return name
 
     def kernel(self, arguments: str = '') -> list[str]:
         """Options that boot the image's own kernel and initramfs as files."""
@@ -291,6 +306,18 @@ class BootCase(ImageTestCase):
             # These numbers have grown since.
             if ' was flushed ' not in line:
                 self.assertIn(line, booted.machine.console())
+
+    def reconfigure_grub(self, booted: 'Booted') -> None:
+        """Run what the package manager runs for a new version of GRUB."""
+        said = booted.run(
+            'DEBIAN_FRONTEND=noninteractive dpkg-reconfigure grub-pc 2>&1',
+            timeout=BOOT_SECONDS)
+        self.assertIn('Installation finished. No error reported.', said)
+
+    def assertStartsKernel(self, options: list[str]) -> None:
+        """Assert that firmware and GRUB start the kernel."""
+        with qemu.Machine(*options, memory_mib=1024) as machine:
+            machine.wait_console('Linux version')
 
     def assertFewBounceBuffers(self, booted: 'Booted') -> None:
         """GRUB has seen the virtio-pmem device."""

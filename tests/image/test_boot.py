@@ -34,6 +34,9 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 OVMF = pathlib.Path('/usr/share/OVMF')
 
+#: Prints when GRUB for BIOS was installed, and how large it is.
+STAT_CORE = 'stat --format "%Y %s" /boot/grub/i386-pc/core.img'
+
 
 class FirmwareTestCase(base.BootCase):
 
@@ -61,7 +64,7 @@ class FirmwareTestCase(base.BootCase):
                 'systemctl --failed --plain --no-legend'))
             # GRUB must find a root on pmem. To run all hooks of a new kernel
             # would take too long.
-            booted.run('update-grub', timeout=base.BOOT_SECONDS)
+            self.reconfigure_grub(booted)
         # Boot the grown disk, with GRUB's new configuration, through EFI.
         with self.boot(*on_pmem, *self._efi(), shut_down=True) as booted:
             self.assertTrue(booted.has_efi())
@@ -76,6 +79,53 @@ class FirmwareTestCase(base.BootCase):
             self.assertOnBlk(booted)
             self.assertNotIn('swiotlb', booted.run('cat /proc/cmdline'))
             self.assertEqual('hello', booted.run('cat /root/from-cloud-init'))
+
+    def test_grub_that_the_running_guest_installs(self) -> None:
+        """All firmware and flavors boot what the package's scripts install.
+
+        The boots end with the kernel's first words.
+        """
+        image = self.disk()
+        on_pmem = [*qemu.boot_view(image), *qemu.pmem(image)]
+        with self.boot(*on_pmem, shut_down=True) as booted:
+            before = booted.run(STAT_CORE)
+            self.reconfigure_grub(booted)
+            self.assertNotEqual(before, booted.run(STAT_CORE))
+        self.assertStartsKernel(on_pmem)
+        self.assertStartsKernel(qemu.virtio_blk(image))
+
+    @base.on_demand
+    def test_grub_on_each_flavor_and_firmware(self) -> None:
+        """Install GRUB in each way, and then boot the disk in each way."""
+        image = self.disk()
+        directory = self.packages(
+            'grub-common', 'grub2-common', 'grub-pc', 'grub-pc-bin')
+        packages = self.iso(directory, 'packages')
+        flavors = {
+            # GRUB's own program can write to none of these.
+            ('/dev/vda', '/dev/vda3', '/dev/pmem0p3'): [
+                *qemu.boot_view(image), *qemu.pmem(image)],
+            ('/dev/vda',): qemu.virtio_blk(image)}
+        for devices, options in flavors.items():
+            with self.boot(*options, *self._efi(), *packages,
+                           shut_down=True) as booted:
+                # An upgrade must not bring GRUB's own program back.
+                booted.run('mount /dev/disk/by-label/packages /mnt')
+                booted.run('DEBIAN_FRONTEND=noninteractive dpkg --install '
+                           '/mnt/*.deb', timeout=base.BOOT_SECONDS)
+                for device in devices:
+                    booted.run(f'grub-install --target=i386-pc {device}')
+                booted.run('mkdir -p /boot/efi && mount '
+                           '/dev/disk/by-partlabel/ESP /boot/efi')
+                # Without efibootmgr GRUB cannot be installed in another way on
+                # an ordinary disk.
+                booted.run('grub-install --removable')
+                if 'pmem0' in devices[-1]:
+                    booted.run('grub-install')
+                booted.run('umount /boot/efi')
+            for start in flavors.values():
+                self.assertStartsKernel(start)
+                self.assertStartsKernel([*start, *self._efi()])
 
     @base.on_demand
     def test_a_kernel_that_the_running_guest_installs(self) -> None:

@@ -95,6 +95,10 @@ class ConvertTestCase(base.BootCase):
         with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
             self.assertOnPmem(booted, 'pmem0p2')
             self.assertGreater(booted.root_mib(), 3500)
+            self.reconfigure_grub(booted)
+            booted.run('sync')
+        self.assertStartsKernel([*qemu.boot_view(image), *qemu.pmem(image)])
+        self.assertStartsKernel(qemu.virtio_blk(image))
 
     @base.on_demand
     def test_the_driver_of_a_kernel_that_is_right(self) -> None:

@@ -55,6 +55,18 @@ is_boot_view() {
     [ "$(attribute "/sys/block/$(disk_of "$1")/serial")" = fakedax-boot ]
 }
 
+# root_mount: prints the device that root is on, and the type of its file system;
+# nothing if /proc/mounts does not say.
+root_mount() {
+    # shellcheck disable=SC2034 # rest: of the line
+    while read -r source target type rest; do
+        # "rootfs / rootfs" is that of the initramfs.
+        if [ "$target" = / ] && [ "$source" != rootfs ]; then
+            echo "$source $type"
+        fi
+    done < "$ROOT_DIR/proc/mounts" | tail -n 1
+}
+
 # dax_mode: prints off, inode or always, from the kernel's command line.
 dax_mode() {
     mode=always
