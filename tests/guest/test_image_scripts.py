@@ -72,6 +72,7 @@ class Guest:
         self.stub('mount')
         self.stub('umount')
         self.stub('sleep')
+        self.stub('modprobe')
 
     def write(self, name: str, text: str) -> None:
         path = self.root / name
@@ -119,6 +120,11 @@ class Guest:
         if most_used is not None:
             self.write(f'{base}_used_hiwater', f'{most_used}\n')
 
+    def boot_order(self, *paths: str) -> None:
+        """What QEMU tells firmware."""
+        self.write('sys/firmware/qemu_fw_cfg/by_name/bootorder/raw',
+                   '\n'.join(paths) + '\0')
+
     def statx(self, attributes: int) -> None:
         self.stub('xfs_io', f'echo "stat.attributes = {attributes:#x}"')
 
@@ -132,9 +138,17 @@ class Guest:
             self.write(f'sys/bus/nd/devices/region{number}/size', f'{size}\n')
 
     def disk(self, name: str, mib: int, *partitions: tuple[int, int],
-             serial: str = '', dax: str = '1') -> None:
-        """Add a disk; partitions have a start and a size in sectors."""
+             serial: str = '', dax: str = '1', below: str = '') -> None:
+        """Add a disk; partitions have a start and a size in sectors.
+
+        :param below: where on the first PCI bus it is, as in sysfs
+        """
         base = f'sys/block/{name}'
+        if below:
+            device = f'sys/devices/pci0000:00/{below}/block/{name}'
+            (self.root / device).mkdir(parents=True)
+            (self.root / base).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / base).symlink_to(f'../../{device}')
         self.write(f'{base}/size', f'{mib * MIB // SECTOR}\n')
         self.write(f'{base}/queue/dax', f'{dax}\n')
         self.write(f'{base}/queue/write_cache', 'write back\n')
@@ -179,16 +193,84 @@ class ScriptTestCase(base.BaseTestCase):
         self.addCleanup(shutil.rmtree, directory)
         self.guest = Guest(directory)
 
-    def root_on_pmem(self, mib: int = 2048, **options: str) -> None:
+    def root_on_pmem(self, mib: int = 2048, below: str = '') -> None:
         """Add a root on fake DAX and its boot view, as Nova shows them."""
         partitions = [(2048, 2048), (4096, 131072),
                       (135168, mib * 2048 - 135168 - 2048)]
         self.guest.virtio_pmem(mib * MIB)
-        self.guest.disk('pmem0', mib, *partitions, **options)
-        self.guest.disk('vda', mib, *partitions, serial='fakedax-boot')
+        self.guest.disk('pmem0', mib, *partitions)
+        self.guest.disk('vda', mib, *partitions, serial='fakedax-boot',
+                        below=below)
         for device in ('pmem0p3', 'vda3'):
             self.guest.tag(device, LABEL='img', UUID='1-2-3', TYPE='ext4',
                            PART_ENTRY_UUID='4-5-6', PART_ENTRY_NAME='root')
+
+
+#: Where QEMU puts a disk, by libvirt's name for the bus: in Open Firmware, and
+#: in sysfs. For virtio also by the type of the machine.
+PLACES = {
+    'virtio, pc': ('/pci@i0cf8/scsi@4/disk@0,0', '0000:00:04.0/virtio1'),
+    'virtio, q35': ('/pci@i0cf8/pci-bridge@2,3/scsi@0/disk@0,0',
+                    '0000:00:02.3/0000:03:00.0/virtio1'),
+    'scsi': ('/pci@i0cf8/scsi@1f/channel@0/disk@b,1',
+             '0000:00:1f.0/virtio2/host2/target2:0:11/2:0:11:1'),
+    'sata': ('/pci@i0cf8/pci8086,2922@1f,2/drive@2/disk@0',
+             '0000:00:1f.2/ata6/host5/target5:0:0/5:0:0:0'),
+    'ide': ('/pci@i0cf8/ide@1,1/drive@1/disk@1',
+            '0000:00:01.1/ata5/host4/target4:0:1/4:0:1:0'),
+    'usb': ('/pci@i0cf8/usb@1d,7/storage@1/channel@0/disk@0,0',
+            '0000:00:1d.7/usb1/1-1/1-1:1.0/host7/target7:0:0/7:0:0:0'),
+}
+
+
+class BootDiskTestCase(ScriptTestCase):
+    """boot_disk(), in the shells that an initramfs and a guest have."""
+
+    def boot_disk(self) -> str:
+        seen = {self.guest.run(
+            *shell[1:], '-c', f'modprobe() {{ :; }}; . {LIBRARY}/common.sh; '
+            'boot_disk', shell=shell[0]).stdout.strip()
+            for shell in (['dash'], ['busybox', 'sh'], ['bash', '--posix'])}
+        self.assertEqual(1, len(seen), seen)
+        found = seen.pop()
+        for name in ('vda', 'vdb', 'sda', 'sdb'):
+            done = self.guest.run(LIBRARY / 'is-boot-disk', name)
+            self.assertEqual(name == (found or 'vda'), not done.returncode)
+        return found
+
+    def test_each_bus(self) -> None:
+        self.guest.disk('vda', 64, below='0000:00:02.0/virtio0')
+        self.guest.disk('sda', 64, below='0000:00:1f.0/virtio2/host2/'
+                                         'target2:0:1/2:0:1:0')
+        # The first ports of the controllers.
+        for place in ('0000:00:1f.2/ata4', '0000:00:01.1/ata4',
+                      '0000:00:1f.2/ata10'):
+            (self.guest.root / 'sys/devices/pci0000:00' / place).mkdir(
+                parents=True)
+        for bus, (path, place) in PLACES.items():
+            name = 'vdb' if 'virtio' in bus else 'sdb'
+            self.guest.disk(name, 64, below=place)
+            self.guest.boot_order(path, '/pci@i0cf8/scsi@2/disk@0,0')
+            self.assertEqual(name, self.boot_disk(), bus)
+            (self.guest.root / f'sys/block/{name}').unlink()
+        self.guest.boot_order('/pci@i0cf8/scsi@2/disk@0,0')
+        self.assertEqual('vda', self.boot_disk())
+
+    def test_what_is_not_known(self) -> None:
+        self.guest.disk('vda', 64, below='0000:00:02.0/virtio0')
+        self.assertEqual('', self.boot_disk())
+        for first in ('/rom@genroms/linuxboot_dma.bin', '',
+                      '/pci@i0cf8/ethernet@3/ethernet-phy@0',
+                      '/pci@i0cf8/scsi@5/disk@0,0',
+                      '/pci@i0cf8/scsi@2/new@0/disk@0,0'):
+            self.guest.boot_order(first, '/pci@i0cf8/scsi@2/disk@0,0')
+            self.assertEqual('', self.boot_disk(), first)
+        # Two disks by USB.
+        path, place = PLACES['usb']
+        self.guest.boot_order(path)
+        self.guest.disk('sda', 64, below=place)
+        self.guest.disk('sdb', 64, below=place)
+        self.assertEqual('', self.boot_disk())
 
 
 class ChooseRootTestCase(ScriptTestCase):
@@ -199,7 +281,7 @@ class ChooseRootTestCase(ScriptTestCase):
         # busybox prefers its own programs to those in PATH.
         stubs = ''.join(
             f'{name}() {{ {self.guest.bin}/{name} "$@"; }}; '
-            for name in ('mount', 'umount', 'sleep'))
+            for name in ('mount', 'umount', 'sleep', 'modprobe'))
         for shell in (['dash'], ['busybox', 'sh'], ['bash', '--posix']):
             done = self.guest.run(
                 *shell[1:], '-c',
@@ -229,6 +311,46 @@ class ChooseRootTestCase(ScriptTestCase):
             self.assertEqual(
                 {'device': '/dev/pmem0p3', 'option': 'dax=always',
                  'obstacle': '', 'said': ''}, self.choose(root), root)
+
+    def _rescue(self, bus: str, name: str) -> None:
+        """A stable-device rescue: the rescue's disk comes last."""
+        partitions = [(2048, 2048), (4096, 131072), (135168, 131072)]
+        path, place = PLACES[bus]
+        self.guest.disk('vda', 256, *partitions, below='0000:00:02.0/virtio0')
+        self.guest.disk(name, 256, *partitions, below=place)
+        self.guest.tag('vda3', LABEL='img', UUID='1-2-3', TYPE='ext4',
+                       PART_ENTRY_UUID='4-5-6', PART_ENTRY_NAME='root')
+        self.guest.tag(f'{name}3', **self.guest.tags['/dev/vda3'])
+        self.guest.boot_order(path)
+
+    def test_a_rescue_by_the_same_image(self) -> None:
+        for bus, name in (('virtio, q35', 'vdb'), ('scsi', 'sda')):
+            self._rescue(bus, name)
+            for root in ('LABEL=img', 'UUID=1-2-3', 'PARTUUID=4-5-6',
+                         '/dev/disk/by-label/img'):
+                self.assertEqual(
+                    {'device': f'/dev/{name}3', 'option': '', 'obstacle': '',
+                     'said': ''}, self.choose(root))
+            shutil.rmtree(self.guest.root / 'sys/block')
+            shutil.rmtree(self.guest.root / 'sys/devices')
+
+    def test_a_rescue_by_the_same_image_next_to_a_root_on_pmem(self) -> None:
+        self._rescue('virtio, q35', 'vdb')
+        self.guest.virtio_pmem(256 * MIB)
+        self.guest.disk('pmem0', 256, (135168, 131072))
+        self.guest.tag('pmem0p1', **self.guest.tags['/dev/vda3'])
+        self.assertEqual('/dev/vdb3', self.choose()['device'])
+
+    def test_a_rescue_by_another_image(self) -> None:
+        self._rescue('virtio, q35', 'vdb')
+        self.guest.tag('vda3', LABEL='other', UUID='7-8-9', TYPE='ext4')
+        self.assertEqual('/dev/vdb3', self.choose()['device'])
+        self.assertEqual('', self.choose('UUID=7-8-9')['device'])
+
+    def test_firmware_boots_from_the_boot_view(self) -> None:
+        self.root_on_pmem(below='0000:00:02.0/virtio0')
+        self.guest.boot_order('/pci@i0cf8/scsi@2/disk@0,0')
+        self.assertEqual('/dev/pmem0p3', self.choose()['device'])
 
     def test_arguments(self) -> None:
         self.root_on_pmem()

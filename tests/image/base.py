@@ -287,11 +287,11 @@ class BootCase(ImageTestCase):
             booted, rf'(?m)^ok: / \(/dev/{partition}, \w+\) uses DAX')
         self.assertOurDriver(booted)
 
-    def assertOnBlk(self, booted: 'Booted') -> None:
+    def assertOnBlk(self, booted: 'Booted', disk: str = 'vda') -> None:
         device, options = booted.root
-        self.assertEqual('/dev/vda3', device)
+        self.assertEqual(f'/dev/{disk}3', device)
         self.assertNotIn('dax', ' '.join(options))
-        self.assertChecked(booted, '(?m)^note: root is on /dev/vda3, an '
+        self.assertChecked(booted, f'(?m)^note: root is on /dev/{disk}3, an '
                                    'ordinary disk$')
 
     def assertChecked(self, booted: 'Booted', pattern: str) -> None:

@@ -206,12 +206,55 @@ class FirmwareTestCase(base.BootCase):
                        *qemu.virtio_blk(image, 'rescued', boot_index=3),
                        shut_down=True) as booted:
             self.assertOnBlk(booted)
-            mount = 'mount -o nouuid' if 'xfs' in self.options else 'mount'
-            booted.run(f'{mount} /dev/vdb3 /mnt')
+            booted.run(f'{self._mount_of_a_twin()} /dev/vdb3 /mnt')
             booted.run('echo rescued > /mnt/root/from-rescue')
         with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
             self.assertOnPmem(booted)
             self.assertEqual('rescued', booted.run('cat /root/from-rescue'))
+
+    @base.on_demand
+    def test_a_rescue_that_keeps_the_servers_devices(self) -> None:
+        """Stable-device rescue: the rescue's disk comes last and boots first.
+
+        All disks are ordinary, and have the same labels and UUIDs.
+        """
+        image = self.disk()
+        rescue = self.disk(name='rescue')
+        disks = [*qemu.virtio_blk(image, 'rescued', boot_index=-1),
+                 *qemu.virtio_blk(rescue, 'rescue', boot_index=1)]
+        for firmware in ([], self._efi()):
+            with self.boot(*disks, *firmware, shut_down=True) as booted:
+                self.assertOnBlk(booted, 'vdb')
+                for name in ('label/ESP', 'partlabel/root'):
+                    self.assertIn('/dev/vdb', booted.run(
+                        f'readlink -f /dev/disk/by-{name}'))
+                if not firmware:
+                    mount = self._mount_of_a_twin()
+                    booted.run(f'{mount} /dev/vda3 /mnt')
+                    booted.run('echo rescued > /mnt/root/from-rescue')
+                    booted.run('umount /mnt')
+        with self.boot(*qemu.boot_view(image), *qemu.pmem(image)) as booted:
+            self.assertOnPmem(booted)
+            self.assertEqual('rescued', booted.run('cat /root/from-rescue'))
+
+    @base.on_demand
+    def test_a_rescue_by_another_image(self) -> None:
+        """It has the same label, as images of diskimage-builder do."""
+        image = self.disk()
+        rescue = self.disk(name='rescue')
+        if 'xfs' in self.options:
+            self.skipTest('xfs_admin works on block devices only')
+        offset = base.root_partition(image)['start'] * 512
+        subprocess.run(
+            ['/sbin/tune2fs', '-U', 'random', f'{image}?offset={offset}'],
+            check=True, capture_output=True)
+        with self.boot(*qemu.virtio_blk(image, 'rescued', boot_index=-1),
+                       *qemu.virtio_blk(rescue, 'rescue', boot_index=1)
+                       ) as booted:
+            self.assertOnBlk(booted, 'vdb')
+
+    def _mount_of_a_twin(self) -> str:
+        return 'mount -o nouuid' if 'xfs' in self.options else 'mount'
 
     def _rebuild_initramfs(self, image: pathlib.Path) -> None:
         """Run what the package manager runs for a new kernel.

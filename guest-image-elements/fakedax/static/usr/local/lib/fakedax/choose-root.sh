@@ -30,42 +30,68 @@ tag_of() {
     blkid -p -s "$tag" -o value "$1" 2> /dev/null
 }
 
-# pmem_with TAG VALUE: prints the pmem disks and partitions that carry this tag.
-pmem_with() {
-    for disk in $(pmem_disks); do
+# devices_with TAG VALUE DISK...: prints those of the disks, and of their partitions,
+# that carry this tag.
+devices_with() {
+    tag_name=$1
+    value=$2
+    shift 2
+    for disk in "$@"; do
         for directory in "$ROOT_DIR/sys/block/$disk" \
-            "$ROOT_DIR/sys/block/$disk/$disk"p*; do
+            "$ROOT_DIR/sys/block/$disk/$disk"*; do
             if [ -e "$directory" ] &&
-                [ "$(tag_of "/dev/${directory##*/}" "$1")" = "$2" ]; then
+                [ "$(tag_of "/dev/${directory##*/}" "$tag_name")" = "$value" ]
+            then
                 echo "${directory##*/}"
             fi
         done
     done
 }
 
-# root_candidates SPECIFICATION: prints the pmem devices that root= may mean.
+# root_candidates SPECIFICATION DISK...: prints what of these disks root= may mean by a
+# tag.
 root_candidates() {
-    case $1 in
+    specification=$1
+    shift
+    case $specification in
         LABEL=* | UUID=* | PARTLABEL=* | PARTUUID=*)
-            value=${1#*=}
+            value=${specification#*=}
             value=${value#\"}
-            pmem_with "${1%%=*}" "${value%\"}"
+            devices_with "${specification%%=*}" "${value%\"}" "$@"
             ;;
-        /dev/disk/by-label/*) pmem_with LABEL "${1##*/}" ;;
-        /dev/disk/by-uuid/*) pmem_with UUID "${1##*/}" ;;
-        /dev/disk/by-partlabel/*) pmem_with PARTLABEL "${1##*/}" ;;
-        /dev/disk/by-partuuid/*) pmem_with PARTUUID "${1##*/}" ;;
-        /dev/pmem*) echo "${1#/dev/}" ;;
+        /dev/disk/by-label/*) devices_with LABEL "${specification##*/}" "$@" ;;
+        /dev/disk/by-uuid/*) devices_with UUID "${specification##*/}" "$@" ;;
+        /dev/disk/by-partlabel/*)
+            devices_with PARTLABEL "${specification##*/}" "$@"
+            ;;
+        /dev/disk/by-partuuid/*)
+            devices_with PARTUUID "${specification##*/}" "$@"
+            ;;
+    esac
+}
+
+# pmem_candidates SPECIFICATION: prints the pmem devices that root= may mean.
+pmem_candidates() {
+    case $1 in
+        /dev/disk/*) ;;
+        /dev/pmem*)
+            echo "${1#/dev/}"
+            return
+            ;;
         /dev/*)
             # A name such as /dev/vda1 may be the boot view's.
             if is_boot_view "${1#/dev/}"; then
                 uuid=$(tag_of "$1" UUID)
                 if [ -n "$uuid" ]; then
-                    pmem_with UUID "$uuid"
+                    # shellcheck disable=SC2046 # one word per disk
+                    devices_with UUID "$uuid" $(pmem_disks)
                 fi
             fi
+            return
             ;;
     esac
+    # shellcheck disable=SC2046 # one word per disk
+    root_candidates "$1" $(pmem_disks)
 }
 
 # mounts_with DEVICE TYPE OPTION: whether the file system mounts with this option.
@@ -82,19 +108,28 @@ mounts_with() {
     umount "$ROOT_DIR/run/fakedax/try"
 }
 
-# choose_root SPECIFICATION: sets CHOSEN to the pmem device that holds the root, or
-# empty to change nothing; OPTION to the mount option, or empty for none; OBSTACLE to
-# what kept root from DAX, or empty if nothing did.
+# choose_root SPECIFICATION: sets CHOSEN to the device that holds the root, or empty to
+# change nothing; OPTION to the mount option, or empty for none; OBSTACLE to what kept
+# root from DAX, or empty if nothing did.
 choose_root() {
     CHOSEN=
     OPTION=
     OBSTACLE=
+    # A rescued server has two disks, often with the same tags. Root is on the one that
+    # firmware has booted from; of a disk on fake DAX that is the boot view.
+    booted=$(boot_disk)
+    if [ -n "$booted" ] && ! is_boot_view "$booted"; then
+        for name in $(root_candidates "$1" "$booted"); do
+            CHOSEN=/dev/$name
+            return
+        done
+    fi
     devices=$(count_virtio_pmem)
     if [ "$devices" -eq 0 ] && [ "$(count_pmem_disks)" -eq 0 ]; then
         return
     fi
     wait_for_pmem "$devices"
-    candidates=$(root_candidates "$1")
+    candidates=$(pmem_candidates "$1")
     if [ -z "$candidates" ]; then
         return
     fi

@@ -55,6 +55,91 @@ is_boot_view() {
     [ "$(attribute "/sys/block/$(disk_of "$1")/serial")" = fakedax-boot ]
 }
 
+# boot_disk: prints the disk that firmware has booted from; nothing if that is not
+# known, as where firmware was not to boot from a disk.
+boot_disk() {
+    pattern=$(boot_disk_pattern)
+    found=
+    for disk in "$ROOT_DIR"/sys/block/vd* "$ROOT_DIR"/sys/block/sd*; do
+        # shellcheck disable=SC2254 # it is a pattern
+        case $(readlink -f "$disk") in
+            $pattern) found="$found ${disk##*/}" ;;
+        esac
+    done
+    # Of several disks of one controller it is not known which.
+    case ${found# } in
+        *' '*) ;;
+        ?*) echo "${found# }" ;;
+    esac
+}
+
+# boot_disk_pattern: prints a pattern for the path in sysfs of the disk that QEMU has
+# its firmware boot first. QEMU names it by its path in Open Firmware, such as
+# /pci@i0cf8/pci-bridge@2,1/scsi@0/disk@0,0 (docs/specs/fw_cfg.rst, "bootorder").
+boot_disk_pattern() {
+    file=/sys/firmware/qemu_fw_cfg/by_name/bootorder/raw
+    if ! [ -e "$ROOT_DIR$file" ]; then
+        modprobe -q qemu_fw_cfg 2> /dev/null || true
+    fi
+    path=$(attribute "$file" | tr -d '\0' | head -n 1)
+    directory=$ROOT_DIR/sys/devices/pci0000:00
+    case $path in
+        /pci@*/*) path=${path#/*/} ;;
+        *) return ;;
+    esac
+    while true; do
+        node=${path%%/*}
+        path=${path#*/}
+        directory=$(pci_child "$directory" "${node#*@}")
+        if [ -z "$directory" ]; then
+            return
+        fi
+        first=${path%%/*}
+        last=${path#*/disk@}
+        case $path in
+            # virtio-blk
+            disk@*) echo "$directory/*" ;;
+            # SCSI: channel, target and LUN
+            channel@*/disk@*,*)
+                channel=$((0x${first#*@}))
+                echo "$directory/*:$channel:$((0x${last%,*})):$((0x${last#*,}))/*"
+                ;;
+            # SATA and IDE: port, and unit on it
+            drive@*/disk@*)
+                port=$(($(first_port "$directory") + 0x${first#*@}))
+                echo "$directory/ata$port/*:0:$((0x$last)):0/*"
+                ;;
+            # USB
+            hub@* | storage@*) echo "$directory/*" ;;
+            */*) continue ;;
+        esac
+        return
+    done
+}
+
+# pci_child DIRECTORY ADDRESS: prints the directory of a PCI device below a bridge, by
+# its slot and function in the form of Open Firmware: "1f,2"; "3" for function 0.
+pci_child() {
+    case $2 in
+        *,*) address=$2 ;;
+        *) address=$2,0 ;;
+    esac
+    address=0${address%,*}.${address#*,}
+    for child in "$1"/*:"${address#"${address%??.*}"}"; do
+        if [ -e "$child" ]; then
+            echo "$child"
+        fi
+    done
+}
+
+# first_port DIRECTORY: prints the number that the kernel has given to the first port of
+# a controller of SATA or IDE.
+first_port() {
+    for child in "$1"/ata*; do
+        echo "${child##*/ata}"
+    done | sort -n | head -n 1
+}
+
 # root_mount: prints the device that root is on, and the type of its file system;
 # nothing if /proc/mounts does not say.
 root_mount() {

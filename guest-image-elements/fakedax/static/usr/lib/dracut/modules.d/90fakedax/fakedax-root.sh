@@ -3,9 +3,9 @@
 # sysroot.mount, which systemd has made from the kernel's command line.
 
 # shellcheck source=guest-image-elements/fakedax/static/usr/local/lib/fakedax/common.sh
-. /lib/fakedax/common.sh
+. /usr/local/lib/fakedax/common.sh
 # shellcheck source=guest-image-elements/fakedax/static/usr/local/lib/fakedax/choose-root.sh
-. /lib/fakedax/choose-root.sh
+. /usr/local/lib/fakedax/choose-root.sh
 
 # Until udev has settled, names of the root may still lead to the boot view.
 udevadm settle --timeout=10

@@ -16,21 +16,22 @@ function depends {
 # called by dracut
 function installkernel {
     hostonly='' instmods virtio_pci virtio_blk virtio_pmem nd_virtio nd_pmem \
-        nd_btt libnvdimm ext4 xfs
+        nd_btt libnvdimm qemu_fw_cfg ext4 xfs
 }
 
 # called by dracut
 # shellcheck disable=SC2154  # dracut sets these variables
 function install {
     local file
-    inst_multiple blkid cat grep mkdir mount sleep systemctl tr udevadm umount \
-        wc
+    inst_multiple blkid cat grep head mkdir modprobe mount readlink sleep sort \
+        systemctl tr udevadm umount wc
     for file in common.sh choose-root.sh; do
-        inst_simple "/usr/local/lib/fakedax/$file" "/lib/fakedax/$file"
+        inst_simple "/usr/local/lib/fakedax/$file"
     done
+    inst_script /usr/local/lib/fakedax/is-boot-disk
     # Not inst_rules, which looks below /etc only where hostonly is set.
     inst_simple /etc/udev/rules.d/59-fakedax.rules
-    inst_script "$moddir/fakedax-root.sh" /lib/fakedax/fakedax-root
+    inst_script "$moddir/fakedax-root.sh" /usr/local/lib/fakedax/fakedax-root
     inst_simple "$moddir/fakedax-root.service" \
         "$systemdsystemunitdir/fakedax-root.service"
     "${SYSTEMCTL:-systemctl}" -q --root "$initdir" add-wants initrd.target \
