@@ -56,9 +56,11 @@ class RefusalTestCase(base.BaseTestCase):
     def make(self, *, label: str = 'gpt', start: int = 4096,
              mkfs: tuple[str, ...] = ('mkfs.ext4', '-b', '4096'),
              release: str = DEBIAN, kernel: str | None = KERNEL,
-             version: str = SAFE, mib: int = 32) -> None:
+             version: str = SAFE, mib: int = 32,
+             files: dict[str, str] | None = None) -> None:
         """An image whose only partition is a root.
 
+        :param files: more files, by their paths below root
         :param kernel: the configuration of its kernel
         :param version: the distribution's version of that kernel
         """
@@ -66,7 +68,8 @@ class RefusalTestCase(base.BaseTestCase):
         for name in ('proc', 'sys', 'dev', 'run', 'tmp'):
             (root / name).mkdir(parents=True)
         for name, text in (('etc/os-release', release),
-                           ('boot/config-6.1.0-1-test', kernel)):
+                           ('boot/config-6.1.0-1-test', kernel),
+                           *(files or {}).items()):
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if text is not None:
@@ -131,6 +134,30 @@ class RefusalTestCase(base.BaseTestCase):
     def test_ext4_with_small_blocks(self) -> None:
         self.make(mkfs=('mkfs.ext4', '-b', '1024'))
         self.assertRefused('blocks of 1024 bytes', 'allowed: 4096')
+
+    def test_ext4_with_data_in_inodes(self) -> None:
+        self.make(mkfs=('mkfs.ext4', '-b', '4096', '-O', 'inline_data'))
+        self.assertRefused('inline_data', 'allowed: ')
+
+    def test_ext4_with_data_in_the_journal(self) -> None:
+        self.make()
+        self.run_tool('tune2fs', '-o', 'journal_data',
+                      f'{self.image}?offset={4096 * SECTOR}')
+        self.assertRefused('data=journal', 'default', 'tune2fs -o')
+
+    def test_options_of_root_that_exclude_dax(self) -> None:
+        for name, text, expected in (
+                ('etc/default/grub.d/50.cfg', 'GRUB_CMDLINE_LINUX="ro '
+                 'rootflags=noatime,data=journal"\n',
+                 'rootflags=noatime,data=journal'),
+                ('etc/fstab', 'LABEL=img / ext4 rw,data=journal 0 1\n',
+                 'rw,data=journal'),
+                ('etc/fstab', 'LABEL=img / ext4 dax=inode 0 1\n',
+                 'dax=inode')):
+            self.make(files={name: text})
+            self.assertRefused(expected, 'allowed: ')
+            shutil.rmtree(self.directory / 'root')
+            self.image.unlink()
 
     def test_xfs_with_reflink(self) -> None:
         self.make(mkfs=('mkfs.xfs', '-m', 'reflink=1'), mib=320)

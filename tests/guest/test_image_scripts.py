@@ -69,6 +69,7 @@ class Guest:
         self.tags: dict[str, dict[str, str]] = {}
         self.statx(DAX)
         self.stub('stat', 'echo 4096')
+        self.stub('tune2fs', 'echo "Filesystem features:      has_journal"')
         self.stub('mount')
         self.stub('umount')
         self.stub('sleep')
@@ -717,10 +718,70 @@ class ReportTestCase(ScriptTestCase):
         self.root_on_pmem()
         self.guest.mounts('/dev/pmem0p3 / ext4 rw,dax=always 0 0')
         self.guest.statx(0)
+        self._chose('/dev/pmem0p3', option='dax=always')
         self.assertWrong(
-            '/ (/dev/pmem0p3, ext4) does not use DAX: it is not mounted with '
-            'dax=always: rebuild the initramfs and reboot, or mount it with '
-            'that option')
+            '/ (/dev/pmem0p3, ext4) does not use DAX: its files do not, '
+            'although the initramfs has mounted it with dax=always: look for '
+            "ext4 in the kernel's log")
+
+    def _chose(self, device: str, option: str = '',
+               obstacle: str = '') -> None:
+        """Write what the initramfs writes down."""
+        self.guest.write('run/fakedax/root', f'device={device}\n'
+                         f'option={option}\nobstacle={obstacle}\n')
+
+    def test_an_initramfs_without_the_choice(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: the initramfs has not '
+            'chosen it: rebuild the initramfs and reboot')
+
+    def test_a_refusal_by_the_kernel(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self._chose('/dev/pmem0p3', obstacle='filesystem')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: the kernel did not '
+            'mount it with dax=always: look for ext4 in its log')
+
+    def test_inline_data(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self._chose('/dev/pmem0p3', obstacle='filesystem')
+        self.guest.stub('tune2fs', 'echo "Filesystem features:      '
+                        'has_journal extent inline_data sparse_super"')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: its ext4 may keep files '
+            'in inodes (inline_data): make it again with mkfs.ext4 -b 4096 -O '
+            '^inline_data')
+
+    def test_data_in_the_journal(self) -> None:
+        self.root_on_pmem()
+        self.guest.statx(0)
+        self._chose('/dev/pmem0p3', obstacle='filesystem')
+        self.guest.mounts('/dev/pmem0p3 / ext4 rw,relatime,data=journal 0 0')
+        self.assertWrong(
+            '/ (/dev/pmem0p3, ext4) does not use DAX: it is mounted with '
+            'data=journal: take that out of /etc/fstab, of rootflags= on the '
+            "kernel's command line and of its default options (tune2fs -o "
+            '^journal_data /dev/pmem0p3)')
+
+    def test_another_file_system_that_is_mounted_without_dax(self) -> None:
+        self.root_on_pmem()
+        self.guest.disk('pmem1', 512)
+        self.guest.statx(0)
+        self.guest.write('srv/file', '')
+        for options, reason in (
+                ('rw', 'it is mounted without DAX: mount it with dax=always; '
+                       'if the kernel refuses that, its log says why'),
+                ('rw,dax=inode', 'it is mounted with dax=inode and its files '
+                                 'do not carry the flag: run chattr -R +x '
+                                 '/srv')):
+            self.guest.mounts('/dev/vda3 / ext4 rw 0 0',
+                              f'/dev/pmem1 /srv ext4 {options} 0 0')
+            self.assertWrong('/srv (/dev/pmem1, ext4) does not use DAX: '
+                             f'{reason}')
 
     def test_without_a_way_to_tell(self) -> None:
         self.root_on_pmem()
