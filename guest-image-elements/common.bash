@@ -76,9 +76,42 @@ for part in json.load(sys.stdin)["partitiontable"].get("partitions", []):
 '
 }
 
-# root_partition IMAGE: prints that line for root, which is the largest partition.
+# root_partition IMAGE: prints that line for root: the partition with a distribution, or
+# the largest one if none has any.
 function root_partition {
-    partitions "$1" | sort --key 3,3n | tail -n 1
+    local number start size type largest=
+    while read -r number start size type; do
+        if holds_distribution "$1" "$start" "$size"; then
+            echo "$number $start $size $type"
+            return
+        fi
+        : "${largest:=$number $start $size $type}"
+    done < <(partitions "$1" | sort --key 3,3nr)
+    echo "$largest"
+}
+
+# holds_distribution IMAGE START SIZE: mounts the partition, where nobody else sees it
+# and without a replay of its journal, and looks for a distribution's name.
+function holds_distribution {
+    # shellcheck disable=SC2016  # the other shell expands it
+    unshare --mount --propagation private bash -euc '
+        . "$1"
+        shift
+        mount_partition "$@" /mnt ro,noload \
+            || mount_partition "$@" /mnt ro,norecovery,nouuid
+        [[ -e /mnt/etc/os-release || -L /mnt/etc/os-release ]]
+        ' - "${BASH_SOURCE[0]}" "$@" 2>/dev/null
+}
+
+# must_mount_images: whether this machine can.
+function must_mount_images {
+    unshare --mount true 2>/dev/null \
+        || fail "may not mount anything here, even as root; allowed: a machine," \
+            "or a privileged container"
+    losetup --find >/dev/null 2>&1 \
+        || fail "there is no loop device to mount images by; allowed: a kernel" \
+            "that has them (modprobe loop), a container with /dev/loop-control" \
+            "and /dev/loop0 and so on"
 }
 
 # partition_with IMAGE TAG VALUE: prints start and size of the partition that has

@@ -28,6 +28,7 @@ from oslotest import base
 from lab import paths
 
 CONVERT = paths.ROOT / 'guest-image-elements/convert'
+CHECK = paths.ROOT / 'guest-image-elements/check'
 
 MIB = 1024 * 1024
 SECTOR = 512
@@ -57,10 +58,11 @@ class RefusalTestCase(base.BaseTestCase):
              mkfs: tuple[str, ...] = ('mkfs.ext4', '-b', '4096'),
              release: str = DEBIAN, kernel: str | None = KERNEL,
              version: str = SAFE, mib: int = 32,
-             files: dict[str, str] | None = None) -> None:
+             files: dict[str, str] | None = None, var_mib: int = 0) -> None:
         """An image whose only partition is a root.
 
         :param files: more files, by their paths below root
+        :param var_mib: make another partition of this size, labelled "var"
         :param kernel: the configuration of its kernel
         :param version: the distribution's version of that kernel
         """
@@ -80,10 +82,15 @@ class RefusalTestCase(base.BaseTestCase):
             bytes(0x300 - 0x210) +
             f'6.1.0-1-test (x@y) #1 SMP {version} (2026-11-20)\0'.encode())
         with self.image.open('wb') as f:
-            f.truncate((mib + 4) * MIB)
+            f.truncate((mib + var_mib + 4) * MIB)
         self.run_tool('sfdisk', self.image, input=(
-            f'label: {label}\nstart={start}, size={mib * MIB // SECTOR}\n'))
+            f'label: {label}\nstart={start}, size={mib * MIB // SECTOR}\n' + (
+                f'size={var_mib * MIB // SECTOR}\n' if var_mib else '')))
         offset = start * SECTOR
+        if var_mib:
+            self.run_tool('mkfs.ext4', '-q', '-F', '-L', 'var', '-E',
+                          f'offset={offset + mib * MIB}', self.image,
+                          f'{var_mib}M')
         if mkfs[0] == 'mkfs.ext4':
             self.run_tool(*mkfs, '-q', '-F', '-d', root, '-E',
                           f'offset={offset}', self.image, f'{mib}M')
@@ -126,6 +133,46 @@ class RefusalTestCase(base.BaseTestCase):
         self.assertEqual(1, done.returncode)
         self.assertNotIn('allowed:', done.stderr)
         self.assertIn("chroot: failed to run command", done.stderr)
+
+    def test_root_is_not_the_largest_partition(self) -> None:
+        self.make(var_mib=64)
+        done = self.convert(self.image, '--driver', 'kernel')
+        self.assertIn("chroot: failed to run command", done.stderr)
+
+    def test_a_partition_of_its_own_for_var(self) -> None:
+        for line in ('LABEL=var /var ext4 defaults 0 2',
+                     '/dev/vda2 /var ext4 defaults 0 2'):
+            # What is not in the image does not matter.
+            self.make(var_mib=64, files={'etc/fstab': (
+                'LABEL=img / ext4 defaults 0 1\n# /dev/vda1 /old ext4\n'
+                f'LABEL=volume /srv ext4 nofail 0 2\n{line}\n')})
+            self.assertRefused('partitions of their own for /var;',
+                               'allowed: ')
+            shutil.rmtree(self.directory / 'root')
+            self.image.unlink()
+
+    def test_a_machine_that_may_not_mount(self) -> None:
+        self.make()
+        for tool in (CONVERT, CHECK):
+            done = subprocess.run(
+                ['setpriv', '--bounding-set', '-sys_admin', tool, self.image],
+                text=True, capture_output=True)
+            self.assertNotEqual(0, done.returncode)
+            self.assertEqual(
+                f'{tool.name}: may not mount anything here, even as root; '
+                'allowed: a machine, or a privileged container\n',
+                done.stderr)
+
+    def test_a_machine_without_loop_devices(self) -> None:
+        self.make()
+        hide = ('for name in /dev/loop*; do mount --bind /dev/null $name; '
+                'done; exec "$@"')
+        for tool in (CONVERT, CHECK):
+            done = subprocess.run(
+                ['unshare', '--mount', 'sh', '-ec', hide, '-', tool,
+                 self.image], text=True, capture_output=True)
+            self.assertNotEqual(0, done.returncode)
+            self.assertIn(f'{tool.name}: there is no loop device', done.stderr)
 
     def test_root_off_alignment(self) -> None:
         self.make(start=4097)
