@@ -1268,6 +1268,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dev);
     VirtIOPMEM *pmem = VIRTIO_PMEM(dev);
+    uint64_t memmap_end;
 
     if (!virtio_pmem_get_memory_region(pmem, errp) ||
         !virtio_pmem_check_werror(pmem, errp)) {
@@ -1285,6 +1286,8 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
         return;
     }
     virtio_pmem_advise(pmem);
+    /* Reading it caches a page, which is dropped with the others. */
+    memmap_end = virtio_pmem_memmap_end(pmem);
     if (pmem->drop_cache) {
         /*
          * Linux keeps the pages that a sync could not write, and they look
@@ -1292,7 +1295,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
          */
         virtio_pmem_drop_clean(pmem);
     }
-    virtio_pmem_prepare_memmap(pmem);
+    virtio_pmem_prepare_memmap(pmem, memmap_end);
     pmem->ram = (uintptr_t)memory_region_get_ram_ptr(&pmem->memdev->mr);
     pstrcpy(pmem->name, sizeof(pmem->name), virtio_pmem_id(pmem));
     virtio_pmem_register_writeback();
