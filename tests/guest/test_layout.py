@@ -22,9 +22,11 @@ import re
 
 from oslo_utils import units
 
+from lab import guest
 from lab.machine import qemu
 from nova_fakedax import layout
 from tests.guest import test_guest
+from tests.paravirt import committing
 
 
 class LayoutTest(test_guest.GuestTestCase):
@@ -41,13 +43,6 @@ class LayoutTest(test_guest.GuestTestCase):
         source.write_bytes(content)
         layout.make(str(path), str(source), len(content), True)
         return path, content
-
-    def view(self, image: pathlib.Path) -> list[str]:
-        """The boot view, with the slice that libvirt makes of the XML."""
-        found = layout.read(str(image))
-        return [f'{option},offset={found.offset},size={found.size}'
-                if option.startswith('driver=raw') else option
-                for option in qemu.boot_view(image)]
 
     def memory_mib(self, machine: qemu.Machine) -> int:
         text = machine.agent.run('cat /proc/meminfo', check=True).stdout
@@ -101,9 +96,21 @@ class LayoutTest(test_guest.GuestTestCase):
             self.assertEqual({}, self.namespaces(machine))
             self.assertGreater(left[1] - self.memory_mib(machine), 10)
 
+    def test_linux_6_12_reads_the_block(self) -> None:
+        self.guest = guest.build(kernel_package=committing.package('6.12'))
+        with qemu.Machine(*self.direct_kernel(),
+                          *qemu.pmem(self.make(1, True))) as machine:
+            self.assertOnPmem(self.boot(machine))
+            machine.agent.wait_ready()
+            self.assertIn(' 6.12.', machine.agent.run(
+                'cat /proc/version', check=True).stdout)
+            self.assertEqual({'namespace0.0': ('pmem', units.Gi)},
+                             self.namespaces(machine))
+
     def test_firmware_boots_from_the_view_of_the_content(self) -> None:
         image = self.make(1, True)
-        with qemu.Machine(*self.view(image), *qemu.pmem(image)) as machine:
+        with qemu.Machine(*qemu.boot_view(image),
+                          *qemu.pmem(image)) as machine:
             self.assertOnPmem(self.boot(machine))
 
     def test_a_converted_and_grown_disk_boots_with_its_files(self) -> None:
