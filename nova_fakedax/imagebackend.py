@@ -94,6 +94,10 @@ def image_paths(instance: ty.Any) -> list[str]:
             if wanted.wants(path)]
 
 
+class CopyFailed(exception.NovaException):
+    msg_fmt = _('Cannot copy %(path)s: %(reason)s')
+
+
 #: How the images of :func:`copied` are made, by their paths.
 _copied: contextvars.ContextVar[Mapping[str, tuple[int, bool]]] = (
     contextvars.ContextVar('fakedax_copied', default={}))
@@ -125,11 +129,15 @@ def copy(path: str, source: str) -> bool:
 
     :param path: of the copy, which is the path of the image by then
     :returns: whether it is
+    :raises CopyFailed: names the image
     """
     if path not in _copied.get():
         return False
     size, memmap = _copied.get()[path]
-    utils.tpool_wrap(layout).copy(path, source, size, memmap)
+    try:
+        utils.tpool_wrap(layout).copy(path, source, size, memmap)
+    except OSError as exc:
+        raise CopyFailed(path=source, reason=exc.strerror)
     return True
 
 

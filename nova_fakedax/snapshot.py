@@ -33,7 +33,6 @@ from nova.compute import task_states
 from nova.compute import vm_states
 from nova import context as nova_context
 from nova import exception
-from nova.i18n import _
 from nova import objects
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
@@ -55,10 +54,6 @@ _TASKS = frozenset({
     task_states.IMAGE_SNAPSHOT, task_states.IMAGE_SNAPSHOT_PENDING,
     task_states.IMAGE_BACKUP, task_states.IMAGE_PENDING_UPLOAD,
     task_states.IMAGE_UPLOADING})
-
-
-class CopyFailed(exception.NovaException):
-    msg_fmt = _('Cannot copy %(path)s: %(reason)s')
 
 
 def stop_vcpus(host: libvirt_host.Host, guest: libvirt_guest.Guest) -> bool:
@@ -132,7 +127,7 @@ def take(
     :param image_format: that of the copy, as qemu-img names it
     :param nothing_stored: entered while the image must not change
     :raises nova.exception.ImageUnacceptable: qemu-img cannot copy it
-    :raises CopyFailed: it cannot be copied
+    :raises imagebackend.CopyFailed: it cannot be copied
     :raises nova_fakedax.layout.InvalidLayout: the guest has damaged its info
         block
     """
@@ -157,13 +152,14 @@ def _clone_file(path: str, out_path: str) -> Iterator[ty.IO[bytes]]:
 
     Has no name, so that it ends with this process, however that ends.
 
-    :raises CopyFailed: it cannot be made, or another file has an error
+    :raises imagebackend.CopyFailed: it cannot be made, or another file has an
+        error
     """
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(out_path)) as clone:
             yield clone
     except OSError as exc:
-        raise CopyFailed(path=path, reason=exc.strerror)
+        raise imagebackend.CopyFailed(path=path, reason=exc.strerror)
 
 
 def _clone(

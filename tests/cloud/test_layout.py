@@ -141,7 +141,8 @@ class LargeDiskTest(LayoutTestCase):
     def test_100_gib_on_a_flavor_of_256_mib(self) -> None:
         space = os.statvfs(host.HOSTS[0].path(host.INSTANCES))
         if space.f_bavail * space.f_frsize < 220 << 30:
-            self.skipTest('needs "lab/cloud up --storage 300"')
+            self.skipTest('the shared storage has less than 220 GiB; start '
+                          'with "lab/cloud up --storage 300"')
         # A raw image of 100 GiB may not fit into Glance's storage.
         self.configure({'libvirt': {'snapshot_image_format': 'qcow2'}})
         server = self.create(

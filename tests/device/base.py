@@ -28,6 +28,7 @@ import testtools
 
 from lab import guest
 from lab.machine import emulators
+from lab import paths
 from lab import wait
 from tests.device import backing
 from tests.device import driver
@@ -70,6 +71,15 @@ class DeviceTestCase(base.BaseTestCase):
         with self.image.open('wb') as file:
             file.write(b'A' * size)
         return self.image
+
+    def put_image_on_disk(self) -> None:
+        """Have the image where pages become dirty and files have holes.
+
+        Temporary files may be in RAM.
+        """
+        directory = pathlib.Path(tempfile.mkdtemp(dir=paths.STATE))
+        self.addCleanup(shutil.rmtree, directory)
+        self.image = directory / 'image'
 
     def make_guest_image(self, size: int) -> guest.Guest:
         """Make an image of this size, with the test guest's root on it."""

@@ -206,6 +206,12 @@ class Emulator:
                     f'migration after {timeout} s: {state}, {info}')
             time.sleep(0.01)
 
+    def io(self, name: str) -> int:
+        """A count of bytes that Linux keeps of QEMU, see proc_pid_io(5)."""
+        fields = dict(line.split(': ') for line in pathlib.Path(
+            f'/proc/{self.process.pid}/io').read_text().splitlines())
+        return int(fields[name])
+
     def mapping_flags(self, path: pathlib.Path) -> list[str]:
         """The flags of QEMU's mapping of a file, see proc_pid_smaps(5)."""
         maps = pathlib.Path(f'/proc/{self.process.pid}/smaps').read_text()

@@ -14,18 +14,13 @@
 
 import itertools
 import os
-import pathlib
-import shutil
 import struct
-import tempfile
 
 from lab.machine import pagecache
-from lab import paths
 from nova_fakedax import layout
 import testscenarios
 
 from tests.device import base
-from tests.device import emulator
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
@@ -48,10 +43,7 @@ class MemmapTestCase(base.DeviceTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        # Temporary files may be in RAM, which can do none of this.
-        directory = pathlib.Path(tempfile.mkdtemp(dir=paths.STATE))
-        self.addCleanup(shutil.rmtree, directory)
-        self.image = directory / 'image'
+        self.put_image_on_disk()
 
     def make_memmap_image(
         self, block: bytes | None = None
@@ -70,11 +62,6 @@ class MemmapTestCase(base.DeviceTestCase):
     def parts(self) -> tuple[bytes, bytes]:
         image = self.image.read_bytes()
         return image[MEMMAP:LAYOUT.offset], image[LAYOUT.offset:]
-
-    def io(self, vm: emulator.Emulator, name: str) -> int:
-        """A count of QEMU's, see proc_pid_io(5)."""
-        return int(dict(line.split(': ') for line in pathlib.Path(
-            f'/proc/{vm.process.pid}/io').read_text().splitlines())[name])
 
     def assertKept(self, block: bytes | None = None, **start: str) -> None:
         before = self.make_memmap_image(block)
@@ -109,19 +96,19 @@ class MemmapTestCase(base.DeviceTestCase):
     def test_stores_do_not_read_the_old_memmap(self) -> None:
         self.make_memmap_image()
         vm = self.start_vm(self.image)
-        before = self.io(vm, 'read_bytes')
+        before = vm.io('read_bytes')
         for offset in range(MEMMAP, LAYOUT.offset, base.PAGE):
             vm.qtest.write_bytes(self.memaddr(vm) + offset, b'B')
-        self.assertEqual(0, self.io(vm, 'read_bytes') - before)
+        self.assertEqual(0, vm.io('read_bytes') - before)
 
     def test_a_store_dirties_one_page_whatever_the_content_has(self) -> None:
         self.make_memmap_image()
         vm = self.start_vm(self.image, device='huge-pages=on')
         for offset in range(MEMMAP, LAYOUT.offset, base.PAGE):
             vm.qtest.read_bytes(self.memaddr(vm) + offset, 1)
-        before = self.io(vm, 'write_bytes')
+        before = vm.io('write_bytes')
         vm.qtest.write_bytes(self.memaddr(vm) + LAYOUT.offset // 2, b'B')
-        self.assertEqual(base.PAGE, self.io(vm, 'write_bytes') - before)
+        self.assertEqual(base.PAGE, vm.io('write_bytes') - before)
 
     def test_memmap_of_an_incoming_guest_is_kept(self) -> None:
         before = self.make_memmap_image()

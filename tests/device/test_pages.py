@@ -12,16 +12,10 @@
 
 """The size of the pages in which the host caches and writes the image."""
 
-import pathlib
-import shutil
-import tempfile
-
 from lab.machine import pagecache
-from lab import paths
 import testscenarios
 
 from tests.device import base
-from tests.device import emulator
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
@@ -32,23 +26,14 @@ class PageSizeTestCase(base.DeviceTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        # Temporary files may be in RAM, where nothing is ever dirty.
-        directory = pathlib.Path(tempfile.mkdtemp(dir=paths.STATE))
-        self.addCleanup(shutil.rmtree, directory)
-        self.image = directory / 'image'
-
-    def dirtied(self, vm: emulator.Emulator) -> int:
-        """The bytes that QEMU has made dirty, see proc_pid_io(5)."""
-        fields = dict(line.split(': ') for line in pathlib.Path(
-            f'/proc/{vm.process.pid}/io').read_text().splitlines())
-        return int(fields['write_bytes'])
+        self.put_image_on_disk()
 
     def test_a_store_dirties_one_page(self) -> None:
         pagecache.evict(self.make_image())
         vm = self.start_vm(self.image)
-        before = self.dirtied(vm)
+        before = vm.io('write_bytes')
         vm.qtest.write_bytes(self.memaddr(vm) + base.SIZE // 2, b'B')
-        self.assertEqual(base.PAGE, self.dirtied(vm) - before)
+        self.assertEqual(base.PAGE, vm.io('write_bytes') - before)
 
     def test_huge_pages_can_be_turned_on(self) -> None:
         vm = self.start_vm(self.make_image(), device='huge-pages=on')

@@ -205,6 +205,12 @@ class CopiedTest(BackendTestCase):
             os.mkdir(directory)
             self.assertFalse(imagebackend.copy(path + '.info', moved))
             self.assertTrue(imagebackend.copy(path, moved))
+            error = OSError(errno.ENOSPC, 'No space left on device')
+            with mock.patch('nova_fakedax.layout.copy', side_effect=error):
+                self.assertRaisesRegex(
+                    imagebackend.CopyFailed,
+                    f'Cannot copy {moved}: No space left on device',
+                    imagebackend.copy, path, moved)
         self.assertFalse(imagebackend.copy(path, moved))
         # As the new flavor wants it.
         found = layout.read(path)
