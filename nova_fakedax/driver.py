@@ -261,8 +261,23 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, instance: objects.Instance, timeout: int = 0,
         retry_interval: int = 0,
     ) -> None:
+        failed = imagebackend.flush_early(instance)
         super().power_off(instance, timeout, retry_interval)
+        if failed:
+            raise failed
         imagebackend.flush(instance)
+
+    def destroy(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, network_info: ty.Any,
+        block_device_info: ty.Any = None, destroy_disks: bool = True,
+        destroy_secrets: bool = True,
+    ) -> None:
+        """End the guest, also for a hard reboot; its host may be at fault."""
+        imagebackend.flush_early(instance)
+        super().destroy(
+            context, instance, network_info, block_device_info, destroy_disks,
+            destroy_secrets)
 
     # Moving it while it runs.
 

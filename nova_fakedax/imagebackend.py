@@ -169,6 +169,30 @@ def flush(instance: ty.Any) -> None:
             raise FlushFailed(path=path, reason=exc.strerror)
 
 
+def flush_early(instance: ty.Any) -> FlushFailed | None:
+    """Flush an instance's images while its guest may run.
+
+    So that QEMU's own sync has little to write when QEMU ends. libvirt gives
+    up on a process that does not end within 40 seconds or so, and a stop, hard
+    reboot or delete would fail (virProcessKillPainfully).
+
+    :returns: what failed, for who has to report it: Linux tells each error to
+        those who have the file open then, and to the first who opens it later
+    """
+    failed = None
+    for path in image_paths(instance):
+        try:
+            hostcache.flush(path)
+        except hostcache.HelperError as exc:
+            # A stop will warn of it, and do what is left.
+            LOG.debug('Cannot flush %(exc)s before the guest ends',
+                      {'exc': exc}, instance=instance)
+        except OSError as exc:
+            failed = FlushFailed(path=path, reason=exc.strerror)
+            LOG.error('%s', failed, instance=instance)
+    return failed
+
+
 def fill_holes(instance: ty.Any) -> None:
     """Allocate the holes of an instance's images.
 

@@ -326,7 +326,18 @@ def _run(part: str, filters: Sequence[str], alone: bool) -> tuple[
         count = Count(failed=1, failures=[(part, exc.format_message())])
     seconds = time.monotonic() - started
     progress.say(f'part {part}: {count} [{seconds:.0f} s]')
+    if _COMMANDS.interrupted:
+        # What is said after the last part is not said then.
+        _show_failures(count)
     return count, seconds
+
+
+def _show_failures(count: Count) -> None:
+    for name, said in count.failures:
+        print(f'\nfailed: {name}')
+        print(textwrap.indent(
+            '\n'.join(said.splitlines()[-FAILURE_LINES:]), '    '),
+            flush=True)
 
 
 def _run_lane(parts: Sequence[str], filters: Sequence[str],
@@ -394,10 +405,7 @@ def main(filters: list[str], storm: bool, parts: tuple[str, ...]) -> None:
     total = sum((count for count, _seconds in results.values()), Count())
     if not filters:
         _keep(results)
-    for name, said in total.failures:
-        print(f'\nfailed: {name}')
-        print(textwrap.indent(
-            '\n'.join(said.splitlines()[-FAILURE_LINES:]), '    '))
+    _show_failures(total)
     print()
     for part, (count, seconds) in results.items():
         print(f'{part:<12} {count} [{seconds:.0f} s]')

@@ -13,6 +13,8 @@
 """The command lab/test: what it runs, and what it says."""
 
 import concurrent.futures
+import contextlib
+import io
 import os
 import pathlib
 import signal
@@ -142,6 +144,16 @@ class LanesTestCase(base.BaseTestCase):
         lab_test._COMMANDS.interrupt()
         self.assertEqual({}, lab_test._run_stages('abcd', []))
         self.assertEqual([], self.begun)
+
+    def test_an_interrupt_does_not_hide_what_failed(self):
+        def interrupted(_filters, _alone):
+            lab_test._COMMANDS.interrupt()
+            return lab_test.Count(failed=1, failures=[('test_x', 'a reason')])
+
+        lab_test.PARTS['a'] = interrupted
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            lab_test._run_stages('ab', [])
+        self.assertIn('failed: test_x\n    a reason\n', said.getvalue())
 
 
 class CommandsTestCase(base.BaseTestCase):

@@ -16,6 +16,7 @@ What it does to instances is in tests/functional.
 """
 
 import ast
+import errno
 import inspect
 import os
 import pathlib
@@ -288,7 +289,7 @@ class PowerOffTest(DriverTestCase):
         ('none', {'disks': None, 'flushed': []}),
     ]
 
-    def test_it_flushes_the_images_once_the_guest_is_off(self):
+    def test_it_flushes_the_images_before_and_after_the_guest_ends(self):
         directory = os.path.join(self.conf.instances_path, fixtures.UUID)
         os.mkdir(directory)
         for name in ('disk', 'disk.eph0', 'disk.eph1', 'disk.swap',
@@ -300,10 +301,55 @@ class PowerOffTest(DriverTestCase):
                                order.power_off), \
                 mock.patch('nova_fakedax.hostcache.flush', order.flush):
             self.driver.power_off(self.instance(self.disks), 60, 10)
+        flushes = [mock.call.flush(os.path.join(directory, name))
+                   for name in self.flushed]
         self.assertEqual(
-            [mock.call.power_off(mock.ANY, 60, 10)] +
-            [mock.call.flush(os.path.join(directory, name))
-             for name in self.flushed], order.mock_calls)
+            [*flushes, mock.call.power_off(mock.ANY, 60, 10), *flushes],
+            order.mock_calls)
+
+
+class EndOfAGuestTest(DriverTestCase):
+    """QEMU's last sync must be short, or libvirt gives up on it."""
+
+    def setUp(self):
+        super().setUp()
+        self.order = mock.Mock()
+        directory = os.path.join(self.conf.instances_path, fixtures.UUID)
+        os.mkdir(directory)
+        self.path = os.path.join(directory, 'disk')
+        with open(self.path, 'wb'):
+            pass
+        for owner, name in ((libvirt_driver.LibvirtDriver, 'power_off'),
+                            (libvirt_driver.LibvirtDriver, 'destroy'),
+                            (hostcache, 'flush')):
+            patch = mock.patch.object(owner, name, getattr(self.order, name))
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def test_a_delete_and_a_hard_reboot_flush_first(self):
+        self.driver.destroy(None, self.instance(), [])
+        self.assertEqual(['flush', 'destroy'],
+                         [call[0] for call in self.order.mock_calls])
+
+    def test_storage_that_fails_does_not_keep_a_server(self):
+        self.order.flush.side_effect = OSError(errno.EIO, 'no storage')
+        with self.assertLogs(imagebackend.LOG.logger, 'ERROR') as logs:
+            self.driver.destroy(None, self.instance(), [])
+        self.order.destroy.assert_called_once()
+        self.assertIn(self.path, logs.output[0])
+
+    def test_a_stop_reports_what_only_the_first_flush_was_told(self):
+        self.order.flush.side_effect = [OSError(errno.EIO, 'no storage'), None]
+        with self.assertLogs(imagebackend.LOG.logger, 'ERROR'):
+            self.assertRaisesRegex(
+                imagebackend.FlushFailed, 'no storage',
+                self.driver.power_off, self.instance())
+        self.order.power_off.assert_called_once()
+
+    def test_a_helper_that_does_not_run_keeps_nobody(self):
+        self.order.flush.side_effect = hostcache.HelperError(13, 'no')
+        self.driver.destroy(None, self.instance(), [])
+        self.order.destroy.assert_called_once()
 
 
 class PowerOffWithoutHelperTest(DriverTestCase):
