@@ -27,6 +27,7 @@ from nova import objects
 from nova.virt.libvirt import config as vconfig
 
 from nova_fakedax import domain
+from nova_fakedax import rebuild
 from nova_fakedax import refusals
 from nova_fakedax import spec
 
@@ -75,8 +76,7 @@ def check_rebuild(
     """Check a rebuild before ComputeManager destroys the disks.
 
     :param evacuate: whether the instance comes from a host that failed
-    :raises nova.exception.InstanceFaultRollback: the instance stays as it
-        is; holds what is wrong
+    :raises rebuild.RebuildRefused: holds what is wrong
     """
     if not spec.FakeDaxSpec.from_instance(instance):
         return
@@ -85,7 +85,7 @@ def check_rebuild(
             raise refusals.refused('evacuate')
         check_build(instance, reasons_against, check_addresses)
     except exception.NovaException as exc:
-        raise exception.InstanceFaultRollback(exc)
+        raise rebuild.RebuildRefused(exc)
 
 
 def check_resize(

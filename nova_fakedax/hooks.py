@@ -29,16 +29,24 @@ from nova.scheduler import request_filter as nova_request_filter
 
 from nova_fakedax import conf
 from nova_fakedax import request_filter
+from nova_fakedax import spec
 
 if ty.TYPE_CHECKING:
     from lxml import etree
+    from nova.compute import manager
+    from nova.compute import resource_tracker
+    from nova import context as nova_context
+    from nova import objects
     from nova.virt.libvirt import config as vconfig
     from nova.virt.libvirt import guest as libvirt_guest
 
 
 def install() -> None:
     """Install the hooks of nova-compute."""
-    # Imported here: nova-scheduler must not load the libvirt driver.
+    # Imported here: nova-scheduler must not load the libvirt driver, and the
+    # compute manager loads this driver.
+    from nova.compute import manager
+    from nova.compute import resource_tracker
     from nova.virt.libvirt import config as vconfig
     from nova.virt.libvirt import utils as libvirt_utils
 
@@ -46,6 +54,9 @@ def install() -> None:
     _wrap(vconfig.LibvirtConfigGuest, 'parse_dom', _parse_virtio_pmems)
     _wrap(libvirt_utils, 'find_disk', _find_root_disk)
     _wrap(libvirt_utils, 'copy_image', _copy_image)
+    _wrap(manager.ComputeManager, '_do_rebuild_instance', _do_rebuild)
+    _wrap(resource_tracker.ResourceTracker,
+          'delete_allocation_for_evacuated_instance', _delete_allocation)
 
 
 def install_scheduler() -> None:
@@ -128,3 +139,43 @@ def _copy_image(
 
     if host or not imagebackend.copy(dest, src):
         copy_image(src, dest, host, *args, **kwargs)
+
+
+def _do_rebuild(
+    do_rebuild: Callable[..., None], manager: manager.ComputeManager,
+    context: nova_context.RequestContext, instance: objects.Instance,
+    orig_image_ref: str, image_meta: ty.Any, injected_files: ty.Any,
+    new_pass: ty.Any, orig_sys_metadata: dict[str, str], *args: ty.Any,
+) -> None:
+    """Take back what the API has changed for a rebuild that is refused.
+
+    Follows nova.compute.manager.ComputeManager._do_rebuild_instance, which
+    knows what was there before, as the driver does not.
+    """
+    from nova_fakedax import rebuild
+
+    try:
+        do_rebuild(manager, context, instance, orig_image_ref, image_meta,
+                   injected_files, new_pass, orig_sys_metadata, *args)
+    except rebuild.RebuildRefused:
+        # An evacuation brings no other image.
+        if instance.host == manager.host:
+            rebuild.undo(instance, orig_image_ref, orig_sys_metadata)
+        raise
+
+
+def _delete_allocation(
+    delete: Callable[..., None], tracker: resource_tracker.ResourceTracker,
+    context: nova_context.RequestContext, instance: objects.Instance,
+    node: str, node_type: str = 'source',
+) -> None:
+    """Leave an instance its allocations when its rebuild fails.
+
+    Follows nova.compute.resource_tracker.ResourceTracker.
+    delete_allocation_for_evacuated_instance. ComputeManager.rebuild_instance
+    calls it for each rebuild that fails, as if that were an evacuation to
+    this host, where the instance is and stays.
+    """
+    if not (node_type == 'destination' and instance.host == tracker.host
+            and spec.FakeDaxSpec.from_instance(instance)):
+        delete(tracker, context, instance, node, node_type)

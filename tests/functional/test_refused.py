@@ -14,6 +14,8 @@ import os
 from unittest import mock
 
 import fixtures
+from nova import context
+from nova import objects
 from nova.tests.fixtures import libvirt
 
 from nova_fakedax import monitor
@@ -169,10 +171,18 @@ class RefusedResizeWithoutFilterTest(RefusedResizeTest):
 
 class RefusedRebuildTest(base.FakeDaxTestCase):
 
+    @staticmethod
+    def system_metadata(server):
+        return objects.Instance.get_by_uuid(
+            context.get_admin_context(), server['id'],
+            expected_attrs=['system_metadata']).system_metadata
+
     def test_to_an_image_that_does_not_know_fake_dax(self):
         self.start_compute()
         server = self.boot()
         before = os.stat(self.path(server)).st_ino
+        image, allocations = server['image'], self.allocations(server)
+        metadata = self.system_metadata(server)
         [domain] = self.domains()
         self.act(server, 'rebuild', imageRef=self.ordinary_image)
         message = self.failure(server, 'rebuild', 'compute_rebuild_instance')
@@ -185,9 +195,14 @@ class RefusedRebuildTest(base.FakeDaxTestCase):
         self.assertEqual(before, os.stat(self.path(server)).st_ino)
         self.assertEqual([domain], self.domains())
         self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, domain._state)
-        # Its allocations are gone, as after any rebuild that fails in Nova 34:
-        # ComputeManager.rebuild_instance takes scheduled_node, which it has
-        # just set to the instance's own node, for an evacuation's.
+        # Nova has changed them before, and a rebuild that fails takes the
+        # allocations.
+        self.assertEqual(image, server['image'])
+        self.assertEqual(metadata, self.system_metadata(server))
+        self.assertEqual(allocations, self.allocations(server))
         server = self._reboot_server(server, hard=True)
         self.assertEqual(['disk'], self.pmems(server))
         self.assertEqual(before, os.stat(self.path(server)).st_ino)
+        self.start_compute('compute2')
+        self._migrate_server(server)
+        self._confirm_resize(server)

@@ -21,6 +21,8 @@ import textwrap
 from unittest import mock
 
 from lxml import etree
+from nova.compute import manager
+from nova.compute import resource_tracker
 from nova.scheduler import request_filter as nova_request_filter
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
@@ -62,6 +64,7 @@ class ImportTest(base.BaseTestCase):
             import nova.scheduler.client.report
             import nova.scheduler.filters
             from nova import conf
+            from nova.compute import manager, resource_tracker
             from nova.scheduler import request_filter
             from nova.virt.libvirt import config, driver, utils
 
@@ -70,6 +73,11 @@ class ImportTest(base.BaseTestCase):
                     'parse_dom': config.LibvirtConfigGuest.parse_dom,
                     'find_disk': utils.find_disk,
                     'copy_image': utils.copy_image,
+                    'rebuild': str(
+                        manager.ComputeManager._do_rebuild_instance),
+                    'allocation': str(
+                        resource_tracker.ResourceTracker
+                        .delete_allocation_for_evacuated_instance),
                     'filters': list(request_filter.ALL_REQUEST_FILTERS)}
 
             before, groups = state(), set(conf.CONF)
@@ -114,7 +122,10 @@ class InstallTest(base.BaseTestCase):
         super().setUp()
         for owner, name in ((vconfig.LibvirtConfigGuest, 'parse_dom'),
                             (libvirt_utils, 'find_disk'),
-                            (libvirt_utils, 'copy_image')):
+                            (libvirt_utils, 'copy_image'),
+                            (manager.ComputeManager, '_do_rebuild_instance'),
+                            (resource_tracker.ResourceTracker,
+                             'delete_allocation_for_evacuated_instance')):
             original = inspect.unwrap(getattr(owner, name))
             patch = mock.patch.object(owner, name, original)
             patch.start()
@@ -191,7 +202,18 @@ class NovaTest(base.BaseTestCase):
                 (libvirt_utils.find_disk, ['guest']),
                 (libvirt_utils.copy_image, [
                     'src', 'dest', 'host', 'receive', 'on_execute',
-                    'on_completion', 'compression'])):
+                    'on_completion', 'compression']),
+                (manager.ComputeManager._do_rebuild_instance, [
+                    'self', 'context', 'instance', 'orig_image_ref',
+                    'image_meta', 'injected_files', 'new_pass',
+                    'orig_sys_metadata', 'bdms', 'evacuate',
+                    'on_shared_storage', 'preserve_ephemeral', 'migration',
+                    'request_spec', 'allocations',
+                    'request_group_resource_providers_mapping',
+                    'accel_uuids', 'reimage_boot_volume', 'target_state']),
+                (resource_tracker.ResourceTracker.
+                 delete_allocation_for_evacuated_instance, [
+                     'self', 'context', 'instance', 'node', 'node_type'])):
             self.assertEqual(
                 parameters, list(inspect.signature(function).parameters))
 
