@@ -19,6 +19,7 @@ says which disk it is, so that a domain can be read back by itself.
 from collections.abc import Callable
 from collections.abc import Collection
 import os
+import string
 import typing as ty
 
 from lxml import etree
@@ -34,6 +35,9 @@ from nova_fakedax import layout
 #: firmware and GRUB read the kernel.
 BOOT_VIEW_SERIAL = 'fakedax-boot'
 
+
+#: What Linux calls the disks, before their numbers.
+PMEM = 'pmem'
 
 #: The buses that it can be on: libvirt has no read-only disks on ide and sata,
 #: and SeaBIOS does not boot from it on usb.
@@ -271,7 +275,16 @@ def convert_rescue(
     """
     for device in _wanted_disks(guest, instance_path, wants):
         index = guest.devices.index(device)
-        guest.devices[index] = _content_of(device)
+        ordinary = guest.devices[index] = _content_of(device)
+        if ordinary.target_dev.startswith(PMEM):
+            ordinary.target_dev = _free_name(guest)
+
+
+def _free_name(guest: vconfig.LibvirtConfigGuest) -> str:
+    """A name that no virtio disk of the guest has."""
+    used = {getattr(device, 'target_dev', None) for device in guest.devices}
+    return next(name for name in map('vd{}'.format, string.ascii_lowercase)
+                if name not in used)
 
 
 def _wanted_disks(

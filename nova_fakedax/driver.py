@@ -20,6 +20,7 @@ they are: an instance's disks are made raw, and turned from ``<disk>`` into
 
 from __future__ import annotations
 
+import itertools
 import typing as ty
 
 from nova import conf as nova_conf
@@ -27,6 +28,8 @@ from nova import context as nova_context
 from nova import exception
 from nova.network import model as network_model
 from nova import objects
+from nova.virt import driver as virt_driver
+from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
@@ -184,6 +187,21 @@ class FakeDaxDriver(driver.LibvirtDriver):
             allocations, bdms, detach_block_devices, attach_block_devices,
             network_info, evacuate, block_device_info, preserve_ephemeral,
             accel_uuids, reimage_boot_volume)
+
+    def default_device_names_for_instance(
+        self, instance: objects.Instance, root_device_name: str,
+        *block_device_lists: ty.Any,
+    ) -> None:
+        super().default_device_names_for_instance(
+            instance, root_device_name, *block_device_lists)
+        wanted = _spec(instance)
+        bdms = list(itertools.chain(*block_device_lists))
+        if wanted.wants('disk.eph0') and metadata.name_pmems(
+                bdms, int(wanted.wants('disk'))):
+            blockinfo.default_device_names(
+                CONF.libvirt.virt_type, nova_context.get_admin_context(),
+                instance, virt_driver.get_block_device_info(instance, bdms),
+                instance.image_meta)
 
     def _get_guest_config(
         self, instance: objects.Instance, network_info: ty.Any,

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import typing as ty
 
 from nova import block_device
@@ -51,7 +52,8 @@ def with_fake_dax_disks(
         devices = [other for other in devices
                    if getattr(other, 'tags', None) != [tag]]
         devices.append(objects.DiskMetadata(
-            tags=[tag], path=f'/dev/pmem{number}', bus=bus(device)))
+            tags=[tag], path=f'/dev/{domain.PMEM}{number}',
+            bus=bus(device)))
     return (objects.InstanceDeviceMetadata(devices=devices)
             if devices else None)
 
@@ -71,3 +73,29 @@ def _tag(
     if disk_id.index >= len(of_role):
         return None
     return of_role[disk_id.index].tag or None
+
+
+def name_pmems(
+    bdms: Sequence[objects.BlockDeviceMapping], first: int,
+) -> bool:
+    """Name the ephemeral disks as the guest does; unname all others.
+
+    Nova has numbered all disks of a bus, but those on fake DAX leave it, and
+    the guest numbers the rest: the EC2 metadata would call swap /dev/vdc
+    where the guest has it as /dev/vdb.
+
+    :param bdms: the instance's, with the names that
+        nova.virt.libvirt.blockinfo.default_device_names has given; changed
+    :param first: the number of the first pmem that is an ephemeral disk
+    :returns: whether there are ephemeral disks, so that others need names
+        again
+    """
+    ephemerals = [bdm for bdm in bdms
+                  if block_device.new_format_is_ephemeral(bdm)]
+    for bdm in bdms:
+        bdm.device_name = None
+    for number, bdm in enumerate(ephemerals, first):
+        bdm.device_name = f'/dev/{domain.PMEM}{number}'
+        # blockinfo would not know the bus of that name.
+        bdm.disk_bus = 'virtio'
+    return bool(ephemerals)

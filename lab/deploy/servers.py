@@ -87,23 +87,26 @@ def upload(cloud: connection.Connection, name: str, path: pathlib.Path,
 
 
 def flavor(cloud: connection.Connection, name: str, *, ram: int = 256,
-           disk: int = 1, ephemeral: int = 0,
+           disk: int = 1, ephemeral: int = 0, swap: int = 0,
            extra_specs: dict[str, str] | None = None) -> Any:
     """A flavor; one with this name and other values is replaced.
 
     :param ram: MiB
     :param disk: GiB of the root disk
     :param ephemeral: GiB of the ephemeral disk
+    :param swap: MiB of the swap disk
     """
     extra_specs = extra_specs or {}
     found = cloud.compute.find_flavor(name, get_extra_specs=True)
     if found:
-        if (found.ram, found.disk, found.ephemeral, found.extra_specs) == (
-                ram, disk, ephemeral, extra_specs):
+        if (found.ram, found.disk, found.ephemeral, found.swap or 0,
+                found.extra_specs) == (
+                    ram, disk, ephemeral, swap, extra_specs):
             return found
         cloud.compute.delete_flavor(found)
     made = cloud.compute.create_flavor(
-        name=name, ram=ram, vcpus=1, disk=disk, ephemeral=ephemeral)
+        name=name, ram=ram, vcpus=1, disk=disk, ephemeral=ephemeral,
+        swap=swap)
     if extra_specs:
         cloud.compute.create_flavor_extra_specs(made, extra_specs)
     return made

@@ -19,6 +19,7 @@ import subprocess
 
 import libvirt_qemu
 import openstack
+from oslo_utils import units
 
 from lab.deploy import host
 from lab.deploy import servers
@@ -154,10 +155,11 @@ class ServerLifeTest(base.CloudTestCase):
         with server.agent() as agent:
             self.assertNotEqual(0, agent.run(['test', '-e', KEEP]).status)
 
-    def test_metadata_names_the_pmem_of_tagged_disks(self) -> None:
+    def test_metadata_names_disks_as_the_guest_does(self) -> None:
         image = self.image()
         server = self.create(
-            self.flavor({'fakedax:disks': 'root,ephemeral'}, ephemeral=1),
+            self.flavor({'fakedax:disks': 'root,ephemeral'}, ephemeral=1,
+                        swap=8),
             image, config_drive=True, block_device_mapping=[
                 {'boot_index': 0, 'uuid': image.id, 'source_type': 'image',
                  'destination_type': 'local', 'tag': 'system'},
@@ -165,11 +167,17 @@ class ServerLifeTest(base.CloudTestCase):
                  'destination_type': 'local', 'tag': 'scratch',
                  'delete_on_termination': True}])
         # The guest has no driver for the CD-ROM that holds the metadata.
-        metadata = json.loads(subprocess.run(
-            ['isoinfo', '-J', '-i', server.file('disk.config'), '-x',
-             '/openstack/latest/meta_data.json'],
-            check=True, capture_output=True).stdout)
+        metadata, names = (json.loads(subprocess.run(
+            ['isoinfo', '-J', '-i', server.file('disk.config'), '-x', file],
+            check=True, capture_output=True).stdout) for file in (
+                '/openstack/latest/meta_data.json',
+                '/ec2/latest/meta-data.json'))
+        names = names['block-device-mapping']
+        self.assertEqual('/dev/pmem1', names['ephemeral0'])
         with server.agent() as agent:
+            swap = names['swap'].removeprefix('/dev/')
+            sectors = agent.run(f'cat /sys/block/{swap}/size', check=True)
+            self.assertEqual(8 * units.Mi, int(sectors.stdout) * 512)
             found = {}
             for device in metadata['devices']:
                 link = agent.run(

@@ -134,7 +134,7 @@ class FakeDaxTestCase(base.ServersTestBase):
 
     def put_flavor(
         self, disks: str | None = 'root', disk: int = 1, ephemeral: int = 0,
-        **extra_specs: str,
+        swap: int = 0, **extra_specs: str,
     ) -> str:
         """Make a flavor that names disks, but not the trait."""
         if disks is not None:
@@ -143,7 +143,7 @@ class FakeDaxTestCase(base.ServersTestBase):
                 extra_specs.setdefault('fakedax:memmap', self.MEMMAP)
         return self._create_flavor(
             memory_mb=512, vcpu=2, disk=disk, ephemeral=ephemeral,
-            extra_spec=extra_specs)
+            swap=swap, extra_spec=extra_specs)
 
     def boot(self, flavor: str | None = None, **kwargs: ty.Any) -> ty.Any:
         """Create a server; by default its root disk is on fake DAX."""
@@ -192,7 +192,8 @@ class FakeDaxTestCase(base.ServersTestBase):
                 self.cell_mappings['cell1']) as context:
             return objects.Instance.get_by_uuid(
                 context, server['id'],
-                expected_attrs=['flavor', 'device_metadata'])
+                expected_attrs=[
+                    'flavor', 'device_metadata', 'system_metadata'])
 
     def path(self, server: ty.Any, name: str = 'disk') -> str:
         return os.path.join(self.instances_path, server['id'], name)

@@ -14,6 +14,9 @@ import json
 import os
 from unittest import mock
 
+from nova import block_device
+from nova import context as nova_context
+from nova import objects
 from oslo_utils import units
 import testscenarios
 
@@ -50,6 +53,75 @@ class LifecycleTestCase(base.FakeDaxTestCase):
         self.assertEqual([VIEW], self.disks(server))
         self.assert_layout(server)
         self.assert_layout(server, 'disk.eph0')
+
+
+class NamesTest(LifecycleTestCase):
+    """The metadata calls disks as Linux does.
+
+    Which numbers the disks of a bus in their order, and those on fake DAX
+    in theirs.
+    """
+
+    scenarios = [
+        ('ordinary', {
+            'on_fake_dax': None,
+            'names': {'ephemeral0': '/dev/vdb', 'ephemeral1': '/dev/vdc',
+                      'swap': '/dev/vdd'}}),
+        ('root', {
+            'on_fake_dax': 'root',
+            'names': {'ephemeral0': '/dev/vdb', 'ephemeral1': '/dev/vdc',
+                      'swap': '/dev/vdd'}}),
+        ('ephemeral', {
+            'on_fake_dax': 'ephemeral',
+            'names': {'ephemeral0': '/dev/pmem0', 'ephemeral1': '/dev/pmem1',
+                      'swap': '/dev/vdb'}}),
+        ('both', {
+            'on_fake_dax': 'root,ephemeral',
+            'names': {'ephemeral0': '/dev/pmem1', 'ephemeral1': '/dev/pmem2',
+                      'swap': '/dev/vdb'}}),
+    ]
+
+    def test_names(self):
+        self.flags(max_local_block_devices=4)
+        server = self._build_server(
+            image_uuid='', networks='none', flavor_id=self.put_flavor(
+                self.on_fake_dax, ephemeral=2, swap=8))
+        server |= {'imageRef': self.image, 'config_drive': True}
+        server['block_device_mapping_v2'] = [
+            {'source_type': 'image', 'destination_type': 'local',
+             'boot_index': 0, 'uuid': self.image},
+            *[{'source_type': 'blank', 'destination_type': 'local',
+               'boot_index': -1, 'volume_size': 1} for _ in range(2)]]
+        server = self.api.post_server({'server': server})
+        server = self._wait_for_state_change(server, 'ACTIVE')
+        self.assertNames(server)
+        self.assertNames(self._reboot_server(server, hard=True))
+
+    def assertNames(self, server):
+        instance = self.instance(server)
+        with nova_context.target_cell(
+                nova_context.get_admin_context(),
+                self.cell_mappings['cell1']) as context:
+            bdms = objects.BlockDeviceMappingList.get_by_instance_uuid(
+                context, instance.uuid)
+        told = block_device.instance_block_mapping(instance, bdms)
+        self.assertEqual(self.names, {
+            key: told[key] for key in self.names})
+        self.assertEqual('/dev/vda', told['root'])
+        # The guest's order is that of the names.
+        disks = sorted(
+            (disk.find('./target').get('dev'),
+             os.path.basename(disk.find('./source').get('file')))
+            for disk in self.xml(server).findall('./devices/disk')
+            if disk.find('./target').get('bus') == 'virtio')
+        files = {'ephemeral0': 'disk.eph0', 'ephemeral1': 'disk.eph1',
+                 'swap': 'disk.swap'}
+        self.assertEqual(
+            [('vda', 'disk')] + sorted(
+                (name.removeprefix('/dev/'), files[key])
+                for key, name in self.names.items() if 'vd' in name), disks)
+        self.assertEqual([f'vd{letter}' for letter in 'abcd'[:len(disks)]],
+                         [name for name, _file in disks])
 
 
 class LifecycleTest(LifecycleTestCase):
@@ -150,6 +222,22 @@ class LifecycleTest(LifecycleTestCase):
         server = self._unrescue_server(server)
         self.assert_both(server)
         server = self._reboot_server(server, hard=True)
+        self.assert_both(server)
+
+    def test_a_rescue_by_a_disk_has_them_all(self):
+        image = self.put_image('rescue', fakedax_guest='true',
+                               hw_rescue_device='disk', hw_rescue_bus='virtio')
+        server = self.boot_both()
+        self.act(server, 'rescue', rescue_image_ref=image)
+        server = self._wait_for_state_change(server, 'RESCUE')
+        self.assertEqual([], self.pmems(server))
+        self.assertEqual(
+            [('disk', False), ('disk.eph0', False), ('disk.rescue', False)],
+            sorted(self.disks(server)))
+        names = [target.get('dev') for target in self.xml(server).findall(
+            './devices/disk/target')]
+        self.assertEqual(['vda', 'vdb', 'vdc'], sorted(names))
+        server = self._unrescue_server(server)
         self.assert_both(server)
 
     def test_the_disk_info_has_each_disk_with_the_size_of_its_file(self):

@@ -14,8 +14,6 @@ import os
 from unittest import mock
 
 import fixtures
-from nova import context
-from nova import objects
 from nova.tests.fixtures import libvirt
 
 from nova_fakedax import monitor
@@ -171,18 +169,12 @@ class RefusedResizeWithoutFilterTest(RefusedResizeTest):
 
 class RefusedRebuildTest(base.FakeDaxTestCase):
 
-    @staticmethod
-    def system_metadata(server):
-        return objects.Instance.get_by_uuid(
-            context.get_admin_context(), server['id'],
-            expected_attrs=['system_metadata']).system_metadata
-
     def test_to_an_image_that_does_not_know_fake_dax(self):
         self.start_compute()
         server = self.boot()
         before = os.stat(self.path(server)).st_ino
         image, allocations = server['image'], self.allocations(server)
-        metadata = self.system_metadata(server)
+        metadata = self.instance(server).system_metadata
         [domain] = self.domains()
         self.act(server, 'rebuild', imageRef=self.ordinary_image)
         message = self.failure(server, 'rebuild', 'compute_rebuild_instance')
@@ -198,7 +190,7 @@ class RefusedRebuildTest(base.FakeDaxTestCase):
         # Nova has changed them before, and a rebuild that fails takes the
         # allocations.
         self.assertEqual(image, server['image'])
-        self.assertEqual(metadata, self.system_metadata(server))
+        self.assertEqual(metadata, self.instance(server).system_metadata)
         self.assertEqual(allocations, self.allocations(server))
         server = self._reboot_server(server, hard=True)
         self.assertEqual(['disk'], self.pmems(server))
