@@ -201,14 +201,18 @@ static int virtio_pmem_sync_run(void *opaque)
 {
     VirtIOPMEMSync *sync = opaque;
     struct virtio_pmem_cachestat stat;
+    uint64_t from = 0;
     int64_t start;
 
-    if (sync->counted && !virtio_pmem_cachestat(sync->memdev, &stat)) {
+    /* Nothing in the memmap is worth a flush, but a migration needs it. */
+    if (!sync->last) {
+        from = virtio_pmem_memmap_end(sync->memdev);
+    }
+    if (sync->counted && !virtio_pmem_cachestat(sync->memdev, from, &stat)) {
         sync->dirty = stat.dirty * qemu_real_host_page_size();
     }
     start = g_get_monotonic_time();
-    sync->error = qemu_fdatasync(virtio_pmem_fd(sync->memdev)) < 0
-                  ? errno : 0;
+    sync->error = virtio_pmem_write(sync->memdev, from);
     sync->usecs = g_get_monotonic_time() - start;
     return 0;
 }
@@ -279,9 +283,10 @@ static int virtio_pmem_writeback_run(void *opaque)
 {
     VirtIOPMEMWriteback *writeback = opaque;
     struct virtio_pmem_cachestat stat;
+    uint64_t from = virtio_pmem_memmap_end(writeback->memdev);
     int64_t start = g_get_monotonic_time();
 
-    if (virtio_pmem_cachestat(writeback->memdev, &stat) < 0) {
+    if (virtio_pmem_cachestat(writeback->memdev, from, &stat) < 0) {
         writeback->error = errno;
         return 0;
     }
@@ -291,7 +296,7 @@ static int virtio_pmem_writeback_run(void *opaque)
         return 0;
     }
     writeback->started = true;
-    if (virtio_pmem_start_writeback(writeback->memdev) < 0) {
+    if (virtio_pmem_start_writeback(writeback->memdev, from) < 0) {
         writeback->error = errno;
     }
     return 0;
@@ -995,7 +1000,7 @@ static uint64_t virtio_pmem_count_dirty(VirtIOPMEM *pmem, uint64_t limit,
     int64_t now = g_get_monotonic_time();
     uint64_t dirty, rate;
 
-    if (virtio_pmem_cachestat(pmem->memdev, &stat) < 0) {
+    if (virtio_pmem_cachestat(pmem->memdev, 0, &stat) < 0) {
         /* Not known */
         return 0;
     }
@@ -1041,7 +1046,7 @@ static uint64_t virtio_pmem_write_all(bool *too_long)
     }
     for (i = 0; i < memdevs->len; i++) {
         /* Like early writeback, this takes no error from the last sync. */
-        virtio_pmem_start_writeback(memdevs->pdata[i]);
+        virtio_pmem_start_writeback(memdevs->pdata[i], 0);
     }
     if (memdevs->len && !locked) {
         bql_lock();
@@ -1240,7 +1245,7 @@ static bool virtio_pmem_check_limit(VirtIOPMEM *pmem, Error **errp)
                    pmem->sync_bps, VIRTIO_PMEM_MIN_SYNC_BPS);
         return false;
     }
-    if (pmem->sync_bps && virtio_pmem_cachestat(pmem->memdev, &stat) < 0) {
+    if (pmem->sync_bps && virtio_pmem_cachestat(pmem->memdev, 0, &stat) < 0) {
         error_setg_errno(errp, errno, "sync-bps needs cachestat(2), which "
                          "fails for memory backend '%s'",
                          virtio_pmem_id(pmem));
@@ -1287,7 +1292,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     }
     virtio_pmem_advise(pmem);
     /* Reading it caches a page, which is dropped with the others. */
-    memmap_end = virtio_pmem_memmap_end(pmem);
+    memmap_end = virtio_pmem_memmap_end(pmem->memdev);
     if (pmem->drop_cache) {
         /*
          * Linux keeps the pages that a sync could not write, and they look

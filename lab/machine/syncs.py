@@ -25,6 +25,7 @@ from lab import errors
 _CALLS = ('fsync', 'fdatasync', 'msync', 'syncfs', 'sync_file_range')
 
 # With --decode-fds=path: fdatasync(12</instances/.../disk>) = 0
+# But msync(0x7f2c40000000, 1073741824, MS_SYNC) = 0, which names no file.
 _CALL = re.compile(
     r'^\d+ +(?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+)')
 
@@ -44,15 +45,36 @@ class Syncs:
     failed = 0
 
 
+def _mappings(pid: int, file_name: str) -> list[range]:
+    """Where in its memory a process has mapped a file."""
+    found = []
+    for line in pathlib.Path(f'/proc/{pid}/maps').read_text().splitlines():
+        addresses, *_, path = line.split(maxsplit=5)
+        if path.endswith(file_name):
+            start, end = (int(text, 16) for text in addresses.split('-'))
+            found.append(range(start, end))
+    return found
+
+
 @contextlib.contextmanager
 def watch(pid: int, file_name: str) -> Iterator[Syncs]:
     """Count the sync calls of a process on one file, by strace.
+
+    An msync counts if the file was mapped where it begins when this began.
 
     :param pid: the process; all of its threads are watched
     :param file_name: the end of the file's path in the process's namespace
     :raises WatchError: strace cannot attach
     """
     syncs = Syncs()
+    mappings: list[range] = []
+
+    def is_of_file(call: str, arguments: str) -> bool:
+        if call == 'msync':
+            start = int(arguments.partition(',')[0], 16)
+            return any(start in mapping for mapping in mappings)
+        return f'{file_name}>' in arguments
+
     with tempfile.TemporaryDirectory() as directory:
         trace = pathlib.Path(directory) / 'trace'
         strace = subprocess.Popen(
@@ -66,13 +88,14 @@ def watch(pid: int, file_name: str) -> Iterator[Syncs]:
             first = strace.stderr.readline()
             if 'attached' not in first:
                 raise WatchError(f'strace of process {pid}: {first.strip()}')
+            mappings += _mappings(pid, file_name)
             yield syncs
         finally:
             strace.send_signal(signal.SIGINT)
             strace.communicate()
         for line in trace.read_text().splitlines():
             match = _CALL.match(line)
-            if match and f'{file_name}>' in match['arguments']:
+            if match and is_of_file(match['call'], match['arguments']):
                 if match['result'] == '0':
                     syncs.succeeded += 1
                 else:

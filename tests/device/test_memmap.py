@@ -10,19 +10,25 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""The memmap in front of the content: cleared, and cached in small pages."""
+"""The memmap in front of the content: cleared, cached and left unflushed."""
 
+import errno
 import itertools
 import os
 import struct
+import time
 
 from lab.machine import pagecache
+from lab import wait
 from nova_fakedax import layout
 import testscenarios
 
 from tests.device import base
 
 load_tests = testscenarios.load_tests_apply_scenarios
+
+#: Time for several rounds of the timer, none of which may start writeback.
+SECONDS = 1
 
 #: Where the memmap begins: nd_info_block_reserve() of Linux.
 MEMMAP = 8192
@@ -140,3 +146,76 @@ class MemmapTestCase(base.DeviceTestCase):
         for offset in (0, MEMMAP, LAYOUT.offset + 1, base.SIZE, 1 << 63):
             self.assertKept(self.changed('<Q', 56, offset),
                             name=f'dataoff-{offset}')
+
+
+class FlushTestCase(base.DeviceTestCase):
+    """A flush writes the content; what a migration needs is more."""
+
+    scenarios = base.EACH_VERSION
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.make_image()
+        with self.image.open('r+b') as file:
+            os.pwrite(file.fileno(), layout.info_block(LAYOUT),
+                      layout.INFO_BLOCK_OFFSET)
+        self.mounted = self.mount()
+        self.vm = self.start_vm(self.mounted.path,
+                                device='early-writeback=64k')
+        self.pmem = self.bring_up(self.vm)
+
+    def store(self, offset: int, pages: int = 1) -> None:
+        self.vm.qtest.write_bytes(self.memaddr(self.vm) + offset,
+                                  b'B' * base.PAGE * pages)
+
+    def is_written(self, offset: int) -> bool:
+        """Whether a page that was stored has reached the file below."""
+        with self.image.open('rb') as file:
+            return (os.pread(file.fileno(), base.PAGE, offset)
+                    == b'B' * base.PAGE)
+
+    def test_flush_leaves_out_the_memmap_and_a_stop_does_not(self) -> None:
+        last = base.SIZE - base.PAGE
+        for offset in (MEMMAP, LAYOUT.offset - base.PAGE, LAYOUT.offset, last):
+            self.store(offset)
+        self.assertEqual(0, self.pmem.flush())
+        self.assertEqual([True], self.mounted.datasync)
+        self.assertEqual([True, True], [
+            self.is_written(offset) for offset in (LAYOUT.offset, last)])
+        self.assertEqual([False, False], [
+            self.is_written(offset)
+            for offset in (MEMMAP, LAYOUT.offset - base.PAGE)])
+        self.vm.qmp.cmd('stop')
+        self.assertEqual([True, True], [
+            self.is_written(offset)
+            for offset in (MEMMAP, LAYOUT.offset - base.PAGE)])
+
+    def test_flush_after_the_block_has_changed_leaves_out_nothing(
+        self
+    ) -> None:
+        self.store(MEMMAP)
+        self.vm.qtest.write_bytes(
+            self.memaddr(self.vm) + layout.INFO_BLOCK_OFFSET + 100, b'B')
+        self.assertEqual(0, self.pmem.flush())
+        self.assertTrue(self.is_written(MEMMAP))
+
+    def test_flush_that_cannot_write_the_content_fails(self) -> None:
+        self.mounted.fail_writes(errno.EIO)
+        self.store(LAYOUT.offset)
+        self.assertEqual(-1, self.pmem.flush())
+        self.assertEqual(errno.EIO, self.vm.pmem('last-error'))
+        self.mounted.fail_writes(0)
+        self.assertEqual(-1, self.pmem.flush())
+
+    def test_early_writeback_leaves_out_the_memmap(self) -> None:
+        self.assertEqual(0, self.pmem.flush())
+        self.store(MEMMAP, 64)
+        self.store(LAYOUT.offset, 15)
+        time.sleep(SECONDS)
+        self.assertEqual(0, self.vm.pmem('writebacks'))
+        self.store(LAYOUT.offset, 16)
+        wait.until('writeback to start',
+                   lambda: self.vm.pmem('writebacks') or None, 20)
+        wait.until('the content to be written',
+                   lambda: self.is_written(LAYOUT.offset) or None, 20)
+        self.assertFalse(self.is_written(MEMMAP))
