@@ -27,8 +27,8 @@ from nova import objects
 from nova.virt.libvirt import config as vconfig
 
 from nova_fakedax import domain
+from nova_fakedax import evacuation
 from nova_fakedax import rebuild
-from nova_fakedax import refusals
 from nova_fakedax import spec
 
 _IMAGE_PREFIX = 'image_'
@@ -71,19 +71,21 @@ def check_build(
 
 def check_rebuild(
     instance: objects.Instance, reasons_against: Sequence[str],
-    check_addresses: CheckAddresses, evacuate: bool,
+    check_addresses: CheckAddresses,
+    evacuated_from: evacuation.Hosts | None,
 ) -> None:
     """Check a rebuild before ComputeManager destroys the disks.
 
-    :param evacuate: whether the instance comes from a host that failed
+    :param evacuated_from: the hosts one of which the instance comes from, if
+        that has failed
     :raises rebuild.RebuildRefused: holds what is wrong
     """
     if not spec.FakeDaxSpec.from_instance(instance):
         return
     try:
-        if evacuate:
-            raise refusals.refused('evacuate')
         check_build(instance, reasons_against, check_addresses)
+        if evacuated_from:
+            evacuated_from.check_gone(instance)
     except exception.NovaException as exc:
         raise rebuild.RebuildRefused(exc)
 

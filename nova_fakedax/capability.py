@@ -95,6 +95,22 @@ def migration_reasons_against(
     return reasons
 
 
+def evacuation_reasons_against(
+    conf: cfg.ConfigOpts, host: libvirt_host.Host,
+) -> list[str]:
+    """Why such instances cannot be evacuated from or to a host that runs them.
+
+    :param conf: nova's configuration, with ``[fakedax]``
+    :param host: the connection to libvirt
+    """
+    path = _emulator(conf, host)
+    # QEMU's own device neither migrates nor locks images.
+    if emulator.probe(path).migrates:
+        return []
+    return [f"the device {emulator.DEVICE} of {path} does not lock images; "
+            f"set [fakedax]emulator to a binary whose device does"]
+
+
 def log(
     reasons_against: Sequence[str], migration_reasons_against: Sequence[str],
 ) -> None:

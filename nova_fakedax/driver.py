@@ -42,6 +42,7 @@ from nova_fakedax import capability
 from nova_fakedax import departure
 from nova_fakedax import diagnostics
 from nova_fakedax import domain
+from nova_fakedax import evacuation
 from nova_fakedax import hooks
 from nova_fakedax import imagebackend
 from nova_fakedax import metadata
@@ -67,10 +68,13 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self.image_backend.nothing_stored = (
             lambda instance: snapshot.vcpus_stopped(
                 self._host, self._host.get_guest(instance), instance))
+        self._hosts = evacuation.Hosts(CONF.instances_path, CONF.host)
         #: Why this host cannot run fake DAX; init_host() finds out.
         self._reasons_against: list[str] = ['nova-compute is starting']
         #: Why such instances cannot migrate from and to it.
         self._migration_reasons_against = self._reasons_against
+        #: Why they cannot be evacuated from and to it.
+        self._evacuation_reasons_against = self._reasons_against
 
     # What this host can do.
 
@@ -80,6 +84,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self._migration_reasons_against = (
             self._reasons_against
             or capability.migration_reasons_against(CONF, self._host))
+        self._evacuation_reasons_against = (
+            self._reasons_against
+            or capability.evacuation_reasons_against(CONF, self._host))
         capability.log(
             self._reasons_against, self._migration_reasons_against)
 
@@ -124,9 +131,13 @@ class FakeDaxDriver(driver.LibvirtDriver):
     def get_available_resource(self, nodename: str) -> dict[str, ty.Any]:
         """Report to scheduler.FakeDaxFilter that this driver is in use.
 
-        Or why it does not run fake DAX here. ResourceTracker._copy_resources
-        replaces the compute node's statistics by what the driver gives.
+        Or why it does not run fake DAX here. A periodic task, which also
+        shows other hosts that this one is alive.
+        ResourceTracker._copy_resources replaces the compute node's statistics
+        by what the driver gives.
         """
+        if not self._evacuation_reasons_against:
+            self._hosts.look()
         resources: dict[str, ty.Any] = super().get_available_resource(nodename)
         resources.setdefault('stats', {})[spec.STATISTIC] = (
             '; '.join(self._reasons_against) or spec.SUPPORTED)
@@ -180,8 +191,11 @@ class FakeDaxDriver(driver.LibvirtDriver):
         evacuation to this host comes here too.
         """
         admission.check_rebuild(
-            instance, self._reasons_against, self._check_addresses(instance),
-            evacuate)
+            instance,
+            self._evacuation_reasons_against if evacuate
+            else self._reasons_against,
+            self._check_addresses(instance),
+            self._hosts if evacuate else None)
         super().rebuild(
             context, instance, image_meta, injected_files, admin_password,
             allocations, bdms, detach_block_devices, attach_block_devices,
@@ -291,8 +305,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         block_device_info: ty.Any = None, destroy_disks: bool = True,
         destroy_secrets: bool = True,
     ) -> None:
-        """End the guest, also for a hard reboot; its host may be at fault."""
-        imagebackend.flush_early(instance)
+        """End the guest, also for a hard reboot."""
+        if instance.host == self._hosts.here:
+            imagebackend.flush_early(instance)
         super().destroy(
             context, instance, network_info, block_device_info, destroy_disks,
             destroy_secrets)

@@ -18,10 +18,8 @@ package's privilege opens them (:mod:`.privsep`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
-import errno
 import os
 import tempfile
 
@@ -30,8 +28,7 @@ from nova import utils
 from nova_fakedax import privsep
 
 
-class HelperError(PermissionError):
-    """Only the helper may open the file, and it does not run."""
+HelperError = privsep.HelperError
 
 
 class _Local:
@@ -68,7 +65,7 @@ def flush(path: str) -> None:
     :raises OSError: the storage failed; what was acknowledged to the guest
         before is not affected, the rest may be lost
     """
-    _do(utils.tpool_wrap(_Local).flush, privileged_flush, path)
+    privsep.run(utils.tpool_wrap(_Local).flush, privileged_flush, path)
 
 
 def invalidate(path: str) -> None:
@@ -79,7 +76,8 @@ def invalidate(path: str) -> None:
 
     :raises OSError: the file cannot be opened
     """
-    _do(utils.tpool_wrap(_Local).invalidate, privileged_invalidate, path)
+    privsep.run(utils.tpool_wrap(_Local).invalidate, privileged_invalidate,
+                path)
 
 
 def sync_all() -> None:
@@ -105,38 +103,6 @@ def probe(directory: str) -> None:
             os.chmod(path, 0)
         flush(path)
         invalidate(path)
-
-
-def _do(
-    local: Callable[[str], None], privileged: Callable[[str], None],
-    path: str,
-) -> None:
-    try:
-        local(path)
-        return
-    except PermissionError:
-        pass
-    try:
-        privileged(path)
-    except FileNotFoundError as exc:
-        if not os.path.exists(path):
-            raise
-        # Of the helper's command, such as sudo.
-        raise _helper_error(path, exc)
-    except PermissionError as exc:
-        raise _helper_error(path, exc)
-    except OSError:
-        raise
-    except Exception as exc:
-        # oslo.privsep has no common class for what keeps a helper from
-        # running.
-        raise _helper_error(path, exc)
-
-
-def _helper_error(path: str, exc: Exception) -> HelperError:
-    return HelperError(
-        errno.EACCES, f'{str(exc) or type(exc).__name__} '
-        f'(of the privsep helper)', path)
 
 
 @contextlib.contextmanager

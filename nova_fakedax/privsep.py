@@ -17,8 +17,15 @@ may not be allowed to open them. fsync(2) and posix_fadvise(2) take a
 descriptor that is open for reading.
 """
 
+from collections.abc import Callable
+import errno
+import os
+import typing as ty
+
 from oslo_privsep import capabilities
 from oslo_privsep import priv_context
+
+T = ty.TypeVar('T')
 
 fakedax_pctxt = priv_context.PrivContext(
     'nova_fakedax',
@@ -28,3 +35,42 @@ fakedax_pctxt = priv_context.PrivContext(
         capabilities.CAP_DAC_READ_SEARCH,
     ],
 )
+
+
+class HelperError(PermissionError):
+    """Only the helper may open the file, and it does not run."""
+
+
+def run(
+    local: Callable[[str], T], privileged: Callable[[str], T], path: str,
+) -> T:
+    """Do something with a file, with privilege if that is needed.
+
+    :param privileged: the same as ``local``, in the helper
+    :raises HelperError: nothing was done
+    """
+    try:
+        return local(path)
+    except PermissionError:
+        pass
+    try:
+        return privileged(path)
+    except FileNotFoundError as exc:
+        if not os.path.exists(path):
+            raise
+        # Of the helper's command, such as sudo.
+        raise _helper_error(path, exc)
+    except PermissionError as exc:
+        raise _helper_error(path, exc)
+    except OSError:
+        raise
+    except Exception as exc:
+        # oslo.privsep has no common class for what keeps a helper from
+        # running.
+        raise _helper_error(path, exc)
+
+
+def _helper_error(path: str, exc: Exception) -> HelperError:
+    return HelperError(
+        errno.EACCES, f'{str(exc) or type(exc).__name__} '
+        f'(of the privsep helper)', path)

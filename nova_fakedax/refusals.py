@@ -29,9 +29,6 @@ _NO_STATE = (
 REFUSED: Mapping[str, str] = types.MappingProxyType({
     'suspend': _NO_STATE,
     'live migration': _NO_STATE,
-    'evacuate':
-        'nothing keeps two hosts from mapping the same image, and stale '
-        'pages of it may be cached here',
     'attach of a passed-through interface':
         'a passed-through device pins the whole image in memory',
 })

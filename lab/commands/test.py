@@ -41,7 +41,7 @@ from lab import progress
 STORM = 200
 
 #: No test takes as long, but for a storm.
-HANG_SECONDS = 1800
+HANG_SECONDS = 900
 
 #: Of what a failed test said, repeated at the end.
 FAILURE_LINES = 20

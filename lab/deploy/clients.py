@@ -20,6 +20,10 @@ import pymysql
 from lab.deploy import config
 from lab.deploy import host
 
+#: A service that answers no request for so long hangs. It waits for others for
+#: at most a minute (Nova's ``rpc_response_timeout``).
+_ANSWER_SECONDS = 180
+
 
 def connect(user: str = 'admin') -> connection.Connection:
     """A connection to the cloud of the lab that is up.
@@ -31,7 +35,7 @@ def connect(user: str = 'admin') -> connection.Connection:
     """
     region = sdk_config.OpenStackConfig(
         config_files=[str(config.ETC / 'clouds.yaml')], load_envvars=False,
-    ).get_one(cloud=user)
+    ).get_one(cloud=user, api_timeout=_ANSWER_SECONDS)
     return openstack.connection.Connection(config=region)
 
 

@@ -286,6 +286,66 @@ class FaultTest(RecoveryTestCase):
         self.assert_moved(server)
 
 
+class EvacuateTest(RecoveryTestCase):
+    """A host fails, and the administrator evacuates its server."""
+
+    def fail_compute(self) -> None:
+        """Nova takes the source for down until the end of the test."""
+        [service] = self.cloud.compute.services(
+            binary='nova-compute', host=self.source.name)
+        set_down = self.cloud.compute.update_service_forced_down
+        # Once it has started again, and done its part of the evacuation.
+        self.addCleanup(set_down, service, forced=False)
+        self.kill_service(f'nova-compute{self.source.number}')
+        set_down(service, forced=True)
+
+    def evacuate(self, server: servers.Server) -> ty.Any:
+        """Evacuate it; return what the compute did, once that has ended."""
+        self.cloud.compute.evacuate_server(server.id)
+        return wait.until(
+            f'the evacuation of server {server.id} to end',
+            lambda: next((
+                event for event in self.events(server, 'evacuate')
+                if event['event'] == 'compute_rebuild_instance'
+                and event['result']), None),
+            _PATIENCE_SECONDS, interval=0.5,
+            state=lambda: self.events(server, 'evacuate'))
+
+    def test_guest_of_a_host_that_died(self) -> None:
+        server = self.begin()
+        with server.agent() as agent:
+            agent.run('probe write /root/keep 4 1', check=True)
+        # It leaves pages at the destination that are stale later.
+        for node in (self.destination, self.source):
+            self.assertEqual(node.name, self.migrate(server))
+        with server.agent() as agent:
+            agent.run('probe write /root/keep 4 2', check=True)
+        emulator = self.emulator(server, self.source)
+        self.fail_compute()
+        emulator.kill()
+        event = self.evacuate(server)
+        self.assertEqual('Success', event['result'], event)
+        server = servers.Server(self.cloud, server.id)
+        self.assertEqual(self.destination, server.host)
+        if server.show().status == 'SHUTOFF':
+            self.act(server, 'ACTIVE', 'start_server')
+        with server.agent() as agent:
+            agent.run('probe verify /root/keep 4 2', check=True)
+
+    def test_guest_that_only_hangs_keeps_its_image(self) -> None:
+        server = self.begin()
+        emulator = self.emulator(server, self.source)
+        self.fail_compute()
+        emulator.suspend()
+        self.addCleanup(emulator.resume)
+        event = self.evacuate(server)
+        self.assertEqual('Error', event['result'], event)
+        self.assertIn('disk locked', event['details'])
+        emulator.resume()
+        self.wait(server.id, 'ACTIVE')
+        self.assert_runs_on(server, self.source)
+
+
 def cut(process: psutil.Process, address: str) -> None:
     """Shut down a process's TCP connections to an address.
 

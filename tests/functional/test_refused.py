@@ -23,7 +23,7 @@ from tests.functional import base
 #: Each operation of refusals.REFUSED has its test here, or in the unit test
 #: of the driver.
 TESTED = {
-    'suspend', 'live migration', 'evacuate',
+    'suspend', 'live migration',
     'attach of a passed-through interface',
 }
 
@@ -88,19 +88,6 @@ class RefusedTest(base.FakeDaxTestCase):
                 self.server, 'live-migration',
                 'conductor_live_migrate_instance'))
             self.assertEqual(self.before, self._state())
-
-    def test_evacuate(self):
-        self.start_compute('compute2')
-        service = self.admin_api.get_services(
-            host='compute1', binary='nova-compute')[0]['id']
-        self.computes['compute1'].stop()
-        self.admin_api.put_service_force_down(service, True)
-        self._evacuate_server(
-            self.server, expected_state='ACTIVE', expected_host='compute1',
-            expected_migration_status='failed')
-        self.assert_refused(
-            'evacuate', 'evacuate', 'compute_rebuild_instance')
-        self.assertEqual([], self.domains('compute2'))
 
 
 class RefusedResizeTest(base.FakeDaxTestCase):

@@ -20,6 +20,7 @@ import testscenarios
 
 from nova_fakedax import admission
 from nova_fakedax import domain
+from nova_fakedax import evacuation
 from nova_fakedax import spec
 from tests import fixtures
 
@@ -109,30 +110,33 @@ class UnknownValueTest(CheckBuildTestCase):
 
 class CheckRebuildTest(AdmissionTestCase):
 
-    def refused(self, instance, evacuate=False):
+    def refused(self, instance, evacuated_from=None):
         """The user is told, and the instance stays as it is."""
         return self.assertRaises(
             exception.InstanceFaultRollback, admission.check_rebuild,
-            instance, [], mock.Mock(), evacuate,
+            instance, [], mock.Mock(), evacuated_from,
         ).inner_exception.format_message()
 
     def test_to_an_image_that_does_not_know_fake_dax(self):
         admission.check_rebuild(
-            self.instance(), [], mock.Mock(), False)
+            self.instance(), [], mock.Mock(), None)
         self.assertIn('fakedax_guest', self.refused(
             self.instance(properties={'image_min_ram': '0'})))
 
-    def test_evacuate(self):
-        self.assertIn('evacuate', self.refused(self.instance(), True))
+    def test_evacuation_of_a_guest_that_may_still_run(self):
+        hosts = mock.Mock(spec=evacuation.Hosts)
+        hosts.check_gone.side_effect = evacuation.EvacuationRefused(
+            host='other', reason='it runs')
+        self.assertIn('it runs', self.refused(self.instance(), hosts))
 
     def test_an_ordinary_instance_is_not_checked(self):
         admission.check_rebuild(
-            self.instance(None), ['no reason'], mock.Mock(), True)
+            self.instance(None), ['no reason'], mock.Mock(), mock.Mock())
 
     def test_addresses_that_hold_too_little(self):
         self.assertIn('too large', self.assertRaises(
             exception.InstanceFaultRollback, admission.check_rebuild,
-            self.instance(), [], TOO_LARGE, False,
+            self.instance(), [], TOO_LARGE, None,
         ).inner_exception.format_message())
 
 

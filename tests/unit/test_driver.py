@@ -177,6 +177,7 @@ class DriverTestCase(base.BaseTestCase):
     def instance(self, disks='root', properties=None, **extra_specs):
         instance = objects.Instance(
             uuid=fixtures.UUID, image_ref='6f1c', task_state=None,
+            host=driver.CONF.host,
             system_metadata=properties or {'image_fakedax_guest': 'true'})
         instance.flavor = objects.Flavor(
             memory_mb=512, root_gb=1, ephemeral_gb=1,
@@ -329,6 +330,14 @@ class EndOfAGuestTest(DriverTestCase):
     def test_a_delete_and_a_hard_reboot_flush_first(self):
         self.driver.destroy(None, self.instance(), [])
         self.assertEqual(['flush', 'destroy'],
+                         [call[0] for call in self.order.mock_calls])
+
+    def test_what_another_host_has_by_now_is_not_flushed_here(self):
+        """Evacuated: this host's dirty pages are older."""
+        instance = self.instance()
+        instance.host = 'other'
+        self.driver.destroy(None, instance, [], destroy_disks=False)
+        self.assertEqual(['destroy'],
                          [call[0] for call in self.order.mock_calls])
 
     def test_storage_that_fails_does_not_keep_a_server(self):

@@ -22,15 +22,19 @@ import testscenarios
 
 import nova_fakedax
 from nova_fakedax import emulator
-from nova_fakedax import hostcache
+from nova_fakedax import filelock
 from nova_fakedax import monitor
+from nova_fakedax import privsep
+from nova_fakedax import rebuild
 from nova_fakedax import spec
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-#: Errors that never leave the package: who catches them says more.
-INTERNAL = {emulator.ProbeError, hostcache.HelperError,
-            monitor.MonitorError, spec.InvalidSpec, spec.InvalidImage}
+#: Errors that never leave the package: who catches them says more. Of a
+#: RebuildRefused Nova shows the error that it holds.
+INTERNAL = {emulator.ProbeError, filelock.Locked, monitor.MonitorError,
+            privsep.HelperError, rebuild.RebuildRefused, spec.InvalidSpec,
+            spec.InvalidImage}
 
 
 def _errors():
