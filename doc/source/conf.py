@@ -5,6 +5,7 @@ copyright = 'nova-fakedax developers'
 extensions = [
     'openstackdocstheme',
     'oslo_config.sphinxext',
+    'sphinx_feature_classification.support_matrix',
 ]
 html_theme = 'openstackdocs'
 pygments_style = 'native'

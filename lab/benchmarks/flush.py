@@ -79,6 +79,13 @@ class Mode:
             return self.built
         return emulators.stock('10.0') if self.stock else emulators.project()
 
+    def memory_mib(self, image: pathlib.Path) -> int:
+        """The guest's RAM: as much for itself with every disk."""
+        if self.memmap or self.disk is not qemu.pmem:
+            return _MEMORY_MIB
+        # 64 bytes for each page of 4096.
+        return _MEMORY_MIB + (image.stat().st_size >> 26)
+
     def guest(self, kernel: str) -> guest.Guest:
         return guest.build(kernel_package=kernel, with_driver=self.driver)
 
@@ -263,7 +270,7 @@ def _boot(image: pathlib.Path, mode: Mode,
     with qemu.Machine(
             *qemu.direct_kernel(built.kernel, built.initrd,
                                 guest.COMMAND_LINE),
-            *mode.disk(image), memory_mib=_MEMORY_MIB,
+            *mode.disk(image), memory_mib=mode.memory_mib(image),
             emulator=mode.emulator()) as machine:
         machine.agent.wait_ready()
         yield machine

@@ -252,8 +252,8 @@ PARTS: dict[str, Part] = {
 #: one core busy.
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (('style', 'unit', 'lab', 'device'),),
-    (('guest', 'libvirt'), ('paravirt', 'image')),
-    (('cloud',), ('functional', 'regression')),
+    (('guest', 'image', 'functional', 'regression'),
+     ('paravirt', 'libvirt', 'cloud')),
 )
 
 
