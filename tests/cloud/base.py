@@ -156,9 +156,12 @@ class CloudTestCase(base.BaseTestCase):
         getattr(self.cloud.compute, action)(server.id, *arguments)
         return self.wait(server.id, status)
 
-    def finish_resize(self, server: servers.Server,
-                      action: str) -> servers.Server:
-        """Confirm or revert a resize; return the server as it is then."""
+    def finish_resize(self, server: servers.Server, action: str,
+                      status: str = 'ACTIVE') -> servers.Server:
+        """Confirm or revert a resize; return the server as it is then.
+
+        :param status: what it was before the resize
+        """
         getattr(self.cloud.compute, action)(server.id)
         # Nova answers before the compute has begun, and the server may have no
         # task while its resize still goes on.
@@ -167,7 +170,7 @@ class CloudTestCase(base.BaseTestCase):
             lambda: server.show().status not in (
                 'VERIFY_RESIZE', 'REVERT_RESIZE'),
             _TASKS_END_SECONDS, interval=0.3)
-        self.wait(server.id, 'ACTIVE')
+        self.wait(server.id, status)
         return servers.Server(self.cloud, server.id)
 
     def begin_snapshot(self, server: servers.Server) -> Any:

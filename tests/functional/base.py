@@ -132,6 +132,28 @@ class FakeDaxTestCase(base.ServersTestBase):
             'tags': [], 'properties': properties,
         }, io.BytesIO(self.content))['id']
 
+    def keep_uploads(self) -> dict[str, int]:
+        """Keep what is uploaded, which Nova's fake Glance does not read.
+
+        :returns: the bytes of each image that has been uploaded, by its id
+        """
+        sizes = {}
+        update = self.glance.update
+
+        def keep_and_update(
+            context: ty.Any, image_id: str, metadata: ty.Any,
+            data: ty.Any = None, **kwargs: ty.Any,
+        ) -> ty.Any:
+            if data is not None:
+                self.glance._imagedata[image_id] = data.read(
+                    len(self.content))
+                sizes[image_id] = data.seek(0, os.SEEK_END)
+            return update(context, image_id, metadata, data, **kwargs)
+
+        self.useFixture(base_fixtures.MockPatchObject(
+            self.glance, 'update', keep_and_update))
+        return sizes
+
     def put_flavor(
         self, disks: str | None = 'root', disk: int = 1, ephemeral: int = 0,
         swap: int = 0, **extra_specs: str,

@@ -12,7 +12,6 @@
 
 """Snapshot, backup and shelve: what the guest has stored is in the copy."""
 
-import os
 import threading
 import time
 from unittest import mock
@@ -42,9 +41,7 @@ class SnapshotTestCase(base.FakeDaxTestCase):
         self.useFixture(fixtures.MockPatchObject(
             imagebackend, 'extract', self._noted(
                 'copy', imagebackend.extract)))
-        self.sizes = {}
-        self.useFixture(fixtures.MockPatchObject(
-            self.glance, 'update', self._noted_upload(self.glance.update)))
+        self.sizes = self.keep_uploads()
         # An ordinary disk, which would come first without a boot view.
         self.flags(force_config_drive=True)
         self.server = self.boot()
@@ -56,16 +53,6 @@ class SnapshotTestCase(base.FakeDaxTestCase):
             self.calls.append(name)
             return function(*args, **kwargs)
         return note_and_call
-
-    def _noted_upload(self, update):
-        """Keep what is uploaded, which Nova's fake Glance does not read."""
-        def note_and_update(context, image_id, metadata, data=None, **kwargs):
-            if data is not None:
-                self.glance._imagedata[image_id] = data.read(
-                    len(self.content))
-                self.sizes[image_id] = data.seek(0, os.SEEK_END)
-            return update(context, image_id, metadata, data, **kwargs)
-        return note_and_update
 
     def copy(self, action='createImage', event='compute_snapshot_instance',
              **body):
