@@ -22,6 +22,7 @@ host on the storage, and notes whose locks it has seen there.
 from __future__ import annotations
 
 import os
+import time
 
 from nova import exception
 from nova.i18n import _
@@ -36,6 +37,14 @@ LOG = logging.getLogger(__name__)
 
 #: Below the instances path, so that hosts share it if they share images.
 DIRECTORY = 'fakedax-hosts'
+
+#: Seconds after which a note of a lock that was seen is made again, so that it
+#: says whether locks still reach this host.
+_REFRESH = 300
+
+#: Seconds by which the last sign of a host may be younger than the last time
+#: that its lock was seen. Their clocks may differ, too.
+_TOLERANCE = 3 * _REFRESH
 
 
 class EvacuationRefused(exception.NovaException):
@@ -66,23 +75,27 @@ class Hosts:
             for directory in (self._locks, self._seen):
                 os.makedirs(directory, exist_ok=True)
             self._hold()
-            for host in set(os.listdir(self._locks)) - {
-                    self.here, *os.listdir(self._seen)}:
-                if filelock.is_held(os.path.join(self._locks, host)):
-                    with open(os.path.join(self._seen, host), 'wb'):
+            for host in set(os.listdir(self._locks)) - {self.here}:
+                note = os.path.join(self._seen, host)
+                noted = _last_change(note)
+                if (time.time() - noted > _REFRESH and filelock.is_held(
+                        os.path.join(self._locks, host))):
+                    _touch(note)
+                    if not noted:
                         LOG.info('Locks of host %s reach this host', host)
         except OSError as exc:
             LOG.warning('Servers with disks on fake DAX cannot be evacuated '
                         'from this host or to it: %s', exc)
 
     def _hold(self) -> None:
-        if self._descriptor is None:
-            try:
-                self._descriptor = filelock.hold(
-                    os.path.join(self._locks, self.here))
-            except filelock.Locked:
-                # By the nova-compute before this one, which still ends.
-                LOG.debug('Another process holds the lock of this host')
+        lock = os.path.join(self._locks, self.here)
+        try:
+            if self._descriptor is None:
+                self._descriptor = filelock.hold(lock)
+            _touch(lock)
+        except filelock.Locked:
+            # By the nova-compute before this one, which still ends.
+            LOG.debug('Another process holds the lock of this host')
 
     def release(self) -> None:
         """Do what the end of the process does."""
@@ -111,14 +124,32 @@ class Hosts:
             raise EvacuationRefused(host=host, reason=exc)
 
     def _check_host(self, host: str) -> None:
-        if not os.path.exists(os.path.join(self._seen, host)):
+        lock = os.path.join(self._locks, host)
+        seen = _last_change(os.path.join(self._seen, host))
+        if seen < _last_change(lock) - _TOLERANCE or not seen:
             raise EvacuationRefused(host=host, reason=_(
-                'host %(here)s has never seen a lock of it below %(locks)s, '
-                'so its guest may still run; allowed: hosts that share '
-                'the instances path, on storage whose locks reach all of '
-                'them, and whose device locks images') % {
-                    'here': self.here, 'locks': self._locks})
-        if filelock.is_held(os.path.join(self._locks, host)):
+                'host %(here)s has %(never)s seen a lock of it below '
+                '%(locks)s, so its guest may still run; allowed: hosts that '
+                'share the instances path, on storage whose locks reach all '
+                'of them, and whose device locks images') % {
+                    'here': self.here, 'locks': self._locks,
+                    'never': 'lately not' if seen else 'never'})
+        if filelock.is_held(lock):
             raise EvacuationRefused(host=host, reason=_(
                 'its nova-compute still runs; stop it, or power the host '
                 'off'))
+
+
+def _last_change(path: str) -> float:
+    """When a file was last touched, 0 if there is none."""
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return 0
+
+
+def _touch(path: str) -> None:
+    with open(path, 'ab'):
+        # By the clock of this host, also where the storage has its own.
+        now = time.time()
+        os.utime(path, (now, now))

@@ -98,6 +98,34 @@ class CheckGoneTest(HostsTestCase):
         self.there.release()
         self.assertRefused('has never seen a lock of it')
 
+    def age(self, name, seconds):
+        """Move the last change of a file into the past, or the future."""
+        path = self.path / 'fakedax-hosts' / name
+        changed = path.stat().st_mtime - seconds
+        os.utime(path, (changed, changed))
+
+    def test_storage_whose_locks_do_not_reach_other_hosts_any_more(self):
+        """As after a mount with other options: the host showed itself."""
+        self.look()
+        self.there.release()
+        self.age('seen/here/there', 3600)
+        self.assertRefused('has lately not seen a lock of it')
+
+    def test_host_that_failed_long_ago(self):
+        self.look()
+        self.there.release()
+        for name in ('seen/here/there', 'locks/there'):
+            self.age(name, 3600)
+        self.here.look()
+        self.here.check_gone(self.instance)
+
+    def test_note_is_made_again_while_the_lock_is_seen(self):
+        self.look()
+        self.age('seen/here/there', 3600)
+        self.here.look()
+        self.there.release()
+        self.here.check_gone(self.instance)
+
     def test_host_whose_nova_compute_runs(self):
         self.look()
         self.assertRefused('its nova-compute still runs')
