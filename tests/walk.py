@@ -13,9 +13,9 @@
 """A random walk through what can be done with a server.
 
 The model says what may follow what, and which content the root disk has then.
-The server is whatever has the steps: one of the lab, or of Nova in one process.
-``FAKEDAX_WALK`` in the environment says how many steps, and which seed if a
-colon and a number follow: ``500:7``.
+The server is whatever has the steps: one of the lab, or of Nova in one
+process. ``FAKEDAX_WALK`` in the environment says how many steps, and which
+seed if a colon and a number follow: ``500:7``.
 """
 
 from collections.abc import Mapping
