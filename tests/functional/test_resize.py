@@ -92,8 +92,9 @@ class ResizeTest(ResizeTestCase):
     def test_to_larger_disks_on_another_host(self):
         self.resize()
         self.assert_disks('compute2', 2 * units.Gi)
-        # At the source once the guest is off, and at the destination.
-        self.assertEqual(['disk', 'disk.eph0'] * 2, self.flushed)
+        # At the source before the guest ends and after, and at the
+        # destination.
+        self.assertEqual(['disk', 'disk.eph0'] * 3, self.flushed)
         self.act(self.server, 'confirmResize')
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_disks('compute2', 2 * units.Gi)
