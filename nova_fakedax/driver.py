@@ -306,7 +306,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         destroy_secrets: bool = True,
     ) -> None:
         """End the guest, also for a hard reboot."""
-        if instance.host == self._hosts.here:
+        if _spec(instance) and instance.host == self._hosts.here:
             imagebackend.flush_early(instance)
         super().destroy(
             context, instance, network_info, block_device_info, destroy_disks,
