@@ -28,6 +28,7 @@ from lab.deploy import lifecycle
 from lab.deploy import servers
 from lab.deploy import supervision
 from lab import wait
+from nova_fakedax import evacuation
 from tests.cloud import base
 from tests.cloud import moving
 
@@ -288,6 +289,16 @@ class FaultTest(RecoveryTestCase):
 
 class EvacuateTest(RecoveryTestCase):
     """A host fails, and the administrator evacuates its server."""
+
+    def begin(self, flavor: ty.Any = None) -> servers.Server:
+        server = super().begin(flavor)
+        # A periodic task of Nova looks once a minute.
+        self.wait_for(
+            f'{self.destination.name} to have seen {self.source.name}',
+            self.destination.path(
+                host.INSTANCES / evacuation.DIRECTORY / 'seen' /
+                self.destination.name / self.source.name).exists)
+        return server
 
     def fail_compute(self) -> None:
         """Nova takes the source for down until the end of the test."""
