@@ -96,9 +96,11 @@ class WalkTest(libvirt_base.LibvirtMigrationMixin, base.FakeDaxTestCase):
 
     def _migrate_stub(self, *args, **kwargs):
         super()._migrate_stub(*args, **kwargs)
-        # VIR_MIGRATE_PERSIST_DEST
-        [domain] = self.dest.driver._host.get_connection()._vms.values()
-        domain._transient = False
+        [source], [domain] = (
+            compute.driver._host.get_connection()._vms.values()
+            for compute in (self.src, self.dest))
+        # VIR_MIGRATE_PERSIST_DEST, and a paused guest stays paused.
+        domain._transient, domain._state = False, source._state
 
     # The steps.
 
