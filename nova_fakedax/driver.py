@@ -306,6 +306,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         destroy_secrets: bool = True,
     ) -> None:
         """End the guest, also for a hard reboot."""
+        # If the instance runs elsewhere by now, what is dirty here is older.
         if _spec(instance) and instance.host == self._hosts.here:
             imagebackend.flush_early(instance)
         super().destroy(

@@ -78,7 +78,7 @@ def _tag(
 def name_pmems(
     bdms: Sequence[objects.BlockDeviceMapping], first: int,
 ) -> bool:
-    """Name the ephemeral disks as the guest does; unname all others.
+    """Name the ephemeral disks as the guest does; take the others' names.
 
     Nova has numbered all disks of a bus, but those on fake DAX leave it, and
     the guest numbers the rest: the EC2 metadata would call swap /dev/vdc
@@ -87,15 +87,16 @@ def name_pmems(
     :param bdms: the instance's, with the names that
         nova.virt.libvirt.blockinfo.default_device_names has given; changed
     :param first: the number of the first pmem that is an ephemeral disk
-    :returns: whether there are ephemeral disks, so that others need names
-        again
+    :returns: whether there are ephemeral disks; if not, nothing was changed
     """
     ephemerals = [bdm for bdm in bdms
                   if block_device.new_format_is_ephemeral(bdm)]
+    if not ephemerals:
+        return False
     for bdm in bdms:
         bdm.device_name = None
     for number, bdm in enumerate(ephemerals, first):
         bdm.device_name = f'/dev/{domain.PMEM}{number}'
         # blockinfo would not know the bus of that name.
         bdm.disk_bus = 'virtio'
-    return bool(ephemerals)
+    return True

@@ -190,7 +190,7 @@ class FlushTestCase(base.DeviceTestCase):
             self.is_written(offset)
             for offset in (MEMMAP, LAYOUT.offset - base.PAGE)])
 
-    def test_flush_after_the_block_has_changed_leaves_out_nothing(
+    def test_flush_after_the_block_was_damaged_leaves_out_nothing(
         self
     ) -> None:
         self.store(MEMMAP)

@@ -86,3 +86,23 @@ class MetadataTest(base.BaseTestCase):
         self.assertEqual([(['second'], '/dev/pmem0', '0000:07:03.0')],
                          self.made(self.guest('eph1'), self.bdm('first'),
                                    self.bdm('second')))
+
+
+class NamePmemsTest(base.BaseTestCase):
+
+    @staticmethod
+    def bdm(name, source_type='blank', **values):
+        return objects.BlockDeviceMapping(
+            device_name=name, source_type=source_type,
+            destination_type='local', guest_format=None, **values)
+
+    def test_the_others_need_names_again(self):
+        bdms = [self.bdm('/dev/vda', 'image'), self.bdm('/dev/vdb')]
+        self.assertTrue(metadata.name_pmems(bdms, 1))
+        self.assertEqual([None, '/dev/pmem1'],
+                         [bdm.device_name for bdm in bdms])
+
+    def test_without_ephemeral_disks_names_stay(self):
+        bdms = [self.bdm('/dev/vda', 'image')]
+        self.assertFalse(metadata.name_pmems(bdms, 1))
+        self.assertEqual('/dev/vda', bdms[0].device_name)
