@@ -75,6 +75,8 @@ struct VirtIOPMEMSync {
     HostMemoryBackend *memdev;
     /* Whether the vCPUs had stopped when it began */
     bool last;
+    /* As the info block on storage says, before and after */
+    VirtIOPMEMMemmap memmap;
     /* Whether to count the bytes that it writes, and their number */
     bool counted;
     uint64_t dirty;
@@ -201,13 +203,18 @@ static int virtio_pmem_sync_run(void *opaque)
 {
     VirtIOPMEMSync *sync = opaque;
     struct virtio_pmem_cachestat stat;
+    VirtIOPMEMMemmap memmap = virtio_pmem_find_memmap(sync->memdev);
     uint64_t from = 0;
     int64_t start;
 
-    /* Nothing in the memmap is worth a flush, but a migration needs it. */
-    if (!sync->last) {
-        from = virtio_pmem_memmap_end(sync->memdev);
+    /*
+     * Nothing in the memmap is worth a flush, but a migration needs it. A new
+     * info block is not on storage yet.
+     */
+    if (!sync->last && memmap.checksum == sync->memmap.checksum) {
+        from = memmap.end;
     }
+    sync->memmap = memmap;
     if (sync->counted && !virtio_pmem_cachestat(sync->memdev, from, &stat)) {
         sync->dirty = stat.dirty * qemu_real_host_page_size();
     }
@@ -283,7 +290,7 @@ static int virtio_pmem_writeback_run(void *opaque)
 {
     VirtIOPMEMWriteback *writeback = opaque;
     struct virtio_pmem_cachestat stat;
-    uint64_t from = virtio_pmem_memmap_end(writeback->memdev);
+    uint64_t from = virtio_pmem_find_memmap(writeback->memdev).end;
     int64_t start = g_get_monotonic_time();
 
     if (virtio_pmem_cachestat(writeback->memdev, from, &stat) < 0) {
@@ -428,6 +435,9 @@ static void virtio_pmem_sync_done(void *opaque, int ret)
         if (sync->error && sync->last) {
             pmem->stop_error = sync->error;
         }
+        if (!sync->error) {
+            pmem->memmap = sync->memmap;
+        }
         pmem->sync = NULL;
         if (sync->error && virtio_pmem_error_stops(pmem)) {
             virtio_pmem_stop_guest(pmem, sync->error);
@@ -482,6 +492,7 @@ static void virtio_pmem_sync_start(VirtIOPMEM *pmem)
     sync->pmem = pmem;
     sync->memdev = pmem->memdev;
     sync->last = pmem->last_sync_wanted;
+    sync->memmap = pmem->memmap;
     sync->counted = pmem->sync_bps && !sync->last;
     object_ref(OBJECT(sync->memdev));
     pmem->sync = sync;
@@ -658,6 +669,8 @@ static int virtio_pmem_take_over(VirtIOPMEM *pmem, Error **errp)
         return -ESTALE;
     }
     virtio_pmem_unlock(pmem, VIRTIO_PMEM_LOCK_CLAIM, &pmem->claim);
+    /* The source has synced all of the image. */
+    pmem->memmap = virtio_pmem_find_memmap(pmem->memdev);
     pmem->incoming = false;
     return 0;
 }
@@ -1273,7 +1286,6 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dev);
     VirtIOPMEM *pmem = VIRTIO_PMEM(dev);
-    uint64_t memmap_end;
 
     if (!virtio_pmem_get_memory_region(pmem, errp) ||
         !virtio_pmem_check_werror(pmem, errp)) {
@@ -1292,7 +1304,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     }
     virtio_pmem_advise(pmem);
     /* Reading it caches a page, which is dropped with the others. */
-    memmap_end = virtio_pmem_memmap_end(pmem->memdev);
+    pmem->memmap = virtio_pmem_find_memmap(pmem->memdev);
     if (pmem->drop_cache) {
         /*
          * Linux keeps the pages that a sync could not write, and they look
@@ -1300,7 +1312,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
          */
         virtio_pmem_drop_clean(pmem);
     }
-    virtio_pmem_prepare_memmap(pmem, memmap_end);
+    virtio_pmem_prepare_memmap(pmem, pmem->memmap.end);
     pmem->ram = (uintptr_t)memory_region_get_ram_ptr(&pmem->memdev->mr);
     pstrcpy(pmem->name, sizeof(pmem->name), virtio_pmem_id(pmem));
     virtio_pmem_register_writeback();

@@ -50,6 +50,14 @@ typedef struct VirtIOPMEMIdentity {
     uint64_t checksum[VIRTIO_PMEM_SAMPLES];
 } VirtIOPMEMIdentity;
 
+/* What an info block says of the memmap before the content */
+typedef struct VirtIOPMEMMemmap {
+    /* Where it ends in the image, 0 if there is none */
+    uint64_t end;
+    /* The checksum of the info block */
+    uint64_t checksum;
+} VirtIOPMEMMemmap;
+
 struct VirtIOPMEM {
     VirtIODevice parent_obj;
 
@@ -98,6 +106,8 @@ struct VirtIOPMEM {
     VirtIOPMEMSync *sync;
     VirtIOPMEMRequests syncing;
     VirtIOPMEMRequests waiting;
+    /* As the info block on storage says */
+    VirtIOPMEMMemmap memmap;
 
     /* A sync that began after the vCPUs have stopped: wanted, and begun */
     bool last_sync_wanted;

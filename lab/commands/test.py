@@ -409,6 +409,8 @@ def main(filters: list[str], storm: bool, parts: tuple[str, ...]) -> None:
     print()
     for part, (count, seconds) in results.items():
         print(f'{part:<12} {count} [{seconds:.0f} s]')
+        for name, _said in count.failures:
+            print(f'{"":<12} failed: {name}')
     print(total, flush=True)
     sys.exit(1 if total.failed else 0)
 

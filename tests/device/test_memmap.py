@@ -199,6 +199,22 @@ class FlushTestCase(base.DeviceTestCase):
         self.assertEqual(0, self.pmem.flush())
         self.assertTrue(self.is_written(MEMMAP))
 
+    def test_flush_writes_a_new_block_once(self) -> None:
+        block = bytearray(layout.info_block(LAYOUT))
+        block[16:32] = b'B' * 16  # its uuid
+        struct.pack_into('<Q', block, 4088, fletcher64(block))
+        self.vm.qtest.write_bytes(
+            self.memaddr(self.vm) + layout.INFO_BLOCK_OFFSET, bytes(block))
+        self.store(MEMMAP)
+        self.assertEqual(0, self.pmem.flush())
+        with self.image.open('rb') as file:
+            self.assertEqual(bytes(block), os.pread(
+                file.fileno(), len(block), layout.INFO_BLOCK_OFFSET))
+        self.assertTrue(self.is_written(MEMMAP))
+        self.store(LAYOUT.offset - base.PAGE)
+        self.assertEqual(0, self.pmem.flush())
+        self.assertFalse(self.is_written(LAYOUT.offset - base.PAGE))
+
     def test_flush_that_cannot_write_the_content_fails(self) -> None:
         self.mounted.fail_writes(errno.EIO)
         self.store(LAYOUT.offset)

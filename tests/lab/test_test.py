@@ -19,6 +19,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from unittest import mock
@@ -59,7 +60,12 @@ class LabTestTestCase(base.BaseTestCase):
         self.assertEqual(1, done.exit_code)
         self.assertEqual('2 passed, 1 failed, 0 skipped',
                          done.output.splitlines()[-1])
-        self.assertIn('failed: hacking', done.output)
+        self.assertIn('failed: hacking\n    E501\n', done.output)
+
+    def test_the_counts_name_what_failed(self):
+        done = self.run_command()
+        self.assertRegex(done.output, r'style +0 passed, 1 failed, 0 skipped '
+                                      r'\[\d+ s\]\n +failed: hacking\n')
 
     def test_filters_of_a_part(self):
         done = self.run_command('unit', '--', 'test_a', '-b')
@@ -165,10 +171,15 @@ class CommandsTestCase(base.BaseTestCase):
         self.addCleanup(directory.cleanup)
         self.runs = pathlib.Path(directory.name) / 'runs'
         os.mkfifo(self.runs)
-        # Each shell ends only when what it waits for has ended, so that must
-        # get the interrupt, too.
-        self.command = ['sh', '-c', 'trap "exit 3" INT; sh -c \''
-                        'echo runs >"$0"; sleep 60\' "$0"', str(self.runs)]
+        # The shell ends only when what it waits for has ended, so that must
+        # get the interrupt, too. It is no shell: dash loses an interrupt that
+        # comes right before it executes a command.
+        waits = ('import signal, sys, time; '
+                 'signal.signal(signal.SIGINT, signal.SIG_DFL); '
+                 'print("runs", file=open(sys.argv[1], "w"), flush=True); '
+                 'time.sleep(60)')
+        self.command = ['sh', '-c', 'trap "exit 3" INT; "$@"; exit 4', 'sh',
+                        sys.executable, '-c', waits, str(self.runs)]
 
     def test_an_interrupt_reaches_the_command_and_its_children(self):
         with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -87,6 +87,10 @@ class Row:
 IMAGES_OF_A_CUT = 4
 
 
+#: How long a sync is held before the look for an early commit.
+HELD_SECONDS = 0.5
+
+
 def crash(guest: committing.Committing, images: int, until_bad: bool = False
           ) -> Row:
     """Make crash images while a sync is under way, and judge them.
@@ -111,16 +115,18 @@ def crash(guest: committing.Committing, images: int, until_bad: bool = False
 
 
 def early_commits(guest: committing.Committing, looks: int,
-                  seconds: float = 0.5) -> int:
+                  until_early: bool = False) -> int:
     """How often a commit block was stored before its descriptor was synced.
 
     :param looks: how often to look
-    :param seconds: how long a sync is held before each look
+    :param until_early: stop at the first
     """
     found = 0
     for number in range(looks):
-        with guest.cut(number % 6, seconds) as cut:
+        with guest.cut(number % 6, HELD_SECONDS) as cut:
             found += bool(journal.early_commits(cut.unsynced.values()))
+        if found and until_early:
+            break
     return found
 
 
