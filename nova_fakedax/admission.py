@@ -20,12 +20,14 @@ makes it try another host where only this one cannot.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import config as vconfig
 
+from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import evacuation
 from nova_fakedax import rebuild
@@ -91,20 +93,28 @@ def check_rebuild(
 
 
 def check_resize(
-    instance: objects.Instance, flavor: objects.Flavor,
+    instance: objects.Instance, flavor: objects.Flavor, paths: Iterable[str],
     check_addresses: CheckAddresses,
 ) -> None:
     """Check a new flavor while the guest still runs.
 
-    :raises nova.exception.InstanceFaultRollback: the disks do not fit it;
+    :param paths: of the files of the instance's disks
+    :raises nova.exception.InstanceFaultRollback: the instance does not fit it;
         holds a nova.exception.ResizeError
     """
     try:
         new = spec.FakeDaxSpec.from_flavor(flavor)
-        spec.FakeDaxSpec.from_instance(instance).check_resize(new)
-        if new:
-            new.check_flavor(flavor)
-            check_addresses(flavor)
+        if not new:
+            return
+        new.check_flavor(flavor)
+        properties = _image_properties(instance)
+        new.check_image_conflicts(properties)
+        new.check_image(properties)
+        # Nova makes the ephemeral disk that an instance does not have yet.
+        new.check_disks({disk.EPHEMERAL} | {
+            found.role for found in map(disk.DiskId.from_path, paths)
+            if found})
+        check_addresses(flavor)
     except (spec.InvalidSpec, exception.InvalidInput) as exc:
         raise exception.InstanceFaultRollback(
             exception.ResizeError(reason=str(exc)))
@@ -120,7 +130,7 @@ def check_disks(
     """
     try:
         wanted.check_disks({
-            disk.id.role for disk, _device in domain.fake_dax_disks(guest)})
+            found.id.role for found, _device in domain.fake_dax_disks(guest)})
     except spec.InvalidSpec as exc:
         raise exception.InvalidInput(reason=str(exc))
 

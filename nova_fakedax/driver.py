@@ -48,6 +48,7 @@ from nova_fakedax import imagebackend
 from nova_fakedax import metadata
 from nova_fakedax import migration
 from nova_fakedax import refusals
+from nova_fakedax import resize
 from nova_fakedax import snapshot
 from nova_fakedax import spec
 
@@ -208,14 +209,24 @@ class FakeDaxDriver(driver.LibvirtDriver):
     ) -> None:
         super().default_device_names_for_instance(
             instance, root_device_name, *block_device_lists)
+        self._rename_disks(instance, virt_driver.get_block_device_info(
+            instance, list(itertools.chain(*block_device_lists))))
+
+    def _rename_disks(
+        self, instance: objects.Instance,
+        block_device_info: dict[str, ty.Any] | None,
+    ) -> None:
+        """Name disks as the guest does, if ephemeral ones are on another bus.
+
+        Than their names say: on fake DAX, or not any more.
+        """
         wanted = _spec(instance)
-        bdms = list(itertools.chain(*block_device_lists))
-        if wanted.wants('disk.eph0') and metadata.name_pmems(
-                bdms, int(wanted.wants('disk'))):
+        first = (int(wanted.wants('disk'))
+                 if wanted.wants('disk.eph0') else None)
+        if metadata.forget_names(block_device_info, first):
             blockinfo.default_device_names(
                 CONF.libvirt.virt_type, nova_context.get_admin_context(),
-                instance, virt_driver.get_block_device_info(instance, bdms),
-                instance.image_meta)
+                instance, block_device_info, instance.image_meta)
 
     def _get_guest_config(
         self, instance: objects.Instance, network_info: ty.Any,
@@ -395,9 +406,11 @@ class FakeDaxDriver(driver.LibvirtDriver):
         network_info: ty.Any, block_device_info: ty.Any = None,
         timeout: int = 0, retry_interval: int = 0,
     ) -> ty.Any:
+        disks = self._get_instance_disk_info(instance, block_device_info)
         admission.check_resize(
-            instance, flavor, self._check_addresses(instance))
-        with imagebackend.copied(instance, flavor):
+            instance, flavor, [info['path'] for info in disks],
+            self._check_addresses(instance))
+        with resize.copies(instance, flavor, disks):
             return super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,
                 block_device_info, timeout, retry_interval)
@@ -422,10 +435,23 @@ class FakeDaxDriver(driver.LibvirtDriver):
                 info for info in jsonutils.loads(disk_info)
                 if not wanted.wants(info['path'])])
         imagebackend.flush(instance)
+        self._rename_disks(instance, block_device_info)
         super().finish_migration(
             context, migration, instance, disk_info, network_info, image_meta,
             resize_instance, allocations, block_device_info, power_on,
             share_info)
+
+    def finish_revert_migration(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, network_info: ty.Any,
+        migration: objects.Migration,
+        block_device_info: dict[str, ty.Any] | None = None,
+        power_on: bool = True, share_info: ty.Any = None,
+    ) -> None:
+        self._rename_disks(instance, block_device_info)
+        super().finish_revert_migration(
+            context, instance, network_info, migration, block_device_info,
+            power_on, share_info)
 
     # Copying it.
 

@@ -129,15 +129,15 @@ def _copy_image(
     copy_image: Callable[..., None], src: str, dest: str,
     host: str | None = None, *args: ty.Any, **kwargs: ty.Any,
 ) -> None:
-    """Copy a disk on fake DAX without reading all of it.
+    """Copy a disk as the flavor needs it that the copy is for.
 
-    Follows nova.virt.libvirt.utils.copy_image, whose cp(1) takes a file that
-    is allocated in full for one without holes, and reads and writes all of
-    it.
+    Follows nova.virt.libvirt.utils.copy_image. Its cp(1) takes a file that is
+    allocated in full for one without holes, and reads and writes all of it.
     """
-    from nova_fakedax import imagebackend
+    from nova_fakedax import resize
 
-    if host or not imagebackend.copy(dest, src):
+    if not resize.copy(dest, src, host, lambda made: copy_image(
+            made, dest, host, *args, **kwargs)):
         copy_image(src, dest, host, *args, **kwargs)
 
 

@@ -14,9 +14,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 import contextlib
-import contextvars
 import functools
 import glob
 import os
@@ -34,7 +32,6 @@ from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import fileutils
-from oslo_utils import units
 
 from nova_fakedax import hostcache
 from nova_fakedax import layout
@@ -96,49 +93,6 @@ def image_paths(instance: ty.Any) -> list[str]:
 
 class CopyFailed(exception.NovaException):
     msg_fmt = _('Cannot copy %(path)s: %(reason)s')
-
-
-#: How the images of :func:`copied` are made, by their paths.
-_copied: contextvars.ContextVar[Mapping[str, tuple[int, bool]]] = (
-    contextvars.ContextVar('fakedax_copied', default={}))
-
-
-@contextlib.contextmanager
-def copied(instance: ty.Any, flavor: ty.Any) -> Iterator[None]:
-    """A block in which Nova copies the disks of an instance.
-
-    :param instance: a nova.objects.Instance
-    :param flavor: the nova.objects.Flavor that the copies are for
-    """
-    memmap = spec.FakeDaxSpec.from_flavor(flavor).memmap
-    # As large as they are, but for the root disk.
-    token = _copied.set({
-        path: (flavor.root_gb * units.Gi
-               if os.path.basename(path) == 'disk' else 0, memmap)
-        for path in image_paths(instance)})
-    try:
-        yield
-    finally:
-        _copied.reset(token)
-
-
-def copy(path: str, source: str) -> bool:
-    """Copy a file if it is one of the images of :func:`copied`.
-
-    As it will be needed, so that it is not copied again for that.
-
-    :param path: of the copy, which is the path of the image by then
-    :returns: whether it is
-    :raises CopyFailed: names the image
-    """
-    if path not in _copied.get():
-        return False
-    size, memmap = _copied.get()[path]
-    try:
-        utils.tpool_wrap(layout).copy(path, source, size, memmap)
-    except OSError as exc:
-        raise CopyFailed(path=source, reason=exc.strerror)
-    return True
 
 
 class NoSpace(exception.NovaException):

@@ -306,24 +306,48 @@ def _make(path: str, layout: Layout, source: str, content: Layout) -> None:
 
     :param content: where in the source the content lies
     """
+    unfinished = begin(path, layout)
+    try:
+        with open(source, 'rb') as old, open(unfinished, 'r+b') as new:
+            _copy(old.fileno(), content.offset, new.fileno(), layout.offset,
+                  content.size)
+        finish(path, layout)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        raise
+
+
+def begin(path: str, layout: Layout) -> str:
+    """Begin an image, whose content the caller fills in.
+
+    :returns: the path of its file; :func:`finish` gives it the one it is for
+    :raises OSError: for example ENOSPC
+    """
     unfinished = path + _UNFINISHED
     # Left there by a crash.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(unfinished)
     _check_space(os.path.dirname(path) or '.', layout.file_size, path)
-    try:
-        with open(source, 'rb') as old, open(unfinished, 'xb') as new:
-            if layout.memmap:
-                os.pwrite(new.fileno(), info_block(layout), INFO_BLOCK_OFFSET)
-            _copy(old.fileno(), content.offset, new.fileno(), layout.offset,
-                  content.size)
-            _take_blocks(new.fileno(), layout.file_size)
-            os.fsync(new.fileno())
-        os.rename(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        raise
+    with open(unfinished, 'xb') as new:
+        os.truncate(new.fileno(), layout.file_size)
+        if layout.memmap:
+            os.pwrite(new.fileno(), info_block(layout), INFO_BLOCK_OFFSET)
+    return unfinished
+
+
+def finish(path: str, layout: Layout) -> None:
+    """Give an image that was begun its blocks and its path.
+
+    A crash leaves what was at the path before, or all of the new image.
+
+    :raises OSError: for example ENOSPC
+    """
+    unfinished = path + _UNFINISHED
+    with open(unfinished, 'r+b') as new:
+        _take_blocks(new.fileno(), layout.file_size)
+        os.fsync(new.fileno())
+    os.rename(unfinished, path)
     _sync_directory(os.path.dirname(path) or '.')
 
 

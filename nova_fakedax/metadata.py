@@ -15,15 +15,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence
+import itertools
 import typing as ty
 
 from nova import block_device
 from nova import objects
+from nova.virt import driver
 from nova.virt.libvirt import config as vconfig
 
 from nova_fakedax import disk
 from nova_fakedax import domain
+
+_PMEM = f'/dev/{domain.PMEM}'
 
 
 def with_fake_dax_disks(
@@ -52,7 +55,7 @@ def with_fake_dax_disks(
         devices = [other for other in devices
                    if getattr(other, 'tags', None) != [tag]]
         devices.append(objects.DiskMetadata(
-            tags=[tag], path=f'/dev/{domain.PMEM}{number}',
+            tags=[tag], path=f'{_PMEM}{number}',
             bus=bus(device)))
     return (objects.InstanceDeviceMetadata(devices=devices)
             if devices else None)
@@ -75,8 +78,8 @@ def _tag(
     return of_role[disk_id.index].tag or None
 
 
-def name_pmems(
-    bdms: Sequence[objects.BlockDeviceMapping], first: int,
+def forget_names(
+    block_device_info: dict[str, ty.Any] | None, first: int | None,
 ) -> bool:
     """Name the ephemeral disks as the guest does; take the others' names.
 
@@ -84,19 +87,26 @@ def name_pmems(
     the guest numbers the rest: the EC2 metadata would call swap /dev/vdc
     where the guest has it as /dev/vdb.
 
-    :param bdms: the instance's, with the names that
-        nova.virt.libvirt.blockinfo.default_device_names has given; changed
-    :param first: the number of the first pmem that is an ephemeral disk
-    :returns: whether there are ephemeral disks; if not, nothing was changed
+    :param block_device_info: of nova.virt.driver.get_block_device_info;
+        changed. nova.virt.libvirt.blockinfo.default_device_names names what
+        has no name.
+    :param first: the number of the first pmem that is an ephemeral disk, None
+        if these are ordinary disks
+    :returns: whether names were wrong; if not, nothing was changed
     """
-    ephemerals = [bdm for bdm in bdms
-                  if block_device.new_format_is_ephemeral(bdm)]
-    if not ephemerals:
+    ephemerals = driver.block_device_info_get_ephemerals(block_device_info)
+    pmems = ([f'{_PMEM}{first + number}' for number in range(len(ephemerals))]
+             if first is not None else [])
+    names = [bdm['device_name'] or '' for bdm in ephemerals]
+    if not block_device_info or pmems == [
+            name for name in names if name.startswith(_PMEM)]:
         return False
-    for bdm in bdms:
-        bdm.device_name = None
-    for number, bdm in enumerate(ephemerals, first):
-        bdm.device_name = f'/dev/{domain.PMEM}{number}'
+    for bdm in itertools.chain(
+            block_device_info['image'], ephemerals,
+            filter(None, [block_device_info['swap']]),
+            block_device_info['block_device_mapping']):
+        bdm['mount_device' if 'mount_device' in bdm else 'device_name'] = None
+    for bdm, name in zip(ephemerals, pmems):
         # blockinfo would not know the bus of that name.
-        bdm.disk_bus = 'virtio'
+        bdm.update(device_name=name, disk_bus='virtio')
     return True

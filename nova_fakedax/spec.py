@@ -327,20 +327,6 @@ class FakeDaxSpec:
                 f"{disks * _MEMMAP_MIB} MiB of it; allowed: {least} MiB or "
                 f"more, or {MEMMAP_KEY}='device'")
 
-    def check_resize(self, new: 'FakeDaxSpec') -> None:
-        """Check that a resize keeps the same disks on fake DAX.
-
-        Nova keeps the files as they are, and that of an ordinary disk may
-        not be a raw image.
-
-        :raises InvalidSpec: names both flavors' disks
-        """
-        if new.roles != self.roles:
-            raise InvalidSpec(
-                f"{DISKS_KEY} is '{new}' in the new flavor; allowed: "
-                f"'{self}', as in the current one: a resize cannot put a "
-                f"disk on fake DAX or take it off")
-
     def check_disks(self, roles: Set[disk.Role]) -> None:
         """Check that the instance has the disks that the flavor names.
 

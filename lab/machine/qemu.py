@@ -29,6 +29,9 @@ from lab.machine import agent
 from lab import wait
 from nova_fakedax import layout
 
+#: How long to wait for the guest to shut down before the next press.
+_BUTTON_SECONDS = 10
+
 
 class MachineError(errors.LabError):
     """QEMU, or the guest in it, failed."""
@@ -254,6 +257,27 @@ class Machine:
             raise MachineError(
                 f'waited {timeout:g} s for QEMU to end; the console ends:\n'
                 f'{_tail(self.console())}') from None
+
+    def power_off(self, timeout: float = 30) -> None:
+        """Press the power button until the guest has shut down, as Nova does.
+
+        Again and again: a guest that still boots misses it until its login
+        manager listens.
+
+        :param timeout: seconds
+        :raises MachineError: it is still running
+        """
+        def ended() -> bool:
+            # QEMU may have ended just before.
+            with contextlib.suppress(qmp_error.QMPError, OSError, EOFError):
+                self.qmp('system_powerdown')
+            with contextlib.suppress(MachineError):
+                self.wait_exit(_BUTTON_SECONDS)
+            return self._process.poll() is not None
+
+        wait.until('the guest to shut down', ended, timeout,
+                   state=lambda: f'the console ends:\n{_tail(self.console())}',
+                   error=MachineError)
 
 
 def _tail(text: str) -> str:

@@ -82,3 +82,34 @@ class ResizeTest(base.CloudTestCase):
         self.assertEqual(source, server.host)
         self.assert_kept(server, 1)
         self.assert_on_one_host(server)
+
+
+class ResizeKindTest(base.CloudTestCase):
+
+    ORDINARY: dict[str, str] = {}
+
+    def assert_kept(self, server: servers.Server, device: str) -> None:
+        """Assert that it is on this disk of 2 GiB, with its data."""
+        self.assertTrue(
+            self.mounts(server)['/'][0].startswith(f'/dev/{device}'))
+        with server.agent() as agent:
+            size = agent.run(
+                f'cat /sys/block/{device}/size', check=True).stdout
+            self.assertEqual(2 << 30, int(size) * 512)
+            agent.run(f'probe verify {KEEP} 4 7', check=True)
+
+    def test_from_an_ordinary_flavor_and_back(self) -> None:
+        server = self.create(self.flavor(self.ORDINARY), self.image())
+        with server.agent() as agent:
+            agent.run(f'probe write {KEEP} 4 7 && sync', check=True)
+        self.act(server, 'VERIFY_RESIZE', 'resize_server',
+                 self.flavor(disk=2).id)
+        server = self.finish_resize(server, 'confirm_server_resize')
+        self.assert_kept(server, 'pmem0')
+        with server.agent() as agent:
+            # The image was converted, and is written to by the guest.
+            agent.run(f'probe write {KEEP} 4 7 && sync', check=True)
+        self.act(server, 'VERIFY_RESIZE', 'resize_server',
+                 self.flavor(self.ORDINARY, disk=2).id)
+        server = self.finish_resize(server, 'confirm_server_resize')
+        self.assert_kept(server, 'vda')

@@ -17,6 +17,7 @@ from unittest import mock
 from nova import block_device
 from nova import context as nova_context
 from nova import objects
+from nova.tests.fixtures import libvirt
 from oslo_utils import units
 import testscenarios
 
@@ -189,6 +190,36 @@ class LifecycleTest(LifecycleTestCase):
         server = self.boot_both()
         self._delete_server(server)
         self.assert_nothing_left(server)
+
+    def test_soft_delete_and_restore(self):
+        self.flags(reclaim_instance_interval=3600)
+        server = self.boot_both()
+        self.store(server, b'DATA')
+        self.api.delete_server(server['id'])
+        server = self._wait_for_state_change(server, 'SOFT_DELETED')
+        [domain] = self.domains()
+        self.assertEqual(libvirt.VIR_DOMAIN_SHUTOFF, domain._state)
+        self.act(server, 'restore')
+        server = self._wait_for_state_change(server, 'ACTIVE')
+        self.assert_both(server)
+        self.assertEqual(b'DATA', self.stored(server, 4))
+        self.api.delete_server(server['id'])
+        self._wait_for_state_change(server, 'SOFT_DELETED')
+        self.act(server, 'forceDelete')
+        self._wait_until_deleted(server)
+        self.assert_nothing_left(server)
+
+    def test_guests_run_again_when_their_host_has_booted(self):
+        self.flags(resume_guests_state_on_host_boot=True)
+        server = self.boot_both()
+        self.store(server, b'DATA')
+        [domain] = self.domains()
+        domain.destroy()
+        self.restart_compute_service('compute1', keep_hypervisor_state=True)
+        [domain] = self.domains()
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, domain._state)
+        self.assert_both(server)
+        self.assertEqual(b'DATA', self.stored(server, 4))
 
     def test_a_restart_of_the_compute_keeps_everything(self):
         server = self.boot_both()

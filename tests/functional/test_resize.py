@@ -14,32 +14,62 @@
 
 import os
 import shutil
+import subprocess
 from unittest import mock
 
 import fixtures
+from nova import block_device
+from nova import context as nova_context
+from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_utils import units
+import testscenarios
 
 from nova_fakedax import hostcache
 from nova_fakedax import imagebackend
 from nova_fakedax import layout
 from tests.functional import base
 
+load_tests = testscenarios.load_tests_apply_scenarios
+
 VIEW = ('disk', True)
 
 
-class ResizeTestCase(base.FakeDaxTestCase):
+class SharedPathTestCase(base.FakeDaxTestCase):
     """Computes with one instances path, as on shared storage."""
 
-    MEMMAP = 'device'
     HOSTS = ('compute1', 'compute2')
+    #: The format of ordinary disks.
+    FORMAT = 'qcow2'
 
     def setUp(self):
         super().setUp()
+        self.flags(use_cow_images=self.FORMAT == 'qcow2')
         # Nova asks by ssh; the fake computes share one directory.
         self.useFixture(fixtures.MockPatchObject(
             libvirt_driver.LibvirtDriver, '_is_path_shared_with',
             lambda *_args: True))
+        for name in self.HOSTS:
+            self.start_compute(name)
+
+    def resize(self, flavor=None, status='VERIFY_RESIZE'):
+        self.act(self.server, 'resize', flavorRef=flavor or self.larger)
+        return self._wait_for_state_change(self.server, status)
+
+    def confirm(self):
+        self.act(self.server, 'confirmResize')
+        self._wait_for_state_change(self.server, 'ACTIVE')
+
+    def revert(self):
+        self.act(self.server, 'revertResize')
+        self._wait_for_state_change(self.server, 'ACTIVE')
+
+
+class ResizeTestCase(SharedPathTestCase):
+
+    MEMMAP = 'device'
+
+    def setUp(self):
         self.flushed = []
         flush = hostcache.flush
 
@@ -49,18 +79,13 @@ class ResizeTestCase(base.FakeDaxTestCase):
 
         self.useFixture(fixtures.MockPatchObject(
             hostcache, 'flush', flush_and_note))
-        for name in self.HOSTS:
-            self.start_compute(name)
+        super().setUp()
         # A host tries this at its start.
         self.flushed.clear()
         self.server = self.boot(
             self.put_flavor('root,ephemeral', 1, 1), host='compute1')
         self.store(self.server, b'DATA')
         self.larger = self.put_flavor('root,ephemeral', 2, 2)
-
-    def resize(self, flavor=None, status='VERIFY_RESIZE'):
-        self.act(self.server, 'resize', flavorRef=flavor or self.larger)
-        return self._wait_for_state_change(self.server, status)
 
     def assert_disks(self, host, size, memmap=None):
         """Assert that they are raw, allocated and mapped, with their data.
@@ -95,8 +120,7 @@ class ResizeTest(ResizeTestCase):
         # At the source before the guest ends and after, and at the
         # destination.
         self.assertEqual(['disk', 'disk.eph0'] * 3, self.flushed)
-        self.act(self.server, 'confirmResize')
-        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.confirm()
         self.assert_disks('compute2', 2 * units.Gi)
         self._delete_server(self.server)
         self.assertFalse(os.path.exists(self.path(self.server, '')))
@@ -104,8 +128,7 @@ class ResizeTest(ResizeTestCase):
 
     def test_revert_brings_the_old_disks_back(self):
         self.resize()
-        self.act(self.server, 'revertResize')
-        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.revert()
         self.assert_disks('compute1', units.Gi)
         self.assertEqual([], self.domains('compute2'))
 
@@ -113,8 +136,7 @@ class ResizeTest(ResizeTestCase):
         self.act(self.server, 'migrate')
         self._wait_for_state_change(self.server, 'VERIFY_RESIZE')
         self.assert_disks('compute2', units.Gi)
-        self.act(self.server, 'confirmResize')
-        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.confirm()
         self.act(self.server, 'migrate')
         self._wait_for_state_change(self.server, 'VERIFY_RESIZE')
         self.assert_disks('compute1', units.Gi)
@@ -149,8 +171,7 @@ class ResizeTest(ResizeTestCase):
         self.resize(self.put_flavor(
             'root,ephemeral', 2, 2, **{'fakedax:memmap': other}))
         self.assert_disks('compute2', 2 * units.Gi, other)
-        self.act(self.server, 'revertResize')
-        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.revert()
         self.assert_disks('compute1', units.Gi)
 
     def test_an_image_that_is_larger_than_the_flavor_is_kept(self):
@@ -195,8 +216,7 @@ class ResizeOnTheSameHostTest(ResizeTestCase):
         self.flags(allow_resize_to_same_host=True)
         self.resize()
         self.assert_disks('compute1', 2 * units.Gi)
-        self.act(self.server, 'confirmResize')
-        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.confirm()
         self.assert_disks('compute1', 2 * units.Gi)
 
 
@@ -206,3 +226,119 @@ class ResizeMemmapInGuestTest(ResizeTestCase):
     test_to_larger_disks = ResizeTest.test_to_larger_disks_on_another_host
     test_conversion = (
         ResizeTest.test_a_flavor_with_the_memmap_elsewhere_converts)
+
+
+class ResizeKindTest(SharedPathTestCase):
+    """Disks that a resize puts on fake DAX, or takes off it."""
+
+    scenarios = [
+        ('all on', {'old': '', 'new': 'root,ephemeral'}),
+        ('all off', {'old': 'root,ephemeral', 'new': ''}),
+        ('ephemeral on', {'old': 'root', 'new': 'root,ephemeral'}),
+        ('root off', {'old': 'root,ephemeral', 'new': 'ephemeral'}),
+        ('swapped', {'old': 'ephemeral', 'new': 'root'}),
+    ]
+
+    FILES = {'root': 'disk', 'ephemeral': 'disk.eph0'}
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.boot(self.flavor(self.old), host='compute1')
+        for name in self.FILES.values():
+            self.write(name)
+        self.before = {name: self.whole(name) for name in self.FILES.values()}
+
+    def flavor(self, disks, disk=1):
+        return self.put_flavor(disks or None, disk, ephemeral=1, swap=8)
+
+    def write(self, name):
+        """Write to a disk, as the guest does."""
+        path = self.path(self.server, name)
+        if name in self.kinds(self.old):
+            with open(path, 'r+b') as image:
+                image.seek(layout.read(path).offset + units.Mi)
+                image.write(b'guest')
+        else:
+            subprocess.run(
+                ['qemu-io', '-f', self.FORMAT, '-c',
+                 'write -P 0x67 1M 4k', path], check=True,
+                stdout=subprocess.DEVNULL)
+
+    def kinds(self, disks):
+        """The files that are on fake DAX."""
+        return [self.FILES[role] for role in disks.split(',') if role]
+
+    def whole(self, name):
+        """The beginning of a disk of either kind, from its file."""
+        path = self.path(self.server, name)
+        with open(path, 'rb') as file:
+            if file.read(4) != b'QFI\xfb':
+                return self.stored(self.server, 4 * units.Mi, name)
+        raw = f'{self.instances_path}/raw'
+        subprocess.run(['qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw',
+                        path, raw], check=True)
+        with open(raw, 'rb') as file:
+            return file.read(4 * units.Mi)
+
+    def assert_kind(self, disks, host, gib):
+        on_fake_dax = self.kinds(disks)
+        self.assertEqual(on_fake_dax, self.pmems(self.server, host))
+        for name, before in self.before.items():
+            self.assertEqual(before, self.whole(name), name)
+            path = self.path(self.server, name)
+            if name in on_fake_dax:
+                size = gib if name == 'disk' else 1
+                self.assertEqual(layout.planned(size * units.Gi, True),
+                                 self.layout_of(self.server, name))
+            else:
+                with open(path, 'rb') as file:
+                    self.assertEqual(self.FORMAT == 'qcow2',
+                                     file.read(4) == b'QFI\xfb')
+        # Each guest numbers the disks of a bus in their order.
+        names = {}
+        for disk in self.xml(self.server, host).findall('./devices/disk'):
+            if disk.find('./target').get('bus') == 'virtio':
+                names[os.path.basename(disk.find('./source').get('file'))] = (
+                    disk.find('./target').get('dev'))
+        ordinary = [name for name in ('disk', 'disk.eph0', 'disk.swap')
+                    if name == 'disk' or name not in on_fake_dax]
+        self.assertEqual(
+            {name: f'vd{letter}' for name, letter in zip(ordinary, 'abc')},
+            names)
+        self.assertEqual(
+            [f'/dev/pmem{int("disk" in on_fake_dax)}'
+             if 'disk.eph0' in on_fake_dax else '/dev/vdb'],
+            self.ephemeral_names())
+
+    def ephemeral_names(self):
+        with nova_context.target_cell(
+                nova_context.get_admin_context(),
+                self.cell_mappings['cell1']) as context:
+            bdms = objects.BlockDeviceMappingList.get_by_instance_uuid(
+                context, self.server['id'])
+        return [bdm.device_name for bdm in bdms
+                if block_device.new_format_is_ephemeral(bdm)]
+
+    def test_there_and_back_and_there(self):
+        self.assert_kind(self.old, 'compute1', 1)
+        larger = self.flavor(self.new, 2)
+        self.resize(larger)
+        self.assert_kind(self.new, 'compute2', 2)
+        self.revert()
+        self.assert_kind(self.old, 'compute1', 1)
+        self.resize(larger)
+        self.confirm()
+        self.assert_kind(self.new, 'compute2', 2)
+        self._reboot_server(self.server, hard=True)
+        self.assert_kind(self.new, 'compute2', 2)
+        self._delete_server(self.server)
+        self.assertFalse(os.path.exists(self.path(self.server, '')))
+        self.assertEqual({}, self.allocations(self.server))
+
+
+class ResizeKindOfRawDisksTest(ResizeKindTest):
+    """On hosts whose ordinary disks are raw."""
+
+    scenarios = [('on', {'old': '', 'new': 'root,ephemeral'}),
+                 ('off', {'old': 'root,ephemeral', 'new': ''})]
+    FORMAT = 'raw'

@@ -202,6 +202,16 @@ class SnapshotTest(SnapshotTestCase):
                          self.layout_of(self.server).memmap)
         self.assertEqual(b'DATA', self.stored(self.server, 4))
 
+    def test_shelve_without_offload(self):
+        self.flags(shelved_offload_time=-1)
+        self.act(self.server, 'shelve')
+        self._wait_for_state_change(self.server, 'SHELVED')
+        self.assert_state(libvirt.VIR_DOMAIN_SHUTOFF)
+        self.act(self.server, 'unshelve')
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.assertEqual(['disk'], self.pmems(self.server))
+        self.assertEqual(b'DATA', self.stored(self.server, 4))
+
     def test_a_guest_left_paused_by_a_dead_compute_runs_on(self):
         [domain] = self.domains()
         domain.suspend()

@@ -27,7 +27,6 @@ import time
 from typing import Any
 
 from oslotest import base
-from qemu.qmp import error as qmp_error
 import testtools
 
 from lab.machine import agent
@@ -251,28 +250,12 @@ class ImageTestCase(base.BaseTestCase):
                 took = time.monotonic() - started
                 yield booted
                 if shut_down:
-                    self._shut_down(machine)
+                    machine.power_off(BOOT_SECONDS)
             finally:
                 self.addDetail('console', testtools.content.text_content(
                     machine.console()))
         self.addDetail('boot', testtools.content.text_content(
             f'checked after {took:.1f} s'))
-
-    def _shut_down(self, machine: qemu.Machine) -> None:
-        # Press the button again and again, as Nova does: a guest that is still
-        # booting misses it until its login manager runs.
-        deadline = time.monotonic() + BOOT_SECONDS
-        while True:
-            # The guest may have ended just before.
-            with contextlib.suppress(qmp_error.QMPError, OSError, EOFError):
-                machine.qmp('system_powerdown')
-            try:
-                machine.wait_exit(10)
-            except qemu.MachineError:
-                if time.monotonic() > deadline:
-                    raise
-            else:
-                return
 
 
 class BootCase(ImageTestCase):

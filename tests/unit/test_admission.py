@@ -142,27 +142,49 @@ class CheckRebuildTest(AdmissionTestCase):
 
 class CheckResizeTest(AdmissionTestCase):
 
-    def refused(self, flavor, check=None):
+    PATHS = ('/i/disk', '/i/disk.eph0', '/i/disk.config')
+
+    def check(self, flavor, instance=None, paths=PATHS, check=None):
+        admission.check_resize(
+            instance or self.instance(), flavor, paths, check or mock.Mock())
+
+    def refused(self, *args, **kwargs):
         inner = self.assertRaises(
-            exception.InstanceFaultRollback, admission.check_resize,
-            self.instance(), flavor, check).inner_exception
+            exception.InstanceFaultRollback, self.check, *args, **kwargs,
+        ).inner_exception
         self.assertIsInstance(inner, exception.ResizeError)
         return inner.format_message()
 
-    def test_to_the_same_disks(self):
-        admission.check_resize(
-            self.instance(), self.flavor(), mock.Mock())
+    def test_each_kind_to_each(self):
+        for old in None, 'root', 'ephemeral', 'root,ephemeral':
+            for new in None, 'root', 'ephemeral', 'root,ephemeral':
+                self.check(self.flavor(new), self.instance(old))
 
     def test_to_disks_that_the_guest_could_not_address(self):
-        self.assertIn('too large', self.refused(self.flavor(), TOO_LARGE))
-
-    def test_to_other_disks(self):
-        self.assertIn("fakedax:disks is '' in the new flavor",
-                      self.refused(self.flavor(None)))
+        self.assertIn('too large', self.refused(
+            self.flavor(), check=TOO_LARGE))
 
     def test_to_a_conflict(self):
         self.assertIn("hw:pmem='x' is incompatible", self.refused(
             self.flavor(**{'hw:pmem': 'x'})))
+
+    def test_an_image_whose_guest_does_not_know_fake_dax(self):
+        ordinary = self.instance(None, {'image_os_type': 'linux'})
+        self.assertIn("the image's property fakedax_guest is ''",
+                      self.refused(self.flavor(), ordinary))
+        self.check(self.flavor('ephemeral'), ordinary)
+
+    def test_an_image_that_is_incompatible(self):
+        self.assertIn('hw_mem_encryption', self.refused(
+            self.flavor(), self.instance(None, {
+                'image_fakedax_guest': 'true',
+                'image_hw_mem_encryption': 'true'})))
+
+    def test_a_root_disk_that_is_a_volume(self):
+        self.assertIn(
+            "the instance's is a volume or there is none", self.refused(
+                self.flavor(), self.instance(None), ['/i/disk.eph0']))
+        self.check(self.flavor('ephemeral'), self.instance(None), [])
 
 
 class CheckDisksTest(AdmissionTestCase):

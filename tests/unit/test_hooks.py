@@ -165,17 +165,32 @@ class InstallTest(base.BaseTestCase):
             "<source file='/i/first'/></disk>")
         self.assertEqual(('/i/first', 'raw'), libvirt_utils.find_disk(guest))
 
-    @mock.patch('nova_fakedax.imagebackend.copy', return_value=False)
+    @mock.patch('nova_fakedax.resize.copy', return_value=False)
     def test_another_file_is_copied_by_nova(self, copy):
         nova = mock.create_autospec(inspect.unwrap(libvirt_utils.copy_image))
         with mock.patch.object(libvirt_utils, 'copy_image', nova):
             hooks.install()
             libvirt_utils.copy_image('/i/from', '/i/to', compression=False)
             libvirt_utils.copy_image('/i/from', '/i/to', host='other')
-        copy.assert_called_once_with('/i/to', '/i/from')
+        self.assertEqual(
+            [mock.call('/i/to', '/i/from', None, mock.ANY),
+             mock.call('/i/to', '/i/from', 'other', mock.ANY)],
+            copy.call_args_list)
         self.assertEqual(
             [mock.call('/i/from', '/i/to', None, compression=False),
              mock.call('/i/from', '/i/to', 'other')], nova.call_args_list)
+
+    @mock.patch('nova_fakedax.resize.copy', return_value=True)
+    def test_nova_sends_what_was_made_for_another_host(self, copy):
+        nova = mock.create_autospec(inspect.unwrap(libvirt_utils.copy_image))
+        with mock.patch.object(libvirt_utils, 'copy_image', nova):
+            hooks.install()
+            libvirt_utils.copy_image(
+                '/i/from', '/i/to', host='other', compression=False)
+        nova.assert_not_called()
+        copy.call_args.args[-1]('/i/made')
+        nova.assert_called_once_with(
+            '/i/made', '/i/to', 'other', compression=False)
 
 
 class InstallSchedulerTest(base.BaseTestCase):

@@ -191,35 +191,6 @@ class CacheTest(BackendTestCase):
         self.assertIn('disk', self.files())
 
 
-class CopiedTest(BackendTestCase):
-
-    def test_only_images_of_an_instance_whose_disks_nova_copies(self):
-        self.image().cache(_fetch, 'base', 2 * units.Mi, image_id='6f1c')
-        directory = os.path.join(self.instances_path, fixtures.UUID)
-        path, moved = f'{directory}/disk', f'{directory}_resize/disk'
-        flavor = self.instance('root', 'device').flavor
-        flavor.root_gb = 1
-        self.assertFalse(imagebackend.copy(path, path))
-        with imagebackend.copied(self.instance('root'), flavor):
-            os.rename(directory, f'{directory}_resize')
-            os.mkdir(directory)
-            self.assertFalse(imagebackend.copy(path + '.info', moved))
-            self.assertTrue(imagebackend.copy(path, moved))
-            error = OSError(errno.ENOSPC, 'No space left on device')
-            with mock.patch('nova_fakedax.layout.copy', side_effect=error):
-                self.assertRaisesRegex(
-                    imagebackend.CopyFailed,
-                    f'Cannot copy {moved}: No space left on device',
-                    imagebackend.copy, path, moved)
-        self.assertFalse(imagebackend.copy(path, moved))
-        # As the new flavor wants it.
-        found = layout.read(path)
-        self.assertEqual(layout.planned(units.Gi, True), found)
-        with open(path, 'rb') as image:
-            image.seek(found.offset)
-            self.assertEqual(CONTENT, image.read(len(CONTENT)))
-
-
 class MemmapTestCase(BackendTestCase):
     """Images whose content does not begin at byte 0."""
 

@@ -88,21 +88,45 @@ class MetadataTest(base.BaseTestCase):
                                    self.bdm('second')))
 
 
-class NamePmemsTest(base.BaseTestCase):
+class ForgetNamesTest(base.BaseTestCase):
 
-    @staticmethod
-    def bdm(name, source_type='blank', **values):
-        return objects.BlockDeviceMapping(
-            device_name=name, source_type=source_type,
-            destination_type='local', guest_format=None, **values)
+    def info(self, *ephemerals):
+        return {
+            'image': [{'device_name': '/dev/vda'}],
+            'ephemerals': [{'device_name': name, 'disk_bus': None}
+                           for name in ephemerals],
+            'swap': {'device_name': '/dev/vdx'},
+            'block_device_mapping': [{'mount_device': '/dev/vdy'}]}
 
-    def test_the_others_need_names_again(self):
-        bdms = [self.bdm('/dev/vda', 'image'), self.bdm('/dev/vdb')]
-        self.assertTrue(metadata.name_pmems(bdms, 1))
-        self.assertEqual([None, '/dev/pmem1'],
-                         [bdm.device_name for bdm in bdms])
+    def names(self, info):
+        return [bdm.get('device_name') or bdm.get('mount_device') for bdm in [
+            *info['image'], *info['ephemerals'], info['swap'],
+            *info['block_device_mapping']]]
 
-    def test_without_ephemeral_disks_names_stay(self):
-        bdms = [self.bdm('/dev/vda', 'image')]
-        self.assertFalse(metadata.name_pmems(bdms, 1))
-        self.assertEqual('/dev/vda', bdms[0].device_name)
+    def test_ephemeral_disks_that_are_on_fake_dax_now(self):
+        info = self.info('/dev/vdb', '/dev/vdc')
+        self.assertTrue(metadata.forget_names(info, 1))
+        self.assertEqual([None, '/dev/pmem1', '/dev/pmem2', None, None],
+                         self.names(info))
+        self.assertEqual('virtio', info['ephemerals'][0]['disk_bus'])
+
+    def test_ephemeral_disks_that_are_not_any_more(self):
+        info = self.info('/dev/pmem1')
+        self.assertTrue(metadata.forget_names(info, None))
+        self.assertEqual([None] * 4, self.names(info))
+
+    def test_names_that_are_right(self):
+        for names, first in ((['/dev/pmem0'], 0), (['/dev/vdb'], None),
+                             ([], 0), ([], None)):
+            info = self.info(*names)
+            self.assertFalse(metadata.forget_names(info, first))
+            self.assertEqual(['/dev/vda', *names, '/dev/vdx', '/dev/vdy'],
+                             self.names(info))
+
+    def test_pmems_have_other_numbers_if_the_root_disk_is_one_now(self):
+        info = self.info('/dev/pmem0')
+        self.assertTrue(metadata.forget_names(info, 1))
+        self.assertEqual([None, '/dev/pmem1', None, None], self.names(info))
+
+    def test_a_server_without_block_devices(self):
+        self.assertFalse(metadata.forget_names(None, 0))

@@ -153,10 +153,6 @@ class MemmapTest(base.BaseTestCase):
                 f"'{value}' is not a value of fakedax:memmap; allowed: "
                 f"'device', 'guest'", str(exc))
 
-    def test_a_resize_can_change_it(self):
-        self.read(disks='root', memmap='guest').check_resize(
-            self.read(disks='root', memmap='device'))
-
     def test_it_is_refused_without_disks(self):
         self.assertIn('the flavor has fakedax:memmap, but not fakedax:disks',
                       str(self.assertRaises(
@@ -447,39 +443,3 @@ class CheckDisksTest(base.BaseTestCase):
                 f"fakedax:disks names the {role} disk, but the instance's is "
                 f"a volume or there is none; allowed: a disk that Nova makes "
                 f"as a file", str(exc))
-
-
-class ResizeToTheSameDisksTest(base.BaseTestCase):
-
-    scenarios = [
-        ('none', {'roles': frozenset()}),
-        ('root', {'roles': ROOT}),
-        ('ephemeral', {'roles': EPHEMERAL}),
-        ('both', {'roles': BOTH}),
-    ]
-
-    def test_it_is_allowed(self):
-        spec.FakeDaxSpec(self.roles).check_resize(
-            spec.FakeDaxSpec(self.roles))
-
-
-class ResizeToOtherDisksTest(base.BaseTestCase):
-
-    scenarios = [
-        ('none to both', {
-            'old': frozenset(), 'new': BOTH,
-            'given': 'root,ephemeral', 'allowed': ''}),
-        ('root to none', {
-            'old': ROOT, 'new': frozenset(), 'given': '', 'allowed': 'root'}),
-        ('root to ephemeral', {
-            'old': ROOT, 'new': EPHEMERAL,
-            'given': 'ephemeral', 'allowed': 'root'}),
-    ]
-
-    def test_it_is_refused_by_both_values(self):
-        exc = self.assertRaises(
-            spec.InvalidSpec, spec.FakeDaxSpec(self.old).check_resize,
-            spec.FakeDaxSpec(self.new))
-        self.assertIn(
-            f"fakedax:disks is '{self.given}' in the new flavor; allowed: "
-            f"'{self.allowed}'", str(exc))
