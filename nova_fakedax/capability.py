@@ -13,6 +13,7 @@
 """Whether this host can run instances with disks on fake DAX."""
 
 from collections.abc import Sequence
+import os
 import typing as ty
 
 from lxml import etree
@@ -26,6 +27,11 @@ from nova_fakedax import privsep
 from nova_fakedax import spec
 
 LOG = logging.getLogger(__name__)
+
+#: What all guests of libvirt may do on this host, besides the rules that its
+#: helper makes for each: it does not let a guest lock the file of a memory
+#: device. etc/apparmor/nova-fakedax is the file.
+APPARMOR_RULES = '/etc/apparmor.d/abstractions/libvirt-qemu.d/nova-fakedax'
 
 
 def reasons_against(
@@ -61,6 +67,12 @@ def reasons_against(
         reasons.append(
             f"libvirt is older than {wanted}, the first that can start "
             f"<memory model='virtio-pmem'>")
+    if 'apparmor' in _security_models(host) and not _may_lock(
+            conf.instances_path):
+        reasons.append(
+            f'libvirt confines guests by AppArmor, and {APPARMOR_RULES} does '
+            f'not let them lock files in {conf.instances_path}; see the '
+            f'administrator guide')
     try:
         hostcache.probe(conf.instances_path)
     except OSError as exc:
@@ -72,6 +84,35 @@ def reasons_against(
     except emulator.ProbeError as exc:
         reasons.append(str(exc))
     return reasons
+
+
+def labels(host: libvirt_host.Host) -> list[str]:
+    """The security models by which libvirt labels the files of a guest.
+
+    AppArmor has rules in place of labels.
+    """
+    return [model for model in _security_models(host)
+            if model in ('dac', 'selinux')]
+
+
+def _security_models(host: libvirt_host.Host) -> list[str]:
+    """https://libvirt.org/formatcaps.html, ``secmodel``"""
+    capabilities = etree.fromstring(host.get_connection().getCapabilities())
+    return [node.text or '' for node in capabilities.findall(
+        './host/secmodel/model')]
+
+
+def _may_lock(instances_path: str) -> bool:
+    """Whether the rules for AppArmor name the instances' directory.
+
+    It may be a symbolic link, which AppArmor does not see.
+    """
+    try:
+        with open(APPARMOR_RULES) as rules:
+            return any(line.strip().startswith(
+                f'{os.path.realpath(instances_path)}/') for line in rules)
+    except OSError:
+        return False
 
 
 def migration_reasons_against(

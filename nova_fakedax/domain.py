@@ -17,7 +17,7 @@ says which disk it is, so that a domain can be read back by itself.
 """
 
 from collections.abc import Callable
-from collections.abc import Collection
+from collections.abc import Sequence
 import os
 import string
 import typing as ty
@@ -92,16 +92,19 @@ class LibvirtConfigGuestSlicedDisk(vconfig.LibvirtConfigGuestDisk):
     """A ``<disk>`` that is a part of a file, the content of an image.
 
     https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms,
-    ``slices``
+    ``slices`` and ``seclabel``
 
     :ivar slice_offset: where the part begins, in bytes
-    :ivar slice_size: its bytes
+    :ivar slice_size: its bytes, 0 for all of the file
+    :ivar unlabelled: the security models by which libvirt does not label the
+        file for this disk, as another device does
     """
 
     def __init__(self, **kwargs: ty.Any) -> None:
         super().__init__(**kwargs)
         self.slice_offset: int = 0
         self.slice_size: int = 0
+        self.unlabelled: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -110,16 +113,21 @@ class LibvirtConfigGuestSlicedDisk(vconfig.LibvirtConfigGuestDisk):
         """The same disk, of a file with this layout."""
         sliced = cls()
         sliced.__dict__.update(vars(device))
-        sliced.slice_offset = content.offset
-        sliced.slice_size = content.size
+        if content.memmap:
+            sliced.slice_offset = content.offset
+            sliced.slice_size = content.size
         return sliced
 
     def format_dom(self) -> ty.Any:
         disk_node = super().format_dom()
-        slices = etree.SubElement(disk_node.find('./source'), 'slices')
-        etree.SubElement(
-            slices, 'slice', type='storage', offset=str(self.slice_offset),
-            size=str(self.slice_size))
+        source = disk_node.find('./source')
+        for model in self.unlabelled:
+            etree.SubElement(source, 'seclabel', model=model, relabel='no')
+        if self.slice_size:
+            slices = etree.SubElement(source, 'slices')
+            etree.SubElement(
+                slices, 'slice', type='storage', offset=str(self.slice_offset),
+                size=str(self.slice_size))
         return disk_node
 
 
@@ -194,23 +202,26 @@ def root_disk(guest: vconfig.LibvirtConfigGuest) -> disk.FakeDaxDisk | None:
     return None
 
 
-def disk_infos(
-    guest: vconfig.LibvirtConfigGuest, known: Collection[str],
+def with_fake_dax_disks(
+    guest: vconfig.LibvirtConfigGuest, infos: list[dict[str, ty.Any]],
 ) -> list[dict[str, ty.Any]]:
-    """What Nova keeps of each disk, of the disks on fake DAX.
+    """What Nova keeps of each disk, with the disks on fake DAX.
 
-    As LibvirtDriver._get_instance_disk_info_from_config makes it of a
+    As LibvirtDriver._get_instance_disk_info_from_config makes it of each
     ``<disk>``; sizes are in bytes, and those of the files: with a memmap they
     are larger than the guest's disks, and Nova asks what they take.
 
-    :param known: the paths of disks to leave out
+    :param infos: of the guest's ordinary disks and its boot view
     """
-    return [
+    found = [
         {'type': 'raw', 'path': fake_dax_disk.path, 'backing_file': '',
          'virt_disk_size': fake_dax_disk.size,
          'disk_size': fake_dax_disk.size, 'over_committed_disk_size': 0}
-        for fake_dax_disk, _device in fake_dax_disks(guest)
-        if fake_dax_disk.path not in known]
+        for fake_dax_disk, _device in fake_dax_disks(guest)]
+    # A boot view may have the path of the image.
+    paths = {info['path'] for info in found}
+    return found + [info for info in infos if info['path'] not in paths
+                    and not layout.is_view(info['path'])]
 
 
 def convert(
@@ -218,6 +229,7 @@ def convert(
     instance_path: str,
     wants: Callable[[str], bool],
     emulator: str | None = None,
+    security_models: Sequence[str] = (),
 ) -> None:
     """Turn ordinary disks of a guest into disks on fake DAX.
 
@@ -225,6 +237,7 @@ def convert(
     :param instance_path: the directory of the instance's own disks
     :param wants: whether the flavor puts the disk with this path on fake DAX
     :param emulator: the QEMU binary to run it, None for libvirt's choice
+    :param security_models: by which libvirt labels files
     :raises nova.exception.InvalidInput: a device or setting of the guest
         is incompatible with fake DAX
     :raises nova_fakedax.layout.InvalidLayout: a backing file is missing or
@@ -242,6 +255,7 @@ def convert(
         content = _content_of(device)
         guest.devices.remove(device)
         if disk_id.role == disk.ROOT and not guest.os_kernel:
+            content.unlabelled = security_models
             _add_boot_view(guest, content)
     if not disks:
         return
@@ -302,26 +316,27 @@ def _wanted_disks(
 
 def _content_of(
     device: vconfig.LibvirtConfigGuestDisk,
-) -> vconfig.LibvirtConfigGuestDisk:
+) -> LibvirtConfigGuestSlicedDisk:
     """The disk, without what comes before the content in its file."""
-    content = layout.read(device.source_path)
-    if not content.memmap:
-        return device
-    return LibvirtConfigGuestSlicedDisk.of(device, content)
+    return LibvirtConfigGuestSlicedDisk.of(
+        device, layout.read(device.source_path))
 
 
 def _add_boot_view(
     guest: vconfig.LibvirtConfigGuest,
-    device: vconfig.LibvirtConfigGuestDisk,
+    device: LibvirtConfigGuestSlicedDisk,
 ) -> None:
     """Let firmware, which has no pmem driver, read the kernel from the file.
 
     The boot view is the first disk, so that ``<boot dev='hd'/>`` means it.
+    libvirt would label its file as read-only, and then refuse the device's
+    label; and the device's label alone gives the file back to its owner.
 
     :raises nova.exception.InvalidInput: it cannot be the first
     """
     if device.target_bus not in _BOOT_VIEW_BUSES:
         _move_to_virtio(guest, device)
+    device.source_path = layout.view(device.source_path)
     device.readonly = True
     device.serial = BOOT_VIEW_SERIAL
     # The guest cannot write to it, and so cannot discard.

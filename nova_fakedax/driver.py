@@ -242,7 +242,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
             domain.convert_rescue(guest, instance_path, wanted.wants)
         elif wanted:
             domain.convert(guest, instance_path, wanted.wants,
-                           CONF.fakedax.emulator)
+                           CONF.fakedax.emulator, capability.labels(self._host))
             admission.check_disks(wanted, guest)
         return guest
 
@@ -252,12 +252,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, guest_config: vconfig.LibvirtConfigGuest,
         block_device_info: ty.Any,
     ) -> list[dict[str, ty.Any]]:
-        disks: list[dict[str, ty.Any]] = (
-            super()._get_instance_disk_info_from_config(
+        return domain.with_fake_dax_disks(
+            guest_config, super()._get_instance_disk_info_from_config(
                 guest_config, block_device_info))
-        # The root disk's boot view is among them already.
-        return disks + domain.disk_infos(
-            guest_config, {info['path'] for info in disks})
 
     def _build_device_metadata(
         self, context: nova_context.RequestContext,

@@ -46,7 +46,10 @@ import typing as ty
 import uuid
 
 from nova import exception
+from oslo_log import log as logging
 from oslo_utils import units
+
+LOG = logging.getLogger(__name__)
 
 #: The guest maps a device in sections of 2 MiB; Linux refuses a device of
 #: another size ("misaligned, unable to map", drivers/nvdimm/pmem.c).
@@ -71,6 +74,8 @@ _BLOCK_SIZE = 4096
 #: enum nd_pfn_mode: the memmap is on the device.
 _PFN_MODE_PMEM = 2
 
+#: An image's name for those who may only read it.
+_VIEW = '.view'
 #: What is being made, next to what it replaces.
 _UNFINISHED = '.unfinished'
 _CHUNK: int = 4 * units.Mi
@@ -480,6 +485,46 @@ def _take_blocks(descriptor: int, size: int) -> None:
         raise OSError(error, os.strerror(error))
     # A file system whose files share no blocks, or that does not know.
     os.posix_fallocate(descriptor, 0, size)
+
+
+def view(path: str) -> str:
+    """Another name of an image, for what may only read it.
+
+    AppArmor knows files by their names, and libvirt's helper denies all writes
+    to the file of a read-only disk, also those that it allows elsewhere
+    (virt-aa-helper.c, vah_add_path()).
+
+    :returns: a hard link, which is made if there is none; the path itself
+        where none can be made, as on some network file systems, or of a file
+        that another user owns (proc(5), fs.protected_hardlinks)
+    """
+    name = path + _VIEW
+    if _same_file(path, name):
+        return name
+    unfinished = name + _UNFINISHED
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        os.link(path, unfinished)
+        # In place of a link to an image that this one has replaced.
+        os.rename(unfinished, name)
+    except OSError as exc:
+        LOG.warning('%(path)s has no name for its boot view: %(reason)s; with '
+                    'AppArmor, libvirt would deny its guest to write to it',
+                    {'path': path, 'reason': exc.strerror})
+        return path
+    return name
+
+
+def is_view(path: str) -> bool:
+    """Whether a path is one that :func:`view` makes."""
+    return path.endswith(_VIEW)
+
+
+def _same_file(path: str, other: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samefile(path, other)
+    return False
 
 
 def available(path: str) -> int:

@@ -178,7 +178,8 @@ def _make_image(
                 '-t', 'writeback', '-f', source_format, '-O', 'raw',
                 source, target, prlimit=qemu.QEMU_IMG_LIMITS)
         except processutils.ProcessExecutionError as exc:
-            raise imagebackend.CopyFailed(path=source, reason=exc.stderr.strip())
+            raise imagebackend.CopyFailed(
+                path=source, reason=exc.stderr.strip())
 
 
 @contextlib.contextmanager

@@ -75,9 +75,18 @@ class FakeDaxTestCase(base.ServersTestBase):
         self.emulator = self.useFixture(fixtures.EmulatorFixture())
         self.useFixture(fakelibvirt.FakeLibvirtFixture(self.emulator.path))
         self.instances_path = libvirt_driver.CONF.instances_path
+        self._let_guests_lock_images()
         self.content = os.urandom(1 << 20)
         self.image = self.put_image('knows', fakedax_guest='true')
         self.ordinary_image = self.put_image('ordinary')
+
+    def _let_guests_lock_images(self) -> None:
+        """As an operator does: Nova's libvirt has AppArmor."""
+        rules = self.useFixture(base_fixtures.TempDir()).join('nova-fakedax')
+        with open(rules, 'w') as file:
+            file.write(f'{os.path.realpath(self.instances_path)}/*/disk* k,')
+        self.useFixture(base_fixtures.MonkeyPatch(
+            'nova_fakedax.capability.APPARMOR_RULES', rules))
 
     def _remove_request_filter(self) -> None:
         """Remove the request filter, which configuration adds or does not."""

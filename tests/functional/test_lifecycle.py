@@ -26,7 +26,7 @@ from tests.functional import base
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-VIEW = ('disk', True)
+VIEW = ('disk.view', True)
 
 
 class LifecycleTestCase(base.FakeDaxTestCase):
@@ -46,7 +46,7 @@ class LifecycleTestCase(base.FakeDaxTestCase):
         wanted = layout.planned(units.Gi, self.MEMMAP == 'device')
         self.assertEqual(wanted, self.layout_of(server, name))
         if name == 'disk':
-            self.assertEqual({name: wanted} if wanted.memmap else {},
+            self.assertEqual({'disk.view': wanted} if wanted.memmap else {},
                              self.slices(server))
 
     def assert_both(self, server):
@@ -112,7 +112,8 @@ class NamesTest(LifecycleTestCase):
         # The guest's order is that of the names.
         disks = sorted(
             (disk.find('./target').get('dev'),
-             os.path.basename(disk.find('./source').get('file')))
+             os.path.basename(disk.find('./source').get('file'))
+             .removesuffix('.view'))
             for disk in self.xml(server).findall('./devices/disk')
             if disk.find('./target').get('bus') == 'virtio')
         files = {'ephemeral0': 'disk.eph0', 'ephemeral1': 'disk.eph1',

@@ -32,7 +32,7 @@ from tests.functional import base
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
-VIEW = ('disk', True)
+VIEW = ('disk.view', True)
 
 
 class SharedPathTestCase(base.FakeDaxTestCase):
@@ -101,7 +101,7 @@ class ResizeTestCase(SharedPathTestCase):
         self.assertEqual(wanted, [
             self.layout_of(self.server, name)
             for name in ('disk', 'disk.eph0')])
-        self.assertEqual({'disk': wanted[0]} if memmap else {},
+        self.assertEqual({'disk.view': wanted[0]} if memmap else {},
                          self.slices(self.server, host))
         targets = self.xml(self.server, host).findall(
             "./devices/memory[@model='virtio-pmem']/target/size")
@@ -298,7 +298,8 @@ class ResizeKindTest(SharedPathTestCase):
         names = {}
         for disk in self.xml(self.server, host).findall('./devices/disk'):
             if disk.find('./target').get('bus') == 'virtio':
-                names[os.path.basename(disk.find('./source').get('file'))] = (
+                name = os.path.basename(disk.find('./source').get('file'))
+                names[name.removesuffix('.view')] = (
                     disk.find('./target').get('dev'))
         ordinary = [name for name in ('disk', 'disk.eph0', 'disk.swap')
                     if name == 'disk' or name not in on_fake_dax]

@@ -10,6 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
+import os
 from unittest import mock
 
 from nova import conf as nova_conf
@@ -46,6 +47,7 @@ class ReasonsAgainstTestCase(base.BaseTestCase):
         self.host.has_min_version.side_effect = (
             lambda wanted: self.libvirt_version >= wanted)
         self.host.get_capabilities.return_value.host.cpu.arch = 'x86_64'
+        self.security_models()
         self.domain_capabilities().return_value = (
             f'<domainCapabilities><path>{self.emulator.path}</path>'
             f'</domainCapabilities>')
@@ -55,6 +57,12 @@ class ReasonsAgainstTestCase(base.BaseTestCase):
 
     def domain_capabilities(self):
         return self.host.get_connection.return_value.getDomainCapabilities
+
+    def security_models(self, *models):
+        self.host.get_connection.return_value.getCapabilities.return_value = (
+            '<capabilities><host>{}</host></capabilities>'.format(''.join(
+                f'<secmodel><model>{model}</model><doi>0</doi></secmodel>'
+                for model in models)))
 
     def reasons(self):
         return capability.reasons_against(CONF, self.host)
@@ -90,6 +98,47 @@ class ReasonsAgainstTest(ReasonsAgainstTestCase):
     def test_the_first_libvirt_that_can(self):
         self.libvirt_version = (9, 1, 0)
         self.assertEqual([], self.reasons())
+
+    def test_apparmor_whose_rules_let_no_guest_lock_images(self):
+        rules = os.path.join(self.useFixture(
+            config_fixture.fixtures.TempDir()).path, 'nova-fakedax')
+        self.useFixture(config_fixture.fixtures.MonkeyPatch(
+            'nova_fakedax.capability.APPARMOR_RULES', rules))
+        self.security_models('apparmor', 'dac')
+        instances = os.path.realpath(CONF.instances_path)
+        for text in None, '/var/lib/nova/instances/*/disk* k,':
+            if text:
+                with open(rules, 'w') as file:
+                    file.write(text)
+            self.assertEqual(
+                [f'libvirt confines guests by AppArmor, and {rules} does not '
+                 f'let them lock files in {CONF.instances_path}; see the '
+                 f'administrator guide'], self.reasons())
+        with open(rules, 'w') as file:
+            file.write(f'# {instances}/*/disk* k,\n')
+        self.assertEqual(1, len(self.reasons()))
+        with open(rules, 'a') as file:
+            file.write(f'  {instances}/*/disk* k,\n')
+        self.assertEqual([], self.reasons())
+
+    def test_the_rules_are_found_of_a_directory_that_is_a_link(self):
+        real = self.useFixture(config_fixture.fixtures.TempDir()).path
+        link = os.path.join(CONF.instances_path, 'link')
+        os.symlink(real, link)
+        rules = os.path.join(real, 'nova-fakedax')
+        with open(rules, 'w') as file:
+            file.write(f'{os.path.realpath(real)}/*/disk* k,\n')
+        self.useFixture(config_fixture.fixtures.MonkeyPatch(
+            'nova_fakedax.capability.APPARMOR_RULES', rules))
+        self.conf.config(instances_path=link)
+        self.security_models('apparmor')
+        self.assertEqual([], self.reasons())
+
+    def test_files_are_labelled_by_these_models(self):
+        self.security_models('apparmor', 'dac')
+        self.assertEqual(['dac'], capability.labels(self.host))
+        self.security_models('selinux', 'dac')
+        self.assertEqual(['selinux', 'dac'], capability.labels(self.host))
 
     def test_an_emulator_without_the_device(self):
         self.emulator.answer('')

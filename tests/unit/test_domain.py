@@ -91,10 +91,10 @@ class ConvertTestCase(base.BaseTestCase):
             layout.fit(device.source_path, mib * units.Mi, memmap)
         return device
 
-    def convert(self, guest, *wanted, emulator=None):
+    def convert(self, guest, *wanted, emulator=None, models=()):
         domain.convert(
             guest, self.path,
-            lambda path: os.path.basename(path) in wanted, emulator)
+            lambda path: os.path.basename(path) in wanted, emulator, models)
 
     def refused(self, guest, error=exception.InvalidInput):
         exc = self.assertRaises(error, self.convert, guest, 'disk.eph0')
@@ -162,7 +162,7 @@ class ConvertTest(ConvertTestCase):
   <devices>
     <disk type="file" device="disk">
       <driver name="qemu" type="raw" cache="none"/>
-      <source file="/i/disk"/>
+      <source file="/i/disk.view"/>
       <target dev="vda" bus="virtio"/>
       <serial>fakedax-boot</serial>
       <readonly/>
@@ -250,7 +250,7 @@ class ConvertTest(ConvertTestCase):
   <devices>
     <disk type="file" device="disk">
       <driver name="qemu" type="raw" cache="none"/>
-      <source file="/i/disk"/>
+      <source file="/i/disk.view"/>
       <target dev="vda" bus="virtio"/>
       <serial>fakedax-boot</serial>
       <readonly/>
@@ -409,7 +409,7 @@ class MemmapTest(ConvertTestCase):
   <maxMemory slots="1">1054720</maxMemory>
 """ + HVM + CELL + """\
   <devices>
-""" + self.sliced(rest="""\
+""" + self.sliced('disk.view', rest="""\
       <serial>fakedax-boot</serial>
       <readonly/>
 """) + """\
@@ -426,6 +426,20 @@ class MemmapTest(ConvertTestCase):
 </domain>
 """, guest)
 
+    def test_libvirt_labels_the_image_for_the_device_alone(self):
+        for memmap in True, False:
+            guest = self.guest(self.disk('disk', 'vda', mib=4, memmap=memmap))
+            self.convert(guest, 'disk', models=('selinux', 'dac'))
+            view = etree.fromstring(guest.to_xml()).find('./devices/disk')
+            self.assertEqual(
+                [('selinux', 'no'), ('dac', 'no')],
+                [(label.get('model'), label.get('relabel'))
+                 for label in view.findall('./source/seclabel')])
+            if os.path.exists(SCHEMA):
+                etree.RelaxNG(file=SCHEMA).assertValid(
+                    etree.fromstring(guest.to_xml()))
+            os.unlink(f'{self.path}/disk')
+
     def test_a_rescued_guest_gets_the_content_to_write_to(self):
         rescue = self.disk('disk.rescue', 'vda')
         old, plain = self.disk('disk.local', 'vdd', mib=2), self.disk(
@@ -436,8 +450,9 @@ class MemmapTest(ConvertTestCase):
         domain.convert_rescue(
             guest, self.path, lambda path: os.path.basename(path) in (
                 'disk', 'disk.eph0', 'disk.local'))
-        self.assertEqual([rescue, old, plain],
-                         [guest.devices[index] for index in (0, 3, 4)])
+        self.assertEqual(
+            [device.to_xml() for device in (rescue, old, plain)],
+            [guest.devices[index].to_xml() for index in (0, 3, 4)])
         for index, name, target in ((1, 'disk', 'vdb'),
                                     (2, 'disk.eph0', 'vdc')):
             xml = guest.devices[index].to_xml().replace(self.path, '/i')

@@ -690,3 +690,50 @@ class CrashTest(FitTestCase):
         self.assertEqual(sorted(outcomes), outcomes)
         self.assertEqual({2, 6}, set(outcomes))
         self.assertGreater(len(outcomes), 6)
+
+
+class ViewTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        directory = self.useFixture(fixtures.TempDir()).path
+        self.image = os.path.join(directory, 'disk')
+        self.make()
+
+    def make(self):
+        with open(f'{self.image}.new', 'wb') as file:
+            file.write(b'content')
+        os.rename(f'{self.image}.new', self.image)
+
+    def files(self):
+        return sorted(os.listdir(os.path.dirname(self.image)))
+
+    def test_it_is_another_name_of_the_image(self):
+        view = layout.view(self.image)
+        self.assertEqual(f'{self.image}.view', view)
+        self.assertTrue(layout.is_view(view))
+        self.assertFalse(layout.is_view(self.image))
+        self.assertTrue(os.path.samefile(self.image, view))
+        self.assertEqual(view, layout.view(self.image))
+        self.assertEqual(['disk', 'disk.view'], self.files())
+
+    def test_of_an_image_in_place_of_another(self):
+        layout.view(self.image)
+        self.make()
+        self.assertTrue(os.path.samefile(
+            self.image, layout.view(self.image)))
+        self.assertEqual(['disk', 'disk.view'], self.files())
+
+    def test_what_a_crash_left(self):
+        os.link(self.image, f'{self.image}.view.unfinished')
+        self.make()
+        self.assertTrue(os.path.samefile(
+            self.image, layout.view(self.image)))
+        self.assertEqual(['disk', 'disk.view'], self.files())
+
+    def test_where_there_are_no_links_it_is_the_image_itself(self):
+        layout.view(self.image)
+        self.make()
+        with mock.patch('os.link', side_effect=OSError(
+                errno.EPERM, os.strerror(errno.EPERM))):
+            self.assertEqual(self.image, layout.view(self.image))

@@ -80,7 +80,10 @@ static const char usage[] =
     "           write a block that is synced (FUA) without waiting for it, tell\n"
     "           LOG \"out\", wait, and tell LOG the result\n"
     "       probe dax FILE\n"
-    "           does the kernel use DAX for FILE?\n";
+    "           does the kernel use DAX for FILE?\n"
+    "       probe access FILE r|rw\n"
+    "           may this process open FILE, and lock it as QEMU does? The\n"
+    "           number of the error of each, or 0\n";
 
 static void fail(const char *what, const char *name)
 {
@@ -749,6 +752,30 @@ static int probe_dax(const char *name)
     return dax ? 0 : 1;
 }
 
+static int probe_access(const char *name, const char *how)
+{
+    bool writes = !strcmp(how, "rw");
+    struct flock lock = {
+        .l_type = writes ? F_WRLCK : F_RDLCK,
+        .l_whence = SEEK_SET,
+        .l_start = 300,
+        .l_len = 1,
+    };
+    int fd;
+
+    if (!writes && strcmp(how, "r")) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    fd = open(name, (writes ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    if (fd < 0) {
+        printf("open=%d\n", errno);
+        return 0;
+    }
+    printf("open=0 lock=%d\n", fcntl(fd, F_OFD_SETLK, &lock) ? errno : 0);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     const char *action = argc > 2 ? argv[1] : "";
@@ -802,6 +829,9 @@ int main(int argc, char **argv)
     }
     if (!strcmp(action, "dax") && argc == 3) {
         return probe_dax(argv[2]);
+    }
+    if (!strcmp(action, "access") && argc == 4) {
+        return probe_access(argv[2], argv[3]);
     }
     fputs(usage, stderr);
     return 2;
