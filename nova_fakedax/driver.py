@@ -241,8 +241,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         if wanted and rescue:
             domain.convert_rescue(guest, instance_path, wanted.wants)
         elif wanted:
-            domain.convert(guest, instance_path, wanted.wants,
-                           CONF.fakedax.emulator, capability.labels(self._host))
+            domain.convert(
+                guest, instance_path, wanted.wants, CONF.fakedax.emulator,
+                capability.labels(self._host))
             admission.check_disks(wanted, guest)
         return guest
 
