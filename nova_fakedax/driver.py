@@ -34,7 +34,6 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import utils as libvirt_utils
-from oslo_serialization import jsonutils
 
 from nova_fakedax import addresses
 from nova_fakedax import admission
@@ -422,16 +421,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         block_device_info: dict[str, ty.Any] | None = None,
         power_on: bool = True, share_info: ty.Any = None,
     ) -> None:
-        """Keep the disks raw, of which LibvirtDriver would make qcow2 disks.
-
-        And flush them: the copy may be the only one from now on.
-        """
-        wanted = _spec(instance)
-        if wanted:
-            self._check_build(instance)
-            disk_info = jsonutils.dumps([
-                info for info in jsonutils.loads(disk_info)
-                if not wanted.wants(info['path'])])
+        """Flush the copies of the disks: soon they may be the only ones."""
+        self._check_build(instance)
+        disk_info = resize.to_convert(instance, disk_info, self.image_backend)
         imagebackend.flush(instance)
         self._rename_disks(instance, block_device_info)
         super().finish_migration(

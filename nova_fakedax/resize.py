@@ -31,6 +31,7 @@ import typing as ty
 
 from nova.privsep import qemu
 from nova import utils
+from nova.virt.libvirt import imagebackend as nova_imagebackend
 from oslo_concurrency import processutils
 from oslo_serialization import jsonutils
 from oslo_utils import fileutils
@@ -111,6 +112,29 @@ def _planned(
         planned[os.path.join(os.path.dirname(converted[0]), _FORMATS)] = _Copy(
             functools.partial(_note_raw, paths=converted), True)
     return planned
+
+
+def to_convert(
+    instance: ty.Any, disk_info: str, backend: nova_imagebackend.Backend,
+) -> str:
+    """What a destination is told of disks that it may make qcow2 of.
+
+    LibvirtDriver.finish_migration does so with each raw disk if use_cow_images
+    is on, as it is by default, also where images_type says that disks are raw.
+
+    :param instance: a nova.objects.Instance that was resized
+    :param disk_info: as LibvirtDriver.migrate_disk_and_power_off returns it
+    :returns: without the disks that are raw on this host, if there are disks
+        on fake DAX before or after
+    """
+    if not any(map(spec.given, (instance.old_flavor, instance.flavor))):
+        return disk_info
+    dumped: str = jsonutils.dumps([
+        info for info in jsonutils.loads(disk_info)
+        if not isinstance(
+            backend.by_name(instance, os.path.basename(info['path'])),
+            nova_imagebackend.Flat)])
+    return dumped
 
 
 def copy(

@@ -44,7 +44,9 @@ class SharedPathTestCase(base.FakeDaxTestCase):
 
     def setUp(self):
         super().setUp()
-        self.flags(use_cow_images=self.FORMAT == 'qcow2')
+        if self.FORMAT == 'raw':
+            # use_cow_images stays on, as it is by default.
+            self.flags(group='libvirt', images_type='raw')
         # Nova asks by ssh; the fake computes share one directory.
         self.useFixture(fixtures.MockPatchObject(
             libvirt_driver.LibvirtDriver, '_is_path_shared_with',
