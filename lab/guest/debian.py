@@ -77,6 +77,17 @@ def kernel(name: str) -> str:
     return next(iter(depends(name, ('linux-image-',))), name)
 
 
+def kernel_parts(name: str) -> tuple[str, ...]:
+    """The packages that hold a kernel and its modules.
+
+    Of Debian's Linux 7, linux-image-VERSION only depends on them.
+    """
+    version = name.removeprefix('linux-image-')
+    return (name, *(part for part in depends(
+        name, ('linux-base-', 'linux-binary-', 'linux-modules-'))
+        if part.endswith(version)))
+
+
 def unpack(package: Package, into: pathlib.Path) -> None:
     """Download the package, unless the cache has it, and unpack it."""
     cached = paths.CACHE / 'packages' / package.archive

@@ -150,10 +150,14 @@ def _kernel(name: str) -> _Kernel:
             str(built),
             lambda into: _copy(built, into, 'boot', 'lib'),
             lambda version, into: built / 'build')
-    package, = debian.find(debian.kernel(name))
-    return _Kernel(
-        package.checksum,
-        lambda into: debian.unpack(package, into), driver.unpack_headers)
+    packages = debian.find(*debian.kernel_parts(debian.kernel(name)))
+
+    def unpack(into: pathlib.Path) -> None:
+        for package in packages:
+            debian.unpack(package, into)
+
+    return _Kernel(' '.join(package.checksum for package in packages),
+                   unpack, driver.unpack_headers)
 
 
 def _build(size_mib: int, kernel: _Kernel, agent: debian.Package,
@@ -169,8 +173,11 @@ def _build(size_mib: int, kernel: _Kernel, agent: debian.Package,
     # Since Debian 13 modules are in /usr/lib.
     if not (package / 'lib').exists():
         (package / 'lib').symlink_to('usr/lib')
-    image, = (package / 'boot').glob('vmlinuz-*')
-    version = image.name.removeprefix('vmlinuz-')
+    version, = (path.name for path in (package / 'lib/modules').iterdir())
+    # The first as it was; Linux 7 of Debian has it next to its modules.
+    image = next(path for path in (
+        package / f'boot/vmlinuz-{version}',
+        package / f'lib/modules/{version}/vmlinuz') if path.exists())
     shutil.copy(image, guest.kernel)
     # depmod prefers modules in this directory to the kernel's own.
     updates = pathlib.Path('lib/modules', version, 'updates')

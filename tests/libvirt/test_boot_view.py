@@ -13,12 +13,9 @@
 """Firmware boots from the content of an image, as libvirt and QEMU show it."""
 
 import pathlib
-import shutil
-import tempfile
 
 from nova.virt.libvirt import config as vconfig
 from oslo_utils import units
-from oslotest import base
 
 from lab import guest
 from lab.machine import agent
@@ -26,8 +23,8 @@ from lab.machine import emulators
 from lab import wait
 from nova_fakedax import domain
 from nova_fakedax import layout
+from tests.libvirt import base
 from tests.libvirt import guests
-from tests.libvirt import hosts
 
 NAME = 'guest'
 _BOOT_SECONDS = 300
@@ -40,28 +37,15 @@ def firmware_guest(image: pathlib.Path) -> vconfig.LibvirtConfigGuest:
     return made
 
 
-class BootViewTest(base.BaseTestCase):
+class BootViewTest(base.OneHostTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        # Short: the path of a UNIX socket has at most 107 bytes.
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='libvirt-'))
-        self.addCleanup(shutil.rmtree, self.directory)
-        self.image = self.directory / 'instance/disk'
-        self.image.parent.mkdir()
-        layout.make(str(self.image), str(guest.build().disk), 256 * units.Mi,
-                    True)
-        self.host = hosts.Host(1, self.directory)
-        up = self.host.up({}, 1)
-        up.__enter__()
-        self.addCleanup(up.__exit__, None, None, None)
+        self.make_image(guest.build().disk, 256 * units.Mi)
 
     def boot(self, made: vconfig.LibvirtConfigGuest) -> agent.Agent:
         """Start the guest; its agent, once it answers."""
-        connected = self.host.libvirt()
-        connection = connected.__enter__()
-        self.addCleanup(connected.__exit__, None, None, None)
-        started = connection.defineXML(made.to_xml())
+        started = self.connect().defineXML(made.to_xml())
         started.create()
         self.addCleanup(started.destroy)
         wait.until(

@@ -17,17 +17,14 @@ is told otherwise.
 """
 
 import dataclasses
-import pathlib
 import shutil
-import tempfile
 
 import libvirt
 from oslo_utils import units
-from oslotest import base
 
 from lab.machine import emulators
 from nova_fakedax import domain
-from nova_fakedax import layout
+from tests.libvirt import base
 from tests.libvirt import guests
 from tests.libvirt import hosts
 
@@ -48,25 +45,16 @@ class OwningHost(hosts.Host):
             'remember_owner = 0', 'remember_owner = 1'))
 
 
-class OwnerTest(base.BaseTestCase):
+class OwnerTest(base.OneHostTestCase):
+
+    HOST = OwningHost
 
     def setUp(self) -> None:
         super().setUp()
-        # Short: the path of a UNIX socket has at most 107 bytes.
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix='libvirt-'))
-        self.addCleanup(shutil.rmtree, self.directory)
-        self.image = self.directory / 'instance/disk'
-        self.image.parent.mkdir()
         source = self.directory / 'source'
         source.write_bytes(b'content')
-        layout.make(str(self.image), str(source), 4 * units.Mi, True)
-        host = OwningHost(1, self.directory)
-        up = host.up({}, 1)
-        up.__enter__()
-        self.addCleanup(up.__exit__, None, None, None)
-        connected = host.libvirt()
-        self.connection = connected.__enter__()
-        self.addCleanup(connected.__exit__, None, None, None)
+        self.make_image(source, 4 * units.Mi)
+        self.connection = self.connect()
 
     def owners(self, *models: str) -> list[int]:
         """The file's owner before its guest runs, meanwhile and after."""
