@@ -218,6 +218,8 @@ def with_fake_dax_disks(
          'virt_disk_size': fake_dax_disk.size,
          'disk_size': fake_dax_disk.size, 'over_committed_disk_size': 0}
         for fake_dax_disk, _device in fake_dax_disks(guest)]
+    if not found:
+        return infos
     # A boot view may have the path of the image.
     paths = {info['path'] for info in found}
     return found + [info for info in infos if info['path'] not in paths

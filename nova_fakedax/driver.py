@@ -240,11 +240,13 @@ class FakeDaxDriver(driver.LibvirtDriver):
         if wanted and rescue:
             domain.convert_rescue(guest, instance_path, wanted.wants)
         elif wanted:
-            domain.convert(
-                guest, instance_path, wanted.wants, CONF.fakedax.emulator,
-                capability.labels(self._host))
+            domain.convert(guest, instance_path, wanted.wants,
+                           CONF.fakedax.emulator, self._labels())
             admission.check_disks(wanted, guest)
         return guest
+
+    def _labels(self) -> list[str]:
+        return capability.labels(self._host)
 
     # Reading it back.
 
@@ -403,7 +405,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
         network_info: ty.Any, block_device_info: ty.Any = None,
         timeout: int = 0, retry_interval: int = 0,
     ) -> ty.Any:
-        disks = self._get_instance_disk_info(instance, block_device_info)
+        disks = (self._get_instance_disk_info(instance, block_device_info)
+                 if resize.concerns(instance.flavor, flavor) else [])
         admission.check_resize(
             instance, flavor, [info['path'] for info in disks],
             self._check_addresses(instance))

@@ -66,6 +66,11 @@ _copies: contextvars.ContextVar[Mapping[str, _Copy]] = (
     contextvars.ContextVar('fakedax_copies', default={}))
 
 
+def concerns(*flavors: ty.Any) -> bool:
+    """Whether one of these flavors has disks on fake DAX, or means to."""
+    return any(flavor and spec.given(flavor) for flavor in flavors)
+
+
 @contextlib.contextmanager
 def copies(
     instance: ty.Any, flavor: ty.Any,
@@ -127,7 +132,7 @@ def to_convert(
     :returns: without the disks that are raw on this host, if there are disks
         on fake DAX before or after
     """
-    if not any(map(spec.given, (instance.old_flavor, instance.flavor))):
+    if not concerns(instance.old_flavor, instance.flavor):
         return disk_info
     dumped: str = jsonutils.dumps([
         info for info in jsonutils.loads(disk_info)

@@ -46,7 +46,7 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 
 #: Methods that override nothing.
-OWN = ('_check_build', '_check_addresses', '_rename_disks')
+OWN = ('_check_build', '_check_addresses', '_labels', '_rename_disks')
 
 
 def _methods(cls):
