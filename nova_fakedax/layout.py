@@ -509,9 +509,9 @@ def view(path: str) -> str:
         # In place of a link to an image that this one has replaced.
         os.rename(unfinished, name)
     except OSError as exc:
-        LOG.warning('%(path)s has no name for its boot view: %(reason)s; with '
-                    'AppArmor, libvirt would deny its guest to write to it',
-                    {'path': path, 'reason': exc.strerror})
+        LOG.info('%(path)s has no second name for its boot view: %(reason)s; '
+                 'with AppArmor, libvirt denies its guest to write to it',
+                 {'path': path, 'reason': exc.strerror})
         return path
     return name
 
