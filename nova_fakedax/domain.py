@@ -331,8 +331,8 @@ def _add_boot_view(
     """Let firmware, which has no pmem driver, read the kernel from the file.
 
     The boot view is the first disk, so that ``<boot dev='hd'/>`` means it.
-    libvirt would label its file as read-only, and then refuse the device's
-    label; and the device's label alone gives the file back to its owner.
+    libvirt labels the file for the pmem device alone: a label for the view
+    could conflict with that, and keeps the file from its owner afterwards.
 
     :raises nova.exception.InvalidInput: it cannot be the first
     """

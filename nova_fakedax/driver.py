@@ -215,9 +215,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, instance: objects.Instance,
         block_device_info: dict[str, ty.Any] | None,
     ) -> None:
-        """Name disks as the guest does, if ephemeral ones are on another bus.
+        """Name disks as the guest does.
 
-        Than their names say: on fake DAX, or not any more.
+        A resize may have put ephemeral disks on fake DAX, or taken them off.
         """
         wanted = _spec(instance)
         first = (int(wanted.wants('disk'))

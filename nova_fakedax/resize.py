@@ -122,7 +122,7 @@ def _planned(
 def to_convert(
     instance: ty.Any, disk_info: str, backend: nova_imagebackend.Backend,
 ) -> str:
-    """What a destination is told of disks that it may make qcow2 of.
+    """The disks that a destination may make qcow2 files of.
 
     LibvirtDriver.finish_migration does so with each raw disk if use_cow_images
     is on, as it is by default, also where images_type says that disks are raw.

@@ -174,7 +174,7 @@ def _build(size_mib: int, kernel: _Kernel, agent: debian.Package,
     if not (package / 'lib').exists():
         (package / 'lib').symlink_to('usr/lib')
     version, = (path.name for path in (package / 'lib/modules').iterdir())
-    # The first as it was; Linux 7 of Debian has it next to its modules.
+    # Debian's Linux 7 has it next to its modules, older ones in /boot.
     image = next(path for path in (
         package / f'boot/vmlinuz-{version}',
         package / f'lib/modules/{version}/vmlinuz') if path.exists())

@@ -37,9 +37,9 @@ KEEP = '/root/keep'
 #: Of the operations; CI has time for one.
 CHOSEN = os.environ.get('FAKEDAX_KILLS', 'resize').split()
 
-#: What the server is doing when nova-compute is killed, and what begins that:
-#: an action of the cloud, and its arguments. A word before them is what the
-#: server has to be first.
+#: By name: the task during which nova-compute is killed, the status that the
+#: server must have first (empty: ACTIVE), and the call that begins the task,
+#: with its arguments.
 OPERATIONS: dict[str, tuple[str, str, str, tuple[Any, ...]]] = {
     'stop': ('powering-off', '', 'stop_server', ()),
     'start': ('powering-on', 'SHUTOFF', 'start_server', ()),
