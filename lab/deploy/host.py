@@ -124,6 +124,10 @@ class Host:
         return pathlib.Path(
             f'/proc/{self.pid()}/root', *pathlib.Path(path).parts[1:])
 
+    def qemu_log(self, domain: str) -> pathlib.Path:
+        """The log of a domain's QEMU, seen as by :meth:`path`."""
+        return self.path(f'/var/log/libvirt/qemu/{domain}.log')
+
     @contextlib.contextmanager
     def libvirt(self) -> Iterator[libvirt.virConnect]:
         """A connection to the host's libvirt.

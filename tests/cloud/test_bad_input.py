@@ -117,8 +117,8 @@ class FullDiskTest(BuildTestCase):
 
     def was_started(self, server: servers.Server) -> bool:
         """Whether QEMU was ever started for it, on any host."""
-        log = f'/var/log/libvirt/qemu/{server.show().instance_name}.log'
-        return any(node.path(log).exists() for node in host.HOSTS)
+        name = server.show().instance_name
+        return any(node.qemu_log(name).exists() for node in host.HOSTS)
 
 
 class HostTest(base.CloudTestCase):

@@ -52,6 +52,8 @@ class _FileSystem(mfusepy.Operations):
         self._slow = threading.Lock()
         self._held = False
         self._passes = 0
+        #: How many fsyncs run, apart from those that are held.
+        self._running = 0
         self._delay = 0.0
         self._write_delay = 0.0
         self._errors: collections.deque[int] = collections.deque()
@@ -65,6 +67,8 @@ class _FileSystem(mfusepy.Operations):
         with self._lock:
             if name == 'hold':
                 self._held = True
+                # One that began before must not end after hold() returned.
+                self._lock.wait_for(lambda: not self._running)
             elif name == 'release':
                 self._held = False
             elif name == 'pass':
@@ -181,6 +185,7 @@ class _FileSystem(mfusepy.Operations):
             while self._held and not self._passes:
                 self._lock.wait()
             self._passes -= self._held
+            self._running += 1
             error = self._always
             if self._errors:
                 error = self._errors.popleft()
@@ -191,7 +196,10 @@ class _FileSystem(mfusepy.Operations):
                     os.pwrite(self._synced, data, start)
         if self._synced is None and not error:
             os.fsync(self._fd)
-        self._tell(f'end {error}')
+        with self._lock:
+            self._tell(f'end {error}')
+            self._running -= 1
+            self._lock.notify_all()
         if error:
             raise mfusepy.FuseOSError(error)
         return 0
@@ -301,7 +309,7 @@ class BackingFile:
         self._done.get(timeout=10)
 
     def hold(self) -> None:
-        """Hold every fsync that begins from now on."""
+        """Hold every fsync that has not ended, until release()."""
         self._command('hold')
 
     def release(self) -> None:
