@@ -14,45 +14,18 @@
 
 from collections.abc import Iterator
 import contextlib
-import ctypes
-import mmap
 import os
 import pathlib
 
-# x86_64 and every architecture of the unified table: arch/*/syscall.tbl.
-_NR_CACHESTAT = 451
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Range(ctypes.Structure):
-    """struct cachestat_range of linux/mman.h."""
-
-    _fields_ = [('off', ctypes.c_uint64), ('len', ctypes.c_uint64)]
-
-
-class _CacheStat(ctypes.Structure):
-    """struct cachestat of linux/mman.h."""
-
-    _fields_ = [(name, ctypes.c_uint64) for name in (
-        'nr_cache', 'nr_dirty', 'nr_writeback', 'nr_evicted',
-        'nr_recently_evicted')]
+from nova_fakedax import pagecache
 
 
 def cached_bytes(path: pathlib.Path) -> int:
     """The bytes of the file that are in the page cache, dirty ones included.
 
-    By cachestat(2) where the kernel has it (6.5), else by mincore(2), which
-    may tell only the owner of the file. Neither reads the file.
-
     :raises OSError: the file cannot be opened or asked about
     """
-    with _opened(path) as descriptor:
-        try:
-            pages = int(_cachestat(descriptor).nr_cache)
-        except OSError:
-            pages = _mincore(descriptor)
-    return pages * mmap.PAGESIZE
+    return pagecache.of_file(str(path)).cached
 
 
 def dirty_bytes(path: pathlib.Path) -> int:
@@ -60,9 +33,10 @@ def dirty_bytes(path: pathlib.Path) -> int:
 
     :raises OSError: it cannot be opened, or the kernel has no cachestat(2)
     """
-    with _opened(path) as descriptor:
-        found = _cachestat(descriptor)
-    return int(found.nr_dirty + found.nr_writeback) * mmap.PAGESIZE
+    found = pagecache.of_file(str(path))
+    if found.dirty is None or found.writeback is None:
+        raise OSError('this kernel has no cachestat(2)')
+    return found.dirty + found.writeback
 
 
 def evict(path: pathlib.Path) -> None:
@@ -82,29 +56,3 @@ def _opened(path: pathlib.Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _cachestat(descriptor: int) -> _CacheStat:
-    # A length of 0 means to the end of the file.
-    whole = _Range(0, 0)
-    found = _CacheStat()
-    if _libc.syscall(_NR_CACHESTAT, descriptor, ctypes.byref(whole),
-                     ctypes.byref(found), 0):
-        raise OSError(ctypes.get_errno(), 'cachestat')
-    return found
-
-
-def _mincore(descriptor: int) -> int:
-    size = os.fstat(descriptor).st_size
-    if not size:
-        return 0
-    with mmap.mmap(descriptor, size) as mapping:
-        first = ctypes.c_char.from_buffer(mapping)
-        resident = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        status = _libc.mincore(ctypes.byref(first), ctypes.c_size_t(size),
-                               resident)
-        # The mapping cannot be closed while a pointer into it exists.
-        del first
-        if status:
-            raise OSError(ctypes.get_errno(), 'mincore')
-    return sum(page & 1 for page in resident)

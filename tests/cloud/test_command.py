@@ -1,0 +1,73 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What an operator asks of a compute host by nova-fakedax."""
+
+import json
+from typing import Any
+
+from lab.deploy import host
+from lab import paths
+from tests.cloud import base
+
+
+class CommandTest(base.CloudTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server = self.create(self.flavor(), self.image())
+
+    def ask(self, command: str, *arguments: str, status: int = 0,
+            node: host.Host | None = None) -> Any:
+        """Run a command on the server's host; what it prints as JSON."""
+        node = node or self.server.host
+        done = node.run(
+            [paths.STATE / 'venv/bin/nova-fakedax',
+             '--config-file', node.state / 'nova.conf',
+             '--config-dir', node.drop_in, command, '-f', 'json',
+             *arguments], capture_output=True, text=True)
+        self.assertEqual(status, done.returncode, done.stderr)
+        return json.loads(done.stdout) if not status else done.stderr
+
+    def row(self, command: str) -> dict[str, str]:
+        row: dict[str, str]
+        [row] = self.ask(command, self.server.id)
+        self.assertEqual((self.server.id, 'root'),
+                         (row['Server'], row['Disk']))
+        return row
+
+    def test_each_command(self) -> None:
+        self.assertEqual(['yes'] * 3, [
+            row['Answer'] for row in self.ask('check')])
+        with self.server.agent() as agent:
+            agent.run('probe write /root/f 32 1 && probe fsync /root/g 3',
+                      check=True)
+            agent.run('dd if=/dev/zero of=/root/h bs=1M count=4 conv=notrunc',
+                      check=True)
+        self.flushed_and_evicted()
+        with self.server.agent() as agent:
+            agent.run('probe verify /root/f 32 1', check=True)
+        other, = (node for node in host.HOSTS if node != self.server.host)
+        self.assertIn(f"no server '{self.server.id}'", self.ask(
+            'status', self.server.id, status=1, node=other))
+
+    def flushed_and_evicted(self) -> None:
+        """The server's image is flushed and then evicted."""
+        before = self.row('status')
+        self.assertEqual(('yes', '0'), (before['Locked'], before['Errors']))
+        self.assertGreater(int(before['Flushes']), 0)
+        for figure in 'Cached MiB', 'Mapped MiB', 'p99 ms':
+            self.assertGreater(float(before[figure]), 0, figure)
+        self.assertEqual('flushed', self.row('flush')['Result'])
+        evicted = self.row('evict')
+        # The guest goes on, and keeps some of it in use.
+        self.assertGreater(float(evicted['Given back MiB']), 32, evicted)

@@ -1,0 +1,358 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+import errno
+import io
+import json
+import mmap
+import os
+from unittest import mock
+
+import fixtures
+from nova import conf as nova_conf
+from oslo_utils import units
+from oslotest import base
+
+from nova_fakedax.cmd import app
+from nova_fakedax.cmd import common
+from nova_fakedax import hostcache
+from nova_fakedax import inventory
+from nova_fakedax import layout
+from nova_fakedax import monitor
+from nova_fakedax import pagecache
+from nova_fakedax import process
+
+UUIDS = ('4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88',
+         '5f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88')
+COUNTERS = {'requests': 7, 'syncs': 5, 'errors': 1, 'locked': True,
+            'sync-latency': [0] * 9 + [98, 1, 1] + [0] * 20}
+
+
+class Domain:
+    """A guest as libvirt has it."""
+
+    def __init__(self, uuid, directory, roles, active=True):
+        self.uuid, self.active = uuid, active
+        self.memories = ''
+        for name, alias in roles.items():
+            path = os.path.join(directory, name)
+            with open(path, 'wb'):
+                pass
+            layout.fit(path, 4 * units.Mi, True)
+            self.memories += (
+                f"<memory model='virtio-pmem'><source><path>{path}</path>"
+                f"</source><target><size unit='KiB'>6144</size></target>"
+                f"<alias name='ua-fakedax-{alias}'/></memory>")
+
+    def UUIDString(self):
+        return self.uuid
+
+    def name(self):
+        return f'instance-{self.uuid[0]}'
+
+    def isActive(self):
+        return int(self.active)
+
+    def XMLDesc(self):
+        return f'<domain><devices>{self.memories}</devices></domain>'
+
+
+class HostTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.domains = []
+        for uuid, roles, active in (
+                (UUIDS[1], {'disk': 'root'}, False),
+                (UUIDS[0], {'disk.eph0': 'eph0', 'disk': 'root'}, True),
+                ('6f3a', {}, True)):
+            directory = self.useFixture(fixtures.TempDir()).path
+            self.domains.append(Domain(uuid, directory, roles, active))
+        self.connection = mock.Mock()
+        self.connection.listAllDomains.return_value = self.domains
+        self.counters = COUNTERS
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_fakedax.monitor.device_property', self.device_property))
+
+    def device_property(self, _guest, alias, name):
+        if name not in self.counters:
+            raise monitor.MonitorError('no such property')
+        return self.counters[name]
+
+
+class InventoryTest(HostTestCase):
+
+    def test_the_images_of_all_guests_in_order(self):
+        self.assertEqual(
+            [(UUIDS[0], 'root', True), (UUIDS[0], 'ephemeral0', True),
+             (UUIDS[1], 'root', False)],
+            [(image.server, image.name, image.running)
+             for image in inventory.images(self.connection)])
+
+    def test_those_of_one_server(self):
+        for server in UUIDS[1], 'instance-5':
+            [image] = inventory.images(self.connection, [server])
+            self.assertEqual(UUIDS[1], image.server)
+
+    def test_a_server_that_is_not_here(self):
+        for server in 'nonesuch', '6f3a':
+            exc = self.assertRaises(
+                inventory.NoSuchServer, inventory.images, self.connection,
+                [UUIDS[0], server])
+            self.assertIn(f"no server '{server}'", str(exc))
+            self.assertIn(UUIDS[1], str(exc))
+        self.connection.listAllDomains.return_value = []
+        exc = self.assertRaises(inventory.NoSuchServer, inventory.images,
+                                self.connection, ['nonesuch'])
+        self.assertIn('there is none', str(exc))
+
+    def test_status_of_a_guest_that_runs(self):
+        image = inventory.images(self.connection)[0]
+        with mock.patch.object(inventory, '_mapped', return_value=units.Mi):
+            found = inventory.status(image)
+        self.assertEqual(
+            (units.Mi, True, 7, 5, 1, 1.024, 2.048),
+            (found.mapped, found.locked, found.requests, found.syncs,
+             found.errors, found.p50, found.p99))
+
+    def test_status_of_qemus_own_device(self):
+        self.counters = {}
+        found = inventory.status(inventory.images(self.connection)[0])
+        self.assertEqual((None, None, None),
+                         (found.locked, found.requests, found.p50))
+
+    def test_status_of_a_server_that_is_off(self):
+        found = inventory.status(inventory.images(self.connection)[2])
+        self.assertEqual((None, None), (found.mapped, found.requests))
+
+    def test_percentiles(self):
+        for buckets, part, expected in (
+                ([0, 0], 0.5, None), ([1], 0.5, 0.002), ([0, 99, 1], 0.99,
+                                                         0.004),
+                ([0, 98, 2], 0.99, 0.008)):
+            self.assertEqual(
+                expected, inventory.percentile(buckets, part), buckets)
+
+
+class ProcessTest(base.BaseTestCase):
+    """This process maps a file as QEMU maps an image."""
+
+    def setUp(self):
+        super().setUp()
+        self.path = os.path.join(
+            self.useFixture(fixtures.TempDir()).path, 'disk')
+        file = open(self.path, 'w+b')
+        self.addCleanup(file.close)
+        file.write(bytes(4 * units.Mi))
+        file.flush()
+        os.fsync(file.fileno())
+        self.mapped = mmap.mmap(file.fileno(), 0)
+        self.addCleanup(self.mapped.close)
+        self.mapped.madvise(mmap.MADV_RANDOM)
+
+    def test_what_it_has_mapped(self):
+        self.assertEqual(0, process.resident(os.getpid(), self.path))
+        self.mapped[0]
+        # Linux may map what is around it as well.
+        self.assertGreater(process.resident(os.getpid(), self.path), 0)
+        self.assertEqual(0, process.resident(os.getpid(), self.path + 'x'))
+
+    def test_what_is_clean_is_given_back_and_what_is_dirty_stays(self):
+        for offset in range(0, 4 * units.Mi, mmap.PAGESIZE):
+            self.mapped[offset]
+        self.mapped[units.Mi] = 1
+        process.page_out(os.getpid(), self.path)
+        found = pagecache.of_file(self.path)
+        # A large folio is dirty as a whole.
+        self.assertLess(found.cached, 4 * units.Mi)
+        self.assertGreater(found.cached, 0)
+        self.assertEqual(1, self.mapped[units.Mi])
+
+    def test_a_process_that_is_not_there(self):
+        self.assertIsNone(process.of_server('4f3a9b0e-nonesuch'))
+        self.assertRaises(OSError, process.resident, 1 << 30, self.path)
+        self.assertRaises(OSError, process.page_out, 1 << 30, self.path)
+
+
+class PageCacheTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.path = os.path.join(
+            self.useFixture(fixtures.TempDir()).path, 'file')
+        with open(self.path, 'wb') as file:
+            file.write(bytes(units.Mi))
+            os.fsync(file.fileno())
+
+    def test_a_file_that_was_written(self):
+        self.assertEqual(units.Mi, pagecache.of_file(self.path).cached)
+
+    def test_without_cachestat(self):
+        with mock.patch.object(pagecache, '_cachestat', side_effect=OSError):
+            self.assertEqual(pagecache.Cached(units.Mi),
+                             pagecache.of_file(self.path))
+
+    def test_no_such_file(self):
+        self.assertRaises(
+            FileNotFoundError, pagecache.of_file, self.path + 'x')
+
+
+class CommandTestCase(HostTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_fakedax.cmd.common.libvirt', self.libvirt))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_fakedax.cmd.common.uri', lambda: 'test:///default'))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.conf.CONF', mock.Mock(spec=nova_conf.CONF)))
+
+    def libvirt(self):
+        return mock.Mock(
+            __enter__=lambda _self: self.connection,
+            __exit__=lambda *_args: None)
+
+    def run_command(self, *arguments):
+        """Run the program; the exit status and what it printed."""
+        command = app.NovaFakeDax()
+        command.stdout, command.stderr = io.StringIO(), io.StringIO()
+        status = command.run(arguments)
+        return status, command.stdout.getvalue(), command.stderr.getvalue()
+
+
+class StatusTest(CommandTestCase):
+
+    def test_json(self):
+        status, printed, _errors = self.run_command('status', '-f', 'json')
+        self.assertEqual(0, status)
+        row, _second, off = json.loads(printed)
+        self.assertEqual(
+            (UUIDS[0], 'root', '6.0', 'yes', '7', '5', '1', '1.024', '2.048'),
+            (row['Server'], row['Disk'], row['Size MiB'], row['Locked'],
+             row['Flushes'], row['Syncs'], row['Errors'], row['p50 ms'],
+             row['p99 ms']))
+        self.assertEqual('-', off['Flushes'])
+
+    def test_an_image_that_cannot_be_read(self):
+        with mock.patch.object(pagecache, 'of_file', side_effect=OSError(
+                errno.EACCES, 'Permission denied')):
+            status, printed, _errors = self.run_command(
+                'status', UUIDS[1], '-f', 'json')
+        self.assertEqual(0, status)
+        [row] = json.loads(printed)
+        self.assertEqual('Permission denied', row['Size MiB'])
+
+    def test_watch_ends_by_an_interrupt(self):
+        with mock.patch('time.sleep', side_effect=KeyboardInterrupt) as sleep:
+            status, printed, _errors = self.run_command('status', '--watch')
+        self.assertEqual(0, status)
+        sleep.assert_called_once_with(2.0)
+        self.assertIn(UUIDS[0], printed)
+
+    def test_a_server_that_is_not_here(self):
+        status, printed, errors = self.run_command('status', 'nonesuch')
+        self.assertEqual((1, ''), (status, printed))
+        self.assertIn("no server 'nonesuch'", errors)
+
+
+class FlushTest(CommandTestCase):
+
+    def test_all(self):
+        with mock.patch.object(hostcache, 'flush') as flush:
+            status, printed, _errors = self.run_command('flush', '-f', 'json')
+        self.assertEqual(0, status)
+        self.assertEqual(['flushed'] * 3, [
+            row['Result'] for row in json.loads(printed)])
+        self.assertEqual(3, flush.call_count)
+
+    def test_one_that_fails(self):
+        with mock.patch.object(hostcache, 'flush', side_effect=[
+                OSError(errno.EIO, 'Input/output error'), None]):
+            status, printed, _errors = self.run_command(
+                'flush', UUIDS[0], '-f', 'json')
+        self.assertEqual(1, status)
+        self.assertEqual(
+            ['failed: Input/output error', 'flushed'],
+            [row['Result'] for row in json.loads(printed)])
+
+
+class EvictTest(CommandTestCase):
+
+    def evict(self, after, page_out=None):
+        before = pagecache.Cached(2 * units.Mi, 0, 0)
+        with mock.patch.object(pagecache, 'of_file',
+                               side_effect=[before, after]), \
+                mock.patch.object(process, 'of_server', return_value=7), \
+                mock.patch.object(process, 'page_out',
+                                  side_effect=page_out):
+            status, printed, _errors = self.run_command(
+                'evict', UUIDS[1], '-f', 'json')
+        [row] = json.loads(printed)
+        return status, row['Given back MiB'], row['Result']
+
+    def test_what_comes_back(self):
+        self.assertEqual((0, '2.0', 'evicted'),
+                         self.evict(pagecache.Cached(0, 0, 0)))
+
+    def test_what_is_in_use_again(self):
+        self.assertEqual((0, '1.5', '0.5 MiB are in use'), self.evict(
+            pagecache.Cached(units.Mi // 2, 0, 0)))
+
+    def test_what_is_dirty(self):
+        self.assertEqual(
+            (0, '1.0', '1.0 MiB are not on storage yet: nova-fakedax flush'),
+            self.evict(pagecache.Cached(units.Mi, units.Mi // 2,
+                                        units.Mi // 2)))
+
+    def test_one_that_fails(self):
+        self.assertEqual(
+            (1, '-', 'failed: Operation not permitted'), self.evict(
+                None, OSError(errno.EPERM, 'Operation not permitted')))
+
+
+class CheckTest(CommandTestCase):
+
+    def check(self, against, moves=()):
+        capability = 'nova_fakedax.capability.'
+        with mock.patch('nova.virt.libvirt.host.Host'), \
+                mock.patch(f'{capability}reasons_against',
+                           return_value=against), \
+                mock.patch(f'{capability}migration_reasons_against',
+                           return_value=moves), \
+                mock.patch(f'{capability}evacuation_reasons_against',
+                           return_value=[]):
+            status, printed, errors = self.run_command('check', '-f', 'json')
+        self.assertEqual('', errors)
+        return status, [(row['Answer'], row['Why not'])
+                        for row in json.loads(printed)]
+
+    def test_a_host_that_can(self):
+        self.assertEqual((0, [('yes', '')] * 3), self.check([]))
+
+    def test_a_host_that_cannot_migrate(self):
+        self.assertEqual(
+            (0, [('yes', ''), ('no', 'old QEMU'), ('yes', '')]),
+            self.check([], ['old QEMU']))
+
+    def test_a_host_that_cannot(self):
+        self.assertEqual((1, [('no', 'one; two')] * 3),
+                         self.check(['one', 'two']))
+
+
+class LibvirtTest(base.BaseTestCase):
+
+    def test_a_host_without_libvirt(self):
+        with mock.patch.object(common, 'uri', return_value='test:///nope'):
+            exc = self.assertRaises(
+                RuntimeError, common.libvirt().__enter__)
+        self.assertIn('cannot connect to libvirt at test:///nope', str(exc))
