@@ -21,6 +21,7 @@ destination, and tries to start it again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 import typing as ty
 
 from nova.compute import rpcapi
@@ -50,17 +51,30 @@ def complete(
     :param driver: this host's LibvirtDriver
     :param migration_uri: the URI by which this host's libvirt connects to
         another host, by its name
-    :returns: whether the guest has left: nothing else may be done for it here
+    :returns: whether the guest has left, or may have left: nothing else may
+        be done for it here
     """
     if (not spec.FakeDaxSpec.from_instance(instance)
             or driver.instance_exists(instance)):
         return False
     migration = unfinished(context, instance)
-    if migration is None or not runs_at(
-            driver._host, migration_uri(migration.dest_compute), instance):
+    if migration is None:
         return False
-    finish(context, instance, migration, driver)
-    return True
+    # dest_host is the other host's my_ip (ResourceTracker._create_migration),
+    # which may answer where the name does not.
+    uris = [migration_uri(name) for name in
+            (migration.dest_compute, migration.dest_host) if name]
+    left = runs_at(driver._host, uris, instance)
+    if left:
+        finish(context, instance, migration, driver)
+    elif left is None:
+        LOG.error(
+            'The domain is gone since a live migration to %s, whose libvirt '
+            'does not answer at %s. The instance is left as it is. Restart '
+            'nova-compute when that libvirt answers. If the guest does not '
+            'run there, reset the state of the server and reboot it hard',
+            migration.dest_compute, ' or '.join(uris), instance=instance)
+    return left is not False
 
 
 def unfinished(
@@ -75,29 +89,37 @@ def unfinished(
 
 
 def runs_at(
-    host: libvirt_host.Host, uri: str, instance: objects.Instance,
-) -> bool:
+    host: libvirt_host.Host, uris: Iterable[str], instance: objects.Instance,
+) -> bool | None:
     """Ask another host's libvirt whether a guest runs there.
 
     Connects by nova.virt.libvirt.host.Host._connect: Nova's only function
     that takes a URI, and answers libvirt as nova-compute does when libvirt
     asks for credentials.
 
-    :param uri: the URI of the other libvirt
+    :param uris: of the other libvirt; the first that answers counts
+    :returns: None if none answers
     """
-    try:
-        connection = host._connect(uri, True)
-    except libvirt_host.libvirt.libvirtError as exc:
-        LOG.error('Cannot ask %(uri)s whether the guest of an unfinished '
-                  'live migration runs there: %(exc)s',
-                  {'uri': uri, 'exc': exc}, instance=instance)
-        return False
-    try:
-        return bool(connection.lookupByUUIDString(instance.uuid).isActive())
-    except libvirt_host.libvirt.libvirtError:
-        return False
-    finally:
-        connection.close()
+    for uri in uris:
+        try:
+            connection = host._connect(uri, True)
+        except libvirt_host.libvirt.libvirtError as exc:
+            LOG.warning('Cannot ask %(uri)s for a guest: %(exc)s',
+                        {'uri': uri, 'exc': exc}, instance=instance)
+            continue
+        try:
+            return bool(
+                connection.lookupByUUIDString(instance.uuid).isActive())
+        except libvirt_host.libvirt.libvirtError as exc:
+            if (exc.get_error_code()
+                    == libvirt_host.libvirt.VIR_ERR_NO_DOMAIN):
+                return False
+            LOG.warning('%(uri)s does not say whether a guest is there: '
+                        '%(exc)s', {'uri': uri, 'exc': exc},
+                        instance=instance)
+        finally:
+            connection.close()
+    return None
 
 
 def finish(

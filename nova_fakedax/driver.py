@@ -366,8 +366,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         instance: objects.Instance, dest: str, block_migration: bool,
         migrate_data: ty.Any, guest: ty.Any, device_names: ty.Any,
     ) -> None:
+        images = imagebackend.image_paths(instance)
         try:
-            with migration.preflush(imagebackend.image_paths(instance)):
+            with migration.keep_owner(images), migration.preflush(images):
                 super()._live_migration_operation(
                     context, instance, dest, block_migration, migrate_data,
                     guest, device_names)

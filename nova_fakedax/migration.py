@@ -31,6 +31,7 @@ import threading
 from nova import context as nova_context
 from nova import exception
 from nova import objects
+from nova.privsep import path as nova_path
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from oslo_config import cfg
@@ -253,6 +254,41 @@ def preflush(paths: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         ended.set()
+
+
+@contextlib.contextmanager
+def keep_owner(paths: Sequence[str]) -> Iterator[None]:
+    """Give images back to the user that runs QEMU, whichever guest has ended.
+
+    With dynamic_ownership, libvirt gives the file of a memory device to root
+    when its guest has ended here, even if that goes on at the destination
+    (virSecurityDACRestoreAllLabel of libvirt 11.3); disks on shared storage
+    it leaves alone.
+    """
+    owners = {path: owner for path in paths if (owner := _owner(path))}
+    try:
+        yield
+    finally:
+        for path, owner in owners.items():
+            if _owner(path) not in (owner, None):
+                _give(path, *owner)
+
+
+def _give(path: str, uid: int, gid: int) -> None:
+    try:
+        nova_path.chown(path, uid, gid)
+    except Exception as exc:
+        # The guest has moved, and QEMU has the file open.
+        LOG.warning('Cannot give %(path)s back to %(uid)d:%(gid)d: %(exc)s',
+                    {'path': path, 'uid': uid, 'gid': gid, 'exc': exc})
+
+
+def _owner(path: str) -> tuple[int, int] | None:
+    """The user and group of a file, None if there is none any more."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return status.st_uid, status.st_gid
+    return None
 
 
 def forget(paths: Sequence[str]) -> None:

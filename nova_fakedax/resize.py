@@ -155,16 +155,21 @@ def copy(
     :raises nova_fakedax.imagebackend.CopyFailed: names the file
     """
     wanted = _copies.get().get(path)
-    if not wanted or (host and not wanted.converts):
-        # What is already as it should be goes to another host as it is.
+    if not wanted:
         return False
     made = source + _TO_SEND if host else path
     try:
+        if host and not wanted.converts:
+            send(source)
+            return True
         wanted.make(made, source)
         if host:
             send(made)
     except OSError as exc:
         raise imagebackend.CopyFailed(path=source, reason=exc.strerror)
+    except processutils.ProcessExecutionError as exc:
+        raise imagebackend.CopyFailed(
+            path=source, reason=' '.join(str(exc.stderr).split()))
     finally:
         if host:
             fileutils.delete_if_exists(made)

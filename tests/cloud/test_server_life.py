@@ -190,6 +190,40 @@ class ServerLifeTest(base.CloudTestCase):
                           'scratch': ('/dev/pmem1', '/dev/pmem1')}, found)
 
 
+class ManyDisksTest(base.CloudTestCase):
+
+    def test_two_ephemeral_disks_and_a_numa_topology(self) -> None:
+        image = self.image()
+        blank = {'boot_index': -1, 'source_type': 'blank', 'volume_size': 1,
+                 'destination_type': 'local', 'delete_on_termination': True}
+        server = self.create(
+            self.flavor(base.ROOT | {
+                'fakedax:disks': 'root,ephemeral', 'hw:numa_nodes': '1',
+                'hw:mem_page_size': 'small'}, ephemeral=2),
+            image, block_device_mapping=[
+                {'boot_index': 0, 'uuid': image.id, 'source_type': 'image',
+                 'destination_type': 'local'}, blank, blank])
+        self.on_each(server, 'probe write /run/eph{0}/f 1 {0}')
+        self.assertEqual('completed', server.live_migrate())
+        self.wait(server.id, 'ACTIVE')
+        server = servers.Server(self.cloud, server.id)
+        with server.agent() as agent:
+            for number in 1, 2:
+                agent.run(f'probe verify /run/eph{number}/f 1 {number}',
+                          check=True)
+        self.act(server, 'ACTIVE', 'reboot_server', 'HARD')
+        self.on_each(server, 'probe verify /run/eph{0}/f 1 {0}')
+
+    def on_each(self, server: servers.Server, command: str) -> None:
+        """Mount the ephemeral disks, and run a command for each."""
+        with server.agent() as agent:
+            for number in 1, 2:
+                agent.run(
+                    f'mkdir -p /run/eph{number} && mount -o dax=always '
+                    f'/dev/pmem{number} /run/eph{number}', check=True)
+                agent.run(command.format(number), check=True)
+
+
 class EmulatorTest(base.CloudTestCase):
 
     def test_device_counts_what_the_guest_flushes(self) -> None:

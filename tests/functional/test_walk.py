@@ -80,6 +80,16 @@ class WalkTest(libvirt_base.LibvirtMigrationMixin, base.FakeDaxTestCase):
         self.useFixture(base_fixtures.MockPatchObject(
             libvirt.Domain, 'managedSaveRemove',
             lambda domain, flags=0: remove(domain, flags)))
+        # A domain that was shut down keeps the id -1 there when it runs again,
+        # by which Nova would not see that it was shut down once more.
+        mark_running = libvirt.Connection._mark_running
+
+        def mark_with_id(connection, domain):
+            domain._id = connection._id_counter
+            mark_running(connection, domain)
+
+        self.useFixture(base_fixtures.MockPatchObject(
+            libvirt.Connection, '_mark_running', mark_with_id))
         self.keep_uploads()
         for name in ('compute1', 'compute2'):
             self.start_compute(name)

@@ -76,6 +76,11 @@ class Host(host.Host):
         """QEMU's log of a domain, from /var/log/libvirt/qemu."""
         return (self.state / f'log/qemu/{domain}.log').read_text()
 
+    @property
+    def namespaces(self) -> Sequence[str]:
+        """Options of unshare(1), for more namespaces of its own."""
+        return ()
+
     def pid(self) -> int:
         return int((self.state / 'first').read_text())
 
@@ -124,7 +129,8 @@ class Host(host.Host):
             process = subprocess.Popen(
                 ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--mount',
                  '--uts', '--net', '--pid', '--fork', '--kill-child',
-                 '--mount-proc', '--propagation', 'private', '/bin/bash',
+                 '--mount-proc', '--propagation', 'private',
+                 *self.namespaces, '/bin/bash',
                  self.state / 'hold.sh', '/bin/bash', '-c', _FIRST, 'first',
                  *(f'{path}={file}' for path, file in files.items())],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output)

@@ -16,14 +16,17 @@ With ``dynamic_ownership`` and ``remember_owner``, as libvirt has it unless it
 is told otherwise.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import shutil
 
 import libvirt
+import nova.privsep as context
 from oslo_utils import units
 
 from lab.machine import emulators
 from nova_fakedax import domain
+from nova_fakedax import migration
 from tests.libvirt import base
 from tests.libvirt import guests
 from tests.libvirt import hosts
@@ -31,21 +34,32 @@ from tests.libvirt import hosts
 NAME = 'guest'
 #: As nova-compute, which is not the user that runs QEMU.
 OWNER = 12345
+#: The user and group that run QEMU. An unprivileged user could not read the
+#: emulator, which is below this user's home.
+QEMU = (0, 54321)
 
 
 @dataclasses.dataclass(frozen=True)
 class OwningHost(hosts.Host):
-    """A host whose libvirt gives images to the user that runs QEMU."""
+    """A host whose libvirt gives images to the user that runs QEMU.
+
+    libvirt remembers the owner of a file by the time of the host's boot.
+    """
+
+    @property
+    def namespaces(self) -> Sequence[str]:
+        return '--time', '--boottime', str(1000 * self.number)
 
     def _render(self, number_of_hosts: int) -> None:
         super()._render(number_of_hosts)
         conf = self.state / 'etc/qemu.conf'
         conf.write_text(conf.read_text().replace(
             'dynamic_ownership = 0', 'dynamic_ownership = 1').replace(
-            'remember_owner = 0', 'remember_owner = 1'))
+            'remember_owner = 0', 'remember_owner = 1').replace(
+            'group = "root"', f'group = "+{QEMU[1]}"'))
 
 
-class OwnerTest(base.OneHostTestCase):
+class OwnerTestCase(base.OneHostTestCase):
 
     HOST = OwningHost
 
@@ -54,26 +68,77 @@ class OwnerTest(base.OneHostTestCase):
         source = self.directory / 'source'
         source.write_bytes(b'content')
         self.make_image(source, 4 * units.Mi)
+        shutil.chown(self.image, OWNER, OWNER)
         self.connection = self.connect()
 
-    def owners(self, *models: str) -> list[int]:
-        """The file's owner before its guest runs, meanwhile and after."""
-        shutil.chown(self.image, OWNER)
+    def xml(self, *models: str) -> str:
+        """A guest that boots from the image by its boot view."""
         made = guests.guest(NAME, self.image)
         made.os_boot_dev = ['hd']
         domain.convert(made, str(self.image.parent), lambda _path: True,
                        emulators.project(), models)
-        found = [self.image.stat().st_uid]
+        xml: str = made.to_xml()
+        return xml
+
+    def owner(self) -> tuple[int, int]:
+        """The file's user and group."""
+        status = self.image.stat()
+        return status.st_uid, status.st_gid
+
+
+class OwnerTest(OwnerTestCase):
+
+    def owners(self, *models: str) -> list[tuple[int, int]]:
+        """The owner before the guest runs, meanwhile and after."""
+        shutil.chown(self.image, OWNER, OWNER)
+        found = [self.owner()]
         running = self.connection.createXML(
-            made.to_xml(), libvirt.VIR_DOMAIN_START_PAUSED)
-        found.append(self.image.stat().st_uid)
+            self.xml(*models), libvirt.VIR_DOMAIN_START_PAUSED)
+        found.append(self.owner())
         running.destroy()
-        return [*found, self.image.stat().st_uid]
+        return [*found, self.owner()]
 
     def test_it_is_given_back(self) -> None:
         for _again in range(2):
-            self.assertEqual([OWNER, 0, OWNER], self.owners('dac'))
+            self.assertEqual([(OWNER, OWNER), QEMU, (OWNER, OWNER)],
+                             self.owners('dac'))
 
     def test_libvirt_keeps_it_if_it_is_labelled_twice(self) -> None:
         """What the boot view without a label is for."""
-        self.assertEqual([OWNER, 0, 0], self.owners())
+        self.assertEqual([(OWNER, OWNER), QEMU, QEMU], self.owners())
+
+
+class MoveTest(OwnerTestCase):
+    """A guest that migrates to another host and back."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        other = self.HOST(2, self.directory)
+        up = other.up({})
+        up.__enter__()
+        self.addCleanup(up.__exit__, None, None, None)
+        self.hosts = [self.host, other]
+        # Else a privileged function starts its daemon.
+        context.sys_admin_pctxt.set_client_mode(False)
+        self.addCleanup(context.sys_admin_pctxt.set_client_mode, True)
+        self.connection.defineXML(self.xml('dac')).create()
+        self.assertEqual(QEMU, self.owner())
+
+    def migrate(self) -> None:
+        source, destination = self.hosts
+        done = source.virsh(
+            'migrate', NAME, '--live', '--p2p', '--undefinesource',
+            '--persistent', destination.uri,
+            f'unix://{self.directory}/migration')
+        self.assertEqual(0, done.returncode, done.stdout)
+        self.hosts.reverse()
+
+    def test_it_stays_that_of_the_user_that_runs_qemu(self) -> None:
+        for _turn in range(2):
+            with migration.keep_owner([str(self.image)]):
+                self.migrate()
+            self.assertEqual(QEMU, self.owner())
+
+    def test_libvirt_alone_gives_it_to_root(self) -> None:
+        self.migrate()
+        self.assertEqual((0, 0), self.owner())

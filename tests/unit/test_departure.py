@@ -14,6 +14,7 @@ import inspect
 from unittest import mock
 
 from nova.compute import manager
+from nova.compute import resource_tracker
 from nova.compute import rpcapi
 from nova.network import neutron
 from nova import objects
@@ -30,7 +31,10 @@ objects.register_all()
 
 
 class _LibvirtError(Exception):
-    pass
+
+    def __init__(self, code=0):
+        super().__init__(f'code {code}')
+        self.get_error_code = lambda: code
 
 
 class DepartureTestCase(base.BaseTestCase):
@@ -75,13 +79,15 @@ class RunsAtTest(DepartureTestCase):
         self.host = mock.Mock(spec=libvirt_host.Host)
         self.connection = self.host._connect.return_value
         self.domain = self.connection.lookupByUUIDString.return_value
-        patch = mock.patch.object(
-            libvirt_host, 'libvirt', mock.Mock(libvirtError=_LibvirtError))
+        patch = mock.patch.object(libvirt_host, 'libvirt', mock.Mock(
+            libvirtError=_LibvirtError, VIR_ERR_NO_DOMAIN=42))
         patch.start()
         self.addCleanup(patch.stop)
 
     def runs(self):
-        return departure.runs_at(self.host, 'qemu+tcp://there', self.instance)
+        return departure.runs_at(
+            self.host, ['qemu+tcp://there', 'qemu+tcp://192.0.2.2'],
+            self.instance)
 
     def test_a_guest_that_is_active_there(self):
         for active in (1, 0):
@@ -91,15 +97,80 @@ class RunsAtTest(DepartureTestCase):
         self.assertEqual(2, self.connection.close.call_count)
 
     def test_a_guest_that_is_not_there(self):
-        self.connection.lookupByUUIDString.side_effect = _LibvirtError
-        self.assertFalse(self.runs())
+        self.connection.lookupByUUIDString.side_effect = _LibvirtError(42)
+        self.assertIs(False, self.runs())
         self.connection.close.assert_called_once_with()
 
-    def test_a_host_that_does_not_answer_is_named(self):
-        self.host._connect.side_effect = _LibvirtError('refused')
-        with self.assertLogs(departure.LOG.logger, 'ERROR') as logs:
-            self.assertFalse(self.runs())
+    def test_another_address_is_asked_if_the_name_does_not_answer(self):
+        self.host._connect.side_effect = [
+            _LibvirtError(), mock.DEFAULT]
+        self.assertIs(True, self.runs())
+        self.host._connect.assert_called_with('qemu+tcp://192.0.2.2', True)
+
+    def test_it_is_not_known_if_nothing_answers(self):
+        self.host._connect.side_effect = _LibvirtError()
+        with self.assertLogs(departure.LOG.logger, 'WARNING') as logs:
+            self.assertIsNone(self.runs())
         self.assertIn('qemu+tcp://there', logs.output[0])
+
+    def test_it_is_not_known_if_the_answer_is_another_error(self):
+        self.connection.lookupByUUIDString.side_effect = _LibvirtError(38)
+        self.assertIsNone(self.runs())
+        self.assertEqual(2, self.connection.close.call_count)
+
+
+class CompleteTest(DepartureTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.driver = mock.Mock(
+            spec=libvirt_driver.LibvirtDriver, _host=mock.sentinel.host)
+        self.driver.instance_exists.return_value = False
+        self.migration = mock.Mock(
+            spec=objects.Migration, dest_compute='there',
+            dest_host='192.0.2.2')
+        self.patches = {
+            name: self.patch(name, value) for name, value in (
+                ('unfinished', self.migration), ('runs_at', True),
+                ('finish', None))}
+        wanted = mock.patch.object(
+            departure.spec.FakeDaxSpec, 'from_instance')
+        wanted.start()
+        self.addCleanup(wanted.stop)
+
+    def patch(self, name, value):
+        patch = mock.patch.object(departure, name, return_value=value)
+        self.addCleanup(patch.stop)
+        return patch.start()
+
+    def complete(self):
+        return departure.complete(
+            mock.sentinel.context, self.instance, self.driver,
+            'qemu+tcp://{}/system'.format)
+
+    def test_a_guest_that_left_is_finished(self):
+        self.assertTrue(self.complete())
+        self.assertEqual(
+            ['qemu+tcp://there/system', 'qemu+tcp://192.0.2.2/system'],
+            self.patches['runs_at'].call_args.args[1])
+        self.patches['finish'].assert_called_once()
+
+    def test_a_guest_that_stayed_is_novas(self):
+        self.patches['runs_at'].return_value = False
+        self.assertFalse(self.complete())
+        self.patches['finish'].assert_not_called()
+
+    def test_a_guest_that_may_have_left_is_left_alone(self):
+        self.patches['runs_at'].return_value = None
+        with self.assertLogs(departure.LOG.logger, 'ERROR') as logs:
+            self.assertTrue(self.complete())
+        self.patches['finish'].assert_not_called()
+        self.assertIn('reset the state of the server', logs.output[0])
+
+    def test_nothing_is_asked_without_a_migration(self):
+        self.patches['unfinished'].return_value = None
+        self.assertFalse(self.complete())
+        self.patches['runs_at'].assert_not_called()
 
 
 class FinishTest(DepartureTestCase):
@@ -196,6 +267,13 @@ class NovaTest(base.BaseTestCase):
                 (libvirt_driver.LibvirtDriver._live_migration_uri, ['dest']),
                 (libvirt_host.Host._connect, ['uri', 'read_only'])):
             self.assertEqual(parameters, self.parameters(function), function)
+
+    def test_a_migration_has_the_address_of_its_destination(self):
+        for function in ('_create_migration', '_claim_existing_migration'):
+            self.assertIn(
+                'migration.dest_host = self.driver.get_host_ip_addr()',
+                inspect.getsource(getattr(
+                    resource_tracker.ResourceTracker, function)))
 
     def test_the_driver_is_asked_before_nova_touches_an_instance(self):
         source = inspect.getsource(manager.ComputeManager.init_host)

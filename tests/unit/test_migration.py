@@ -186,6 +186,38 @@ class PreflushTest(base.BaseTestCase):
         self.assertRaises(ValueError, fails)
 
 
+class KeepOwnerTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        #: By path.
+        self.owners = {'disk': (1, 2), 'disk.eph0': (3, 4), 'disk.eph1': None}
+        for name, value in (
+                ('_owner', self.owners.get), ('nova_path', mock.Mock())):
+            patch = mock.patch.object(migration, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+        self.chown = migration.nova_path.chown
+
+    def move(self, **owners):
+        with migration.keep_owner(list(self.owners)):
+            self.owners.update(owners)
+
+    def test_a_file_that_went_to_root_is_given_back(self):
+        self.move(disk=(0, 0))
+        self.chown.assert_called_once_with('disk', 1, 2)
+
+    def test_a_file_that_is_gone_is_left_alone(self):
+        self.move(disk=None)
+        self.chown.assert_not_called()
+
+    def test_a_failure_does_not_fail_the_migration(self):
+        self.chown.side_effect = PermissionError('not permitted')
+        with self.assertLogs(migration.LOG.logger, 'WARNING') as logs:
+            self.move(disk=(0, 0))
+        self.assertIn('disk back to 1:2: not permitted', logs.output[0])
+
+
 class ForgetTest(base.BaseTestCase):
 
     def test_every_image_though_one_is_gone(self):

@@ -20,6 +20,7 @@ from unittest import mock
 
 import fixtures as base_fixtures
 from nova import objects
+from oslo_concurrency import processutils
 from oslo_utils import units
 from oslotest import base
 
@@ -118,9 +119,22 @@ class KeptTest(ResizeTestCase):
         self.assertEqual(DATA, self.content('disk'))
 
     def test_another_host_gets_it_as_it_is(self):
-        self.old('disk', 'image')
+        moved = self.old('disk', 'image')
+        sent = []
         with self.resized('root', 'root'):
-            self.assertFalse(self.copy('disk', 'other'))
+            self.assertTrue(self.copy('disk', 'other', sent.append))
+        self.assertEqual([moved], sent)
+        self.assertTrue(os.path.exists(moved))
+
+    def test_an_error_on_the_way_names_it(self):
+        moved = self.old('disk', 'image')
+        send = mock.Mock(side_effect=processutils.ProcessExecutionError(
+            stderr='rsync: write error: Broken pipe (32)\n'))
+        with self.resized('root', 'root'):
+            self.assertRaisesRegex(
+                imagebackend.CopyFailed,
+                f'Cannot copy {moved}: rsync: write error: Broken pipe',
+                self.copy, 'disk', 'other', send)
 
     def test_an_error_names_it(self):
         moved = self.old('disk', 'image')
