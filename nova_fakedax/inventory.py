@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import typing as ty
 
@@ -72,8 +73,8 @@ class Status:
     :ivar requests: flushes that the guest asked for, None without our device
     :ivar syncs: those of the host that answered them
     :ivar errors: those of them that failed
-    :ivar p50: half of the syncs took at most so many milliseconds
-    :ivar p99: 99 of 100 did
+    :ivar latency: of ``sync-latency``: the n-th counts the syncs that took 2^n
+        to 2^(n+1) - 1 microseconds
     """
 
     cached: pagecache.Cached
@@ -82,8 +83,17 @@ class Status:
     requests: int | None = None
     syncs: int | None = None
     errors: int | None = None
-    p50: float | None = None
-    p99: float | None = None
+    latency: Sequence[int] | None = None
+
+    @property
+    def p50(self) -> float | None:
+        """Half of the syncs took at most so many milliseconds."""
+        return percentile(self.latency or [], 0.5)
+
+    @property
+    def p99(self) -> float | None:
+        """99 of 100 did."""
+        return percentile(self.latency or [], 0.99)
 
 
 def images(
@@ -95,11 +105,18 @@ def images(
     :param servers: UUIDs, or libvirt's names; empty for all
     :raises NoSuchServer: one of them has no disk on fake DAX here
     """
+    # Imported here because libvirt-python is optional, as for Nova.
+    import libvirt
+
     found: list[Image] = []
     known: set[str] = set()
     for virt_domain in connection.listAllDomains():
         names = {virt_domain.UUIDString(), virt_domain.name()}
-        of_guest = list(_images_of(virt_domain))
+        try:
+            of_guest = list(_images_of(virt_domain))
+        except libvirt.libvirtError:
+            # It has just gone.
+            continue
         if of_guest:
             known |= names
             if not servers or names & set(servers):
@@ -139,27 +156,32 @@ def status(image: Image) -> Status:
     except monitor.MonitorError:
         # QEMU's own device, or the guest has just ended.
         return Status(cached, _mapped(image))
-    latency = counters['sync-latency']
     return Status(
         cached, _mapped(image), locked, counters['requests'],
-        counters['syncs'], counters['errors'],
-        percentile(latency, 0.5), percentile(latency, 0.99))
+        counters['syncs'], counters['errors'], counters['sync-latency'])
 
 
-def percentile(buckets: list[int], part: float) -> float | None:
+def bucket_ends(latency: Sequence[int]) -> list[float]:
+    """The milliseconds that the syncs of each bucket took at most.
+
+    :param latency: as in :class:`Status`
+    """
+    return [float(2 << number) / 1000 for number in range(len(latency))]
+
+
+def percentile(latency: Sequence[int], part: float) -> float | None:
     """The milliseconds that a part of the syncs took at most.
 
-    :param buckets: of ``sync-latency``: the n-th counts those that took 2^n
-        to 2^(n+1) - 1 microseconds
+    :param latency: as in :class:`Status`
     :param part: such as 0.99
     :returns: the end of a bucket; None if there were no syncs
     """
-    wanted = sum(buckets) * part
+    wanted = sum(latency) * part
     counted = 0
-    for number, count in enumerate(buckets):
+    for count, end in zip(latency, bucket_ends(latency)):
         counted += count
         if count and counted >= wanted:
-            return float(1 << number + 1) / 1000
+            return end
     return None
 
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import typing as ty
 
@@ -24,6 +25,7 @@ from oslo_config import cfg
 
 from nova_fakedax.cmd import check
 from nova_fakedax.cmd import evict
+from nova_fakedax.cmd import exporter
 from nova_fakedax.cmd import flush
 from nova_fakedax.cmd import status
 from nova_fakedax import conf
@@ -31,6 +33,7 @@ from nova_fakedax import conf
 COMMANDS: dict[str, type] = {
     'check': check.Check,
     'evict': evict.Evict,
+    'exporter': exporter.Exporter,
     'flush': flush.Flush,
     'status': status.Status,
 }
@@ -69,6 +72,8 @@ class NovaFakeDax(app.App):
 
         :raises SystemExit: it cannot be read
         """
+        # Its warnings are for a nova-compute that goes on running.
+        logging.getLogger('nova').setLevel(logging.ERROR)
         conf.register_opts(nova_conf.CONF)
         try:
             nova_conf.CONF(

@@ -80,6 +80,12 @@ def mib(size: int | None) -> str:
     return '-' if size is None else f'{size / units.Mi:.1f}'
 
 
+def amount(size: int) -> str:
+    """Bytes in words, for a sentence."""
+    return (f'{mib(size)} MiB' if size >= units.Mi
+            else f'{size // units.Ki} KiB')
+
+
 def known(value: object) -> str:
     return '-' if value is None else str(value)
 

@@ -65,8 +65,8 @@ def _evict(image: inventory.Image) -> tuple[str, ...]:
 def _result(after: pagecache.Cached) -> str:
     dirty = (after.dirty or 0) + (after.writeback or 0)
     if dirty:
-        return (f'{common.mib(dirty)} MiB are not on storage yet: '
+        return (f'{common.amount(dirty)} are not on storage yet: '
                 f'nova-fakedax flush')
     if after.cached:
-        return f'{common.mib(after.cached)} MiB are in use'
+        return f'{common.amount(after.cached)} are in use'
     return 'evicted'

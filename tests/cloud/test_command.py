@@ -13,11 +13,20 @@
 """What an operator asks of a compute host by nova-fakedax."""
 
 import json
+import signal
+import subprocess
 from typing import Any
+
+from prometheus_client import parser
+import requests
 
 from lab.deploy import host
 from lab import paths
 from tests.cloud import base
+
+
+#: Where the exporter serves.
+PORT = 29978
 
 
 class CommandTest(base.CloudTestCase):
@@ -26,17 +35,39 @@ class CommandTest(base.CloudTestCase):
         super().setUp()
         self.server = self.create(self.flavor(), self.image())
 
+    def program(self, node: host.Host) -> list[Any]:
+        return [paths.STATE / 'venv/bin/nova-fakedax',
+                '--config-file', node.state / 'nova.conf',
+                '--config-dir', node.drop_in]
+
     def ask(self, command: str, *arguments: str, status: int = 0,
             node: host.Host | None = None) -> Any:
         """Run a command on the server's host; what it prints as JSON."""
         node = node or self.server.host
         done = node.run(
-            [paths.STATE / 'venv/bin/nova-fakedax',
-             '--config-file', node.state / 'nova.conf',
-             '--config-dir', node.drop_in, command, '-f', 'json',
-             *arguments], capture_output=True, text=True)
+            [*self.program(node), command, '-f', 'json', *arguments],
+            capture_output=True, text=True)
         self.assertEqual(status, done.returncode, done.stderr)
         return json.loads(done.stdout) if not status else done.stderr
+
+    def scrape(self) -> dict[str, float]:
+        """What Prometheus gets of the server, by metric."""
+        node = self.server.host
+        with subprocess.Popen(
+                ['nsenter', '--target', str(node.pid()), '--mount', '--uts',
+                 '--', *self.program(node), 'exporter', '--port', str(PORT)],
+                stdout=subprocess.PIPE, text=True) as exporter:
+            assert exporter.stdout is not None
+            try:
+                place = exporter.stdout.readline().removeprefix('serving ')
+                text = requests.get(place.strip(), timeout=60).text
+            finally:
+                exporter.send_signal(signal.SIGINT)
+        self.assertEqual(0, exporter.returncode)
+        return {sample.name: sample.value
+                for family in parser.text_string_to_metric_families(text)
+                for sample in family.samples
+                if sample.labels.get('uuid') == self.server.id}
 
     def row(self, command: str) -> dict[str, str]:
         row: dict[str, str]
@@ -67,6 +98,11 @@ class CommandTest(base.CloudTestCase):
         self.assertGreater(int(before['Flushes']), 0)
         for figure in 'Cached MiB', 'Mapped MiB', 'p99 ms':
             self.assertGreater(float(before[figure]), 0, figure)
+        exported = self.scrape()
+        self.assertGreaterEqual(
+            exported['fakedax_flushes_total'], int(before['Flushes']))
+        self.assertGreater(exported['fakedax_image_cached_bytes'], 0)
+        self.assertEqual(1, exported['fakedax_image_locked'])
         self.assertEqual('flushed', self.row('flush')['Result'])
         evicted = self.row('evict')
         # The guest goes on, and keeps some of it in use.

@@ -15,15 +15,20 @@ import io
 import json
 import mmap
 import os
+import pathlib
+import re
 from unittest import mock
 
 import fixtures
+import libvirt
 from nova import conf as nova_conf
 from oslo_utils import units
 from oslotest import base
+import prometheus_client
 
 from nova_fakedax.cmd import app
 from nova_fakedax.cmd import common
+from nova_fakedax.cmd import exporter
 from nova_fakedax import hostcache
 from nova_fakedax import inventory
 from nova_fakedax import layout
@@ -114,6 +119,11 @@ class InventoryTest(HostTestCase):
         exc = self.assertRaises(inventory.NoSuchServer, inventory.images,
                                 self.connection, ['nonesuch'])
         self.assertIn('there is none', str(exc))
+
+    def test_a_guest_that_goes_meanwhile(self):
+        with mock.patch.object(
+                Domain, 'XMLDesc', side_effect=libvirt.libvirtError('gone')):
+            self.assertEqual([], inventory.images(self.connection))
 
     def test_status_of_a_guest_that_runs(self):
         image = inventory.images(self.connection)[0]
@@ -305,7 +315,7 @@ class EvictTest(CommandTestCase):
                          self.evict(pagecache.Cached(0, 0, 0)))
 
     def test_what_is_in_use_again(self):
-        self.assertEqual((0, '1.5', '0.5 MiB are in use'), self.evict(
+        self.assertEqual((0, '1.5', '512 KiB are in use'), self.evict(
             pagecache.Cached(units.Mi // 2, 0, 0)))
 
     def test_what_is_dirty(self):
@@ -356,3 +366,113 @@ class LibvirtTest(base.BaseTestCase):
             exc = self.assertRaises(
                 RuntimeError, common.libvirt().__enter__)
         self.assertIn('cannot connect to libvirt at test:///nope', str(exc))
+
+
+class ExporterTest(CommandTestCase):
+
+    def scrape(self):
+        """Each value by the metric's name, and its disk or bucket."""
+        metrics = prometheus_client.CollectorRegistry()
+        metrics.register(exporter.Collector())
+        return {
+            (sample.name, sample.labels.get('uuid'),
+             sample.labels.get('disk'), sample.labels.get('le')): sample.value
+            for family in metrics.collect() for sample in family.samples}
+
+    def test_figures_of_a_guest_that_runs(self):
+        found = self.scrape()
+        of_root = {name: value for (name, uuid, disk, le), value
+                   in found.items() if (uuid, disk, le) == (
+                       UUIDS[0], 'root', None)}
+        cached = of_root.pop('fakedax_image_cached_bytes')
+        for name in 'dirty', 'writeback':
+            # They are not known before Linux 6.5.
+            of_root.pop(f'fakedax_image_{name}_bytes', None)
+        self.assertGreater(cached, 0)
+        self.assertEqual({
+            'fakedax_image_size_bytes': 6 * units.Mi,
+            'fakedax_image_locked': 1, 'fakedax_flushes_total': 7,
+            'fakedax_syncs_total': 5, 'fakedax_sync_errors_total': 1}, of_root)
+        self.assertEqual(1, found['fakedax_libvirt_up', None, None, None])
+
+    def test_latency_is_a_histogram_in_seconds(self):
+        found = self.scrape()
+        self.assertEqual([0, 98, 99, 100, 100], [
+            found['fakedax_sync_seconds_bucket', UUIDS[0], 'root', le]
+            for le in ('0.000512', '0.001024', '0.002048', '0.004096',
+                       '+Inf')])
+
+    def test_a_server_that_is_off_has_no_counters(self):
+        self.assertEqual(
+            {'fakedax_image_size_bytes', 'fakedax_image_cached_bytes'},
+            {name for name, uuid, *_rest in self.scrape() if uuid == UUIDS[1]}
+            - {'fakedax_image_dirty_bytes', 'fakedax_image_writeback_bytes'})
+
+    def test_an_image_that_cannot_be_read(self):
+        with mock.patch.object(pagecache, 'of_file', side_effect=OSError(
+                errno.EACCES, 'Permission denied')):
+            found = self.scrape()
+        self.assertEqual(
+            1, found['fakedax_image_unreadable', UUIDS[1], 'root', None])
+
+    def test_libvirt_that_does_not_answer(self):
+        with mock.patch.object(common, 'libvirt',
+                               side_effect=RuntimeError('refused')):
+            self.assertEqual(
+                {('fakedax_libvirt_up', None, None, None): 0}, self.scrape())
+
+    def test_it_serves_until_it_is_interrupted(self):
+        server, thread = mock.Mock(), mock.Mock()
+        thread.join.side_effect = KeyboardInterrupt
+        with mock.patch.object(prometheus_client, 'start_http_server',
+                               return_value=(server, thread)) as start:
+            status, printed, _errors = self.run_command(
+                'exporter', '--port', '9')
+        self.assertEqual(
+            (0, 'serving http://127.0.0.1:9/metrics\n'), (status, printed))
+        start.assert_called_once_with(9, '127.0.0.1', mock.ANY)
+        server.shutdown.assert_called_once_with()
+
+    def test_a_port_that_is_taken(self):
+        with mock.patch.object(
+                prometheus_client, 'start_http_server', side_effect=OSError(
+                    errno.EADDRINUSE, 'Address already in use')):
+            status, _printed, errors = self.run_command('exporter')
+        self.assertEqual(1, status)
+        self.assertIn('cannot listen on 127.0.0.1:9978: Address already in '
+                      'use', errors)
+
+    def test_ports_that_are_none(self):
+        for port in '0', '65536', 'http':
+            with mock.patch('sys.stderr', io.StringIO()) as errors:
+                self.assertRaises(
+                    SystemExit, self.run_command, 'exporter', '--port', port)
+            self.assertIn(f"'{port}' is not a port from 1 to 65535",
+                          errors.getvalue())
+
+
+class DashboardTest(base.BaseTestCase):
+    """etc/grafana/nova-fakedax.json"""
+
+    def setUp(self):
+        super().setUp()
+        path = pathlib.Path(__file__).parents[2] / 'etc/grafana'
+        self.board = json.loads((path / 'nova-fakedax.json').read_text())
+
+    def test_it_shows_each_metric_and_no_others(self):
+        exported = {'fakedax_libvirt_up', 'fakedax_image_unreadable',
+                    'fakedax_sync_seconds_bucket',
+                    *(name for name, _text, _figure in exporter._GAUGES),
+                    *(f'{name}_total' for name, _text, _figure
+                      in exporter._COUNTERS)}
+        shown = {name for panel in self.board['panels']
+                 for target in panel['targets']
+                 for name in re.findall('fakedax_[a-z_]+', target['expr'])}
+        self.assertEqual(exported, shown)
+
+    def test_panels_do_not_overlap(self):
+        places = [(panel['gridPos']['x'], panel['gridPos']['y'])
+                  for panel in self.board['panels']]
+        self.assertEqual(len(places), len(set(places)))
+        self.assertEqual(
+            len(places), len({panel['id'] for panel in self.board['panels']}))
