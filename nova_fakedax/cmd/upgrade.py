@@ -82,7 +82,7 @@ class Checks(upgradecheck.UpgradeCommands):
         """Whether nova-compute uses the driver, where it runs."""
         configured = nova_conf.CONF.compute_driver
         if configured in (None, _DRIVER):
-            # Without one nova-compute does not start, so it is not run here.
+            # Without one no nova-compute starts here.
             return upgradecheck.Result(_SUCCESS)
         return upgradecheck.Result(
             _WARNING, f'[DEFAULT] compute_driver is {configured}, not '
