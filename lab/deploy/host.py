@@ -174,8 +174,11 @@ class Host:
         with override.open('w') as file:
             parser.write(file)
 
-    def emulators(self) -> list[psutil.Process]:
-        """The QEMU processes of the host's guests."""
+    def emulators(self, server: str = '') -> list[psutil.Process]:
+        """The QEMU processes of the host's guests, or of one server's.
+
+        :param server: its UUID
+        """
         guests = str(self.state / 'lib/qemu')
         found = []
         for process in psutil.process_iter():
@@ -185,7 +188,9 @@ class Host:
                 # libvirt keeps a guest's files below /var/lib, where the
                 # host's own directory is mounted.
                 root = f'/proc/{process.pid}/root/var/lib/libvirt/qemu'
-                if os.path.samefile(root, guests):
+                # It may end at any time, also between these.
+                if os.path.samefile(root, guests) and (
+                        not server or server in process.cmdline()):
                     found.append(process)
         return found
 

@@ -141,9 +141,8 @@ class Server:
 
     def emulator(self) -> psutil.Process:
         """The QEMU process that runs it."""
-        for process in self.host.emulators():
-            if self.id in process.cmdline():
-                return process
+        for process in self.host.emulators(self.id):
+            return process
         raise ServerError(f'no emulator runs server {self.id}')
 
     def live_migrate(self, **arguments: Any) -> str:

@@ -60,8 +60,8 @@ class Checks(upgradecheck.UpgradeCommands):
         if 'fakedax' in found:
             return upgradecheck.Result(_SUCCESS)
         return upgradecheck.Result(
-            _FAILURE, f'no entry point fakedax in {_VALIDATORS}: nova-api does '
-            'not check the extra specs; install nova-fakedax again')
+            _FAILURE, f'no entry point fakedax in {_VALIDATORS}: nova-api '
+            'does not check the extra specs; install nova-fakedax again')
 
     def _scheduler(self) -> upgradecheck.Result:
         """Whether the filter is enabled, where nova-scheduler runs."""

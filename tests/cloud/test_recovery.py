@@ -100,8 +100,7 @@ class RecoveryTestCase(moving.MigrationTestCase):
 
     def emulator(self, server: servers.Server,
                  node: host.Host) -> psutil.Process:
-        [process] = [each for each in node.emulators()
-                     if server.id in each.cmdline()]
+        [process] = node.emulators(server.id)
         return process
 
     def kill_service(self, name: str) -> None:
@@ -145,8 +144,7 @@ class RecoveryTestCase(moving.MigrationTestCase):
         [other] = [each for each in host.HOSTS if each != node]
         # A libvirt that was killed looks after its guests once it is ready.
         self.wait_gone(server, other)
-        self.assertEqual([], [each for each in other.emulators()
-                              if server.id in each.cmdline()])
+        self.assertEqual([], other.emulators(server.id))
         self.churn.wait_round()
         self.assertEqual([], self.churn.bad())
 

@@ -125,8 +125,7 @@ class _Walker:
     def check(self, model: walk.Model) -> None:
         self._test.assertEqual(model.status, self._status)
         running = {node.name for node in host.HOSTS
-                   for process in node.emulators()
-                   if self._server.id in process.cmdline()}
+                   if node.emulators(self._server.id)}
         if model.status in ('SHUTOFF', 'SUSPENDED', 'SHELVED_OFFLOADED'):
             self._test.assertEqual(set(), running)
         elif model.status != 'VERIFY_RESIZE':
