@@ -47,7 +47,9 @@ def attach(gib: int | None) -> None:
                 'size; "lab/cloud down --wipe" deletes it')
         _make(gib)
     if _FILE.exists() and not BRICK.is_mount():
-        _run('mount', '-o', 'loop,noinit_itable', str(_FILE), str(BRICK))
+        # What is deleted there takes no space any more.
+        _run('mount', '-o', 'loop,discard,noinit_itable', str(_FILE),
+             str(BRICK))
 
 
 def detach() -> None:

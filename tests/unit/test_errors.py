@@ -23,6 +23,7 @@ import testscenarios
 import nova_fakedax
 from nova_fakedax import emulator
 from nova_fakedax import filelock
+from nova_fakedax import inventory
 from nova_fakedax import monitor
 from nova_fakedax import privsep
 from nova_fakedax import rebuild
@@ -31,10 +32,11 @@ from nova_fakedax import spec
 load_tests = testscenarios.load_tests_apply_scenarios
 
 #: Errors that never leave the package: who catches them says more. Of a
-#: RebuildRefused Nova shows the error that it holds.
-INTERNAL = {emulator.ProbeError, filelock.Locked, monitor.MonitorError,
-            privsep.HelperError, rebuild.RebuildRefused, spec.InvalidSpec,
-            spec.InvalidImage}
+#: RebuildRefused Nova shows the error that it holds. NoSuchServer is for the
+#: operator's command.
+INTERNAL = {emulator.ProbeError, filelock.Locked, inventory.NoSuchServer,
+            monitor.MonitorError, privsep.HelperError, rebuild.RebuildRefused,
+            spec.InvalidSpec, spec.InvalidImage}
 
 
 def _errors():
