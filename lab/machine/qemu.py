@@ -60,16 +60,23 @@ def pmem(image: pathlib.Path, name: str = 'root',
                 properties)))]
 
 
-def boot_view(image: pathlib.Path) -> list[str]:
-    """Show its content to firmware: read-only, first in boot order."""
+def boot_view(image: pathlib.Path, scsi: bool = False) -> list[str]:
+    """Show its content to firmware: read-only, first in boot order.
+
+    :param scsi: by virtio-scsi, as with hw_disk_bus=scsi, not by virtio-blk
+    """
     found = layout.read(str(image))
+    device = 'virtio-blk-pci'
+    controller = []
+    if scsi:
+        device, controller = 'scsi-hd', ['-device', 'virtio-scsi-pci']
     return ['-blockdev', f'driver=file,node-name=boot-file,filename={image},'
                          f'read-only=on,auto-read-only=off',
             '-blockdev', 'driver=raw,node-name=boot,file=boot-file,'
                          f'read-only=on,offset={found.offset},'
                          f'size={found.size}',
-            '-device', 'virtio-blk-pci,drive=boot,serial=fakedax-boot,'
-                       'bootindex=1']
+            *controller, '-device', f'{device},drive=boot,'
+                                    'serial=fakedax-boot,bootindex=1']
 
 
 def virtio_blk(image: pathlib.Path, name: str = 'disk',

@@ -93,6 +93,8 @@ class FirmwareTestCase(base.BootCase):
             self.assertNotEqual(before, booted.run(STAT_CORE))
         self.assertStartsKernel(on_pmem)
         self.assertStartsKernel(qemu.virtio_blk(image))
+        self.assertStartsKernel([*qemu.boot_view(image, scsi=True),
+                                 *qemu.pmem(image), *self._efi()])
 
     @base.on_demand
     def test_grub_on_each_flavor_and_firmware(self) -> None:
