@@ -59,7 +59,7 @@ _COUNTERS: Sequence[tuple[str, str, _Figure]] = (
 
 
 class Exporter(command.Command):
-    """Serve the figures of status to Prometheus, until it is ended.
+    """Serve the figures of status to Prometheus, until it is stopped.
 
     At http://ADDRESS:PORT/metrics. Each request asks libvirt, QEMU and Linux.
     """
