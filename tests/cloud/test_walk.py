@@ -12,13 +12,17 @@
 
 """A server of the lab after a random walk; tests/walk.py has the model."""
 
+from typing import Any
+
 from lab.deploy import host
 from lab.deploy import servers
+from lab import wait
 from tests.cloud import base
 from tests import walk
 
 _FILE = '/root/walk'
 _BLOCKS = 4
+_REBUILD_SECONDS = 120
 
 #: Steps of one call, and the status after them.
 _ACTIONS = {
@@ -73,22 +77,29 @@ class _Walker:
         # It may be on another host.
         self._server = servers.Server(self._test.cloud, self._server.id)
 
-    def _rebuild(self) -> None:
+    def _rebuild(self, image: Any = None) -> None:
         status = self._status
         self._test.cloud.compute.rebuild_server(
-            self._server.id, image=self._image.id)
+            self._server.id, image=(image or self._image).id)
+        # Nova shows a server that was off as ACTIVE, without a task, just
+        # before it stops it again (ComputeManager._rebuild_instance).
+        wait.until(
+            f'the rebuild of server {self._server.id} to end',
+            lambda: any(event['event'] == 'compute_rebuild_instance' and
+                        event['result'] for event in
+                        self._test.events(self._server, 'rebuild')),
+            _REBUILD_SECONDS, interval=0.5)
         self._test.wait(self._server.id, status)
 
     def _refused_rebuild(self) -> None:
-        status = self._status
-        self._test.cloud.compute.rebuild_server(
-            self._server.id, image=self._test.image(fakedax_guest='').id)
-        self._test.wait(self._server.id, status)
+        self._rebuild(self._test.image(fakedax_guest=''))
         self._test.assertEqual(
             self._image.id, self._server.show().image.id)
 
     def _snapshot(self) -> None:
-        self._test.snapshot(self._server)
+        # A long walk would fill the disk.
+        self._test.cloud.image.delete_image(
+            self._test.snapshot(self._server))
 
     def _live_migrate(self) -> None:
         status = self._status
