@@ -41,7 +41,7 @@ _FIRST = """
 for mount in "$@"; do
     mount --bind "${mount#*=}" "${mount%=*}"
 done
-libvirtd --pid-file /run/libvirt/libvirtd.pid &
+LD_PRELOAD=$LIBVIRTD_PRELOAD libvirtd --pid-file /run/libvirt/libvirtd.pid &
 wait
 """
 
@@ -80,6 +80,11 @@ class Host(host.Host):
     def namespaces(self) -> Sequence[str]:
         """Options of unshare(1), for more namespaces of its own."""
         return ()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables of libvirtd; LIBVIRTD_PRELOAD: a library for it alone."""
+        return {}
 
     def pid(self) -> int:
         return int((self.state / 'first').read_text())
@@ -133,6 +138,7 @@ class Host(host.Host):
                  *self.namespaces, '/bin/bash',
                  self.state / 'hold.sh', '/bin/bash', '-c', _FIRST, 'first',
                  *(f'{path}={file}' for path, file in files.items())],
+                env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             self._wait_ready(process, log)
