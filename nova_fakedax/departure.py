@@ -60,21 +60,41 @@ def complete(
     migration = unfinished(context, instance)
     if migration is None:
         return False
-    # dest_host is the other host's my_ip (ResourceTracker._create_migration),
-    # which may answer where the name does not.
-    uris = [migration_uri(name) for name in
-            (migration.dest_compute, migration.dest_host) if name]
-    left = runs_at(driver._host, uris, instance)
+    asked = uris(migration, migration_uri)
+    left = runs_at(driver._host, asked, instance)
     if left:
-        finish(context, instance, migration, driver)
+        LOG.warning('The guest left for %s while nova-compute was not running '
+                    'here; finishing its live migration',
+                    migration.dest_compute, instance=instance)
+        try:
+            finish(context, instance, migration, driver)
+        except Exception:
+            # nova-compute must start whatever becomes of one instance.
+            LOG.exception('Could not finish the live migration to %s; the '
+                          'next start of nova-compute tries again',
+                          migration.dest_compute, instance=instance)
     elif left is None:
         LOG.error(
             'The domain is gone since a live migration to %s, whose libvirt '
             'does not answer at %s. The instance is left as it is. Restart '
             'nova-compute when that libvirt answers. If the guest does not '
             'run there, reset the state of the server and reboot it hard',
-            migration.dest_compute, ' or '.join(uris), instance=instance)
+            migration.dest_compute, ' or '.join(asked), instance=instance)
     return left is not False
+
+
+def uris(
+    migration: objects.Migration, migration_uri: Callable[[str], str],
+) -> list[str]:
+    """The URIs of the libvirt of a migration's destination.
+
+    dest_host is that host's my_ip (ResourceTracker._create_migration), which
+    may answer where the name does not.
+
+    :param migration_uri: as for :func:`complete`
+    """
+    return [migration_uri(name) for name in
+            (migration.dest_compute, migration.dest_host) if name]
 
 
 def unfinished(
@@ -135,26 +155,19 @@ def finish(
     so that Nova does not start it here.
 
     :param driver: this host's LibvirtDriver
+    :raises Exception: one of them does not answer
     """
     dest = migration.dest_compute
-    LOG.warning('The guest left for %s while nova-compute was not running '
-                'here; finishing its live migration', dest, instance=instance)
     if instance.task_state != task_states.MIGRATING:
         instance.task_state = task_states.MIGRATING
         instance.save()
-    try:
-        placement = report.report_client_singleton()
-        neutron.API().migrate_instance_start(context, instance, migration)
-        driver.post_live_migration_at_source(
-            context, instance, instance.get_network_info())
-        rpcapi.ComputeAPI().post_live_migration_at_destination(
-            context, instance, False, dest)
-        migration.status = 'completed'
-        migration.save()
-        placement.delete_allocation_for_instance(
-            context, migration.uuid, consumer_type='migration')
-    except Exception:
-        # nova-compute must start whatever becomes of one instance.
-        LOG.exception('Could not finish the live migration to %s; the next '
-                      'start of nova-compute tries again', dest,
-                      instance=instance)
+    placement = report.report_client_singleton()
+    neutron.API().migrate_instance_start(context, instance, migration)
+    driver.post_live_migration_at_source(
+        context, instance, instance.get_network_info())
+    rpcapi.ComputeAPI().post_live_migration_at_destination(
+        context, instance, False, dest)
+    migration.status = 'completed'
+    migration.save()
+    placement.delete_allocation_for_instance(
+        context, migration.uuid, consumer_type='migration')

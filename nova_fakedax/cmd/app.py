@@ -27,6 +27,7 @@ from nova_fakedax.cmd import check
 from nova_fakedax.cmd import evict
 from nova_fakedax.cmd import exporter
 from nova_fakedax.cmd import flush
+from nova_fakedax.cmd import recover
 from nova_fakedax.cmd import status
 from nova_fakedax import conf
 
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type] = {
     'evict': evict.Evict,
     'exporter': exporter.Exporter,
     'flush': flush.Flush,
+    'recover': recover.Recover,
     'status': status.Status,
 }
 

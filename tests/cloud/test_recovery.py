@@ -27,6 +27,7 @@ from lab.deploy import host
 from lab.deploy import lifecycle
 from lab.deploy import servers
 from lab.deploy import supervision
+from lab import paths
 from lab import wait
 from nova_fakedax import evacuation
 from tests.cloud import base
@@ -111,6 +112,16 @@ class RecoveryTestCase(moving.MigrationTestCase):
         self.wait_for(
             f'{name} to end',
             lambda: not supervision.Supervisor().processes()[name].running)
+
+    def fail_compute(self) -> None:
+        """Nova takes the source for down until the end of the test."""
+        [service] = self.cloud.compute.services(
+            binary='nova-compute', host=self.source.name)
+        set_down = self.cloud.compute.update_service_forced_down
+        # Once it has started again, and done its part of the evacuation.
+        self.addCleanup(set_down, service, forced=False)
+        self.kill_service(f'nova-compute{self.source.number}')
+        set_down(service, forced=True)
 
     def revive(self, *_names: str) -> None:
         """Start what is down, and wait until it is ready.
@@ -285,6 +296,27 @@ class FaultTest(RecoveryTestCase):
         self.assert_moved(server)
 
 
+class CommandTest(RecoveryTestCase):
+    """nova-compute of the source stays dead, and an operator goes on."""
+
+    def test_a_guest_that_has_left(self) -> None:
+        server = self.begin()
+        self.depart(server)
+        self.fail_compute()
+        self.set_speed(server, GALLOP)
+        self.wait_gone(server, self.source)
+        done = self.source.run(
+            [paths.STATE / 'venv/bin/nova-fakedax',
+             '--config-file', self.source.state / 'nova.conf',
+             '--config-dir', self.source.drop_in,
+             'recover', '-f', 'value', '-c', 'Result', server.id],
+            capture_output=True, text=True)
+        self.assertEqual(
+            (0, f'finished: its guest runs on {self.destination.name}\n'),
+            (done.returncode, done.stdout), done.stderr)
+        self.assert_moved(server)
+
+
 class EvacuateTest(RecoveryTestCase):
     """A host fails, and the administrator evacuates its server."""
 
@@ -297,16 +329,6 @@ class EvacuateTest(RecoveryTestCase):
                 host.INSTANCES / evacuation.DIRECTORY / 'seen' /
                 self.destination.name / self.source.name).exists)
         return server
-
-    def fail_compute(self) -> None:
-        """Nova takes the source for down until the end of the test."""
-        [service] = self.cloud.compute.services(
-            binary='nova-compute', host=self.source.name)
-        set_down = self.cloud.compute.update_service_forced_down
-        # Once it has started again, and done its part of the evacuation.
-        self.addCleanup(set_down, service, forced=False)
-        self.kill_service(f'nova-compute{self.source.number}')
-        set_down(service, forced=True)
 
     def evacuate(self, server: servers.Server) -> ty.Any:
         """Evacuate it; return what the compute did, once that has ended."""

@@ -22,6 +22,7 @@ from unittest import mock
 import fixtures
 import libvirt
 from nova import conf as nova_conf
+import oslo_messaging
 from oslo_utils import units
 from oslotest import base
 import prometheus_client
@@ -35,6 +36,7 @@ from nova_fakedax import layout
 from nova_fakedax import monitor
 from nova_fakedax import pagecache
 from nova_fakedax import process
+from nova_fakedax import recovery
 
 UUIDS = ('4f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88',
          '5f3a9b0e-6c1d-4f6e-9d3a-0c2b1e5d7f88')
@@ -294,6 +296,61 @@ class FlushTest(CommandTestCase):
         self.assertEqual(
             ['failed: Input/output error', 'flushed'],
             [row['Result'] for row in json.loads(printed)])
+
+
+class RecoverTest(CommandTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_fakedax.cmd.recover.connect_to_nova', mock.Mock()))
+        self.steps = [recovery.Step(True, 'it runs there', mock.Mock()),
+                      recovery.RecoveryRefused('it runs on both')]
+        moves = [mock.Mock(
+            instance=mock.Mock(uuid=uuid),
+            migration=mock.Mock(migration_type='resize', dest_compute='there'))
+            for uuid in UUIDS]
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_fakedax.recovery.moves', lambda *_args: moves))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_fakedax.recovery.step', mock.Mock(side_effect=self.steps)))
+
+    def recover(self, *arguments):
+        status, printed, _errors = self.run_command(
+            'recover', '-f', 'json', *arguments)
+        self.assertEqual(1, status)
+        return [row['Result'] for row in json.loads(printed)]
+
+    def test_servers_that_are_named(self):
+        self.assertEqual(
+            ['finished: it runs there', 'left: it runs on both'],
+            self.recover(*UUIDS))
+        self.steps[0].do.assert_called_once_with()
+
+    def test_nothing_is_done_without_a_server_or_dry(self):
+        for arguments in (), (UUIDS[0], '--dry-run'):
+            recovery.step.side_effect = self.steps
+            self.assertEqual(
+                ['to finish: it runs there', 'left: it runs on both'],
+                self.recover(*arguments))
+        self.steps[0].do.assert_not_called()
+
+    def test_a_conductor_that_does_not_answer(self):
+        recovery.step.side_effect = oslo_messaging.MessagingTimeout('60 s')
+        status, _printed, errors = self.run_command('recover')
+        self.assertEqual(1, status)
+        self.assertIn('Nova does not answer: 60 s', errors)
+
+
+class RecoverWithoutDriverTest(CommandTestCase):
+
+    def test_another_driver(self):
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_fakedax.cmd.recover._CONF',
+            mock.Mock(compute_driver='libvirt.LibvirtDriver')))
+        status, _printed, errors = self.run_command('recover')
+        self.assertEqual(1, status)
+        self.assertIn("'libvirt.LibvirtDriver'; allowed: 'fakedax", errors)
 
 
 class EvictTest(CommandTestCase):

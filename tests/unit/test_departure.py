@@ -155,6 +155,12 @@ class CompleteTest(DepartureTestCase):
             self.patches['runs_at'].call_args.args[1])
         self.patches['finish'].assert_called_once()
 
+    def test_a_destination_that_does_not_answer(self):
+        """nova-compute starts all the same."""
+        self.patches['finish'].side_effect = TimeoutError
+        with self.assertLogs(departure.LOG.logger, 'ERROR'):
+            self.assertTrue(self.complete())
+
     def test_a_guest_that_stayed_is_novas(self):
         self.patches['runs_at'].return_value = False
         self.assertFalse(self.complete())
@@ -223,11 +229,10 @@ class FinishTest(DepartureTestCase):
         self.instance.save.assert_called_once_with()
 
     def test_a_destination_that_does_not_answer(self):
-        """The instance stays migrating; nova-compute starts all the same."""
+        """The instance stays migrating."""
         self.compute.post_live_migration_at_destination.side_effect = (
             TimeoutError)
-        with self.assertLogs(departure.LOG.logger, 'ERROR'):
-            self.finish()
+        self.assertRaises(TimeoutError, self.finish)
         self.assertEqual('running', self.migration.status)
         self.placement.delete_allocation_for_instance.assert_not_called()
         self.assertEqual('migrating', self.instance.task_state)
