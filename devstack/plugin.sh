@@ -6,14 +6,16 @@
 _XTRACE_FAKEDAX=$(set +o | grep xtrace)
 set +o xtrace
 
-# Services of Nova that need the package.
+FAKEDAX_APPARMOR=/etc/apparmor.d/abstractions/libvirt-qemu.d/nova-fakedax
+
+# Whether a service of Nova that needs the package runs here.
 function is_fakedax_enabled {
     is_service_enabled n-api || is_service_enabled n-sch ||
         is_service_enabled n-cpu
 }
 
 # Say at once what would fail much later.
-function check_fakedax {
+function check_fakedax_settings {
     is_service_enabled n-cpu || return 0
     [[ $VIRT_DRIVER == libvirt ]] || die $LINENO \
         "VIRT_DRIVER=$VIRT_DRIVER: nova-fakedax needs libvirt"
@@ -23,24 +25,59 @@ function check_fakedax {
         "NOVA_BACKEND=LVM: nova-fakedax needs disks that are files"
 }
 
+# pip would replace Nova's checkout by a release that fits.
+function check_fakedax_nova {
+    local wanted installed
+    wanted=$(sed -nE 's/^nova([<>=][^ ;]*).*/\1/p' \
+        "$FAKEDAX_DIR/requirements.txt")
+    installed=$("$PYTHON" -c '
+import importlib.metadata
+import sys
+
+from packaging import specifiers
+
+installed = importlib.metadata.version("nova")
+if not specifiers.SpecifierSet(sys.argv[1]).contains(
+        installed, prereleases=True):
+    print(installed)
+' "$wanted")
+    [[ -z $installed ]] || die $LINENO "nova $installed is installed: \
+this nova-fakedax is for nova$wanted; set NOVA_BRANCH, or the plugin's branch"
+}
+
 function install_fakedax {
+    check_fakedax_nova
     setup_develop "$FAKEDAX_DIR"
-    if is_service_enabled n-cpu && [[ $FAKEDAX_STOCK_QEMU == False ]]; then
-        install_fakedax_emulator
+    if is_service_enabled n-cpu; then
+        if [[ $FAKEDAX_STOCK_QEMU == False ]]; then
+            install_fakedax_emulator
+        fi
+        install_fakedax_apparmor
     fi
 }
 
 function install_fakedax_emulator {
-    local built
-    # shellcheck disable=SC2046
-    install_package $("$FAKEDAX_DIR/qemu-device/build" --packages)
-    sudo install -d -o "$STACK_USER" "$FAKEDAX_CACHE"
+    local built missing
+    missing=$("$FAKEDAX_DIR/qemu-device/build" --packages)
+    # shellcheck disable=SC2086  # one word per package
+    [[ -z $missing ]] || install_package $missing
+    sudo install -d -o "$STACK_USER" "$FAKEDAX_CACHE/nova-fakedax"
     built=$(XDG_CACHE_HOME=$FAKEDAX_CACHE "$FAKEDAX_DIR/qemu-device/build" \
-        --version "$FAKEDAX_QEMU_VERSION") ||
-        die $LINENO "cannot build QEMU $FAKEDAX_QEMU_VERSION; with \
-FAKEDAX_STOCK_QEMU=True none is built"
-    printf '#!/bin/sh\nexec %s "$@"\n' "$built" |
-        sudo install -m 755 /dev/stdin "$FAKEDAX_EMULATOR"
+        --version "$FAKEDAX_QEMU_VERSION") || die $LINENO "cannot build QEMU \
+$FAKEDAX_QEMU_VERSION; with FAKEDAX_STOCK_QEMU=True none is built"
+    sudo install -m 755 "$built" "$FAKEDAX_EMULATOR"
+}
+
+# Guests may lock their images, and libvirt may start the emulator for them.
+function install_fakedax_apparmor {
+    [[ -d /etc/apparmor.d ]] || return 0
+    {
+        sed "s,/var/lib/nova/instances,$(readlink -m "$NOVA_INSTANCES_PATH")," \
+            "$FAKEDAX_DIR/etc/apparmor/nova-fakedax"
+        if [[ $FAKEDAX_STOCK_QEMU == False ]]; then
+            echo "$FAKEDAX_EMULATOR rmix,"
+        fi
+    } | sudo install -D -m 644 /dev/stdin "$FAKEDAX_APPARMOR"
 }
 
 function configure_fakedax {
@@ -53,25 +90,24 @@ function configure_fakedax {
         fi
     fi
     if is_service_enabled n-sch; then
-        configure_fakedax_scheduler
+        iniset_multiline "$NOVA_CONF" filter_scheduler available_filters \
+            nova.scheduler.filters.all_filters \
+            nova_fakedax.scheduler.FakeDaxFilter
     fi
 }
 
-function configure_fakedax_scheduler {
-    local enabled
-    enabled=$(iniget "$NOVA_CONF" filter_scheduler enabled_filters)
-    if [[ ,$enabled, != *,FakeDaxFilter,* ]]; then
-        iniset "$NOVA_CONF" filter_scheduler enabled_filters \
-            "${enabled:+$enabled,}FakeDaxFilter"
-    fi
-    iniset_multiline "$NOVA_CONF" filter_scheduler available_filters \
-        nova.scheduler.filters.all_filters \
-        nova_fakedax.scheduler.FakeDaxFilter
+# Ask the host, as its nova-compute does: other plugins and local.conf have
+# changed the configuration since.
+function check_fakedax_host {
+    local said
+    said=$(sg "$LIBVIRT_GROUP" "$NOVA_BIN_DIR/nova-fakedax \
+        --config-file $NOVA_CPU_CONF check -f value -c 'Why not'") ||
+        die $LINENO "this host cannot run disks on fake DAX: ${said%%$'\n'*}"
 }
 
 # Flavors and an image, on the node that has the APIs.
-function fill_fakedax {
-    create_fakedax_flavor fakedax.tiny 256 3
+function create_fakedax_samples {
+    create_fakedax_flavor fakedax.tiny 512 3
     create_fakedax_flavor fakedax.small 1024 8
     if [[ $FAKEDAX_IMAGE == True ]] && is_service_enabled g-api; then
         upload_fakedax_image
@@ -80,7 +116,8 @@ function fill_fakedax {
 
 function create_fakedax_flavor {
     local name=$1 ram=$2 disk=$3
-    openstack --os-cloud devstack-admin flavor show "$name" >/dev/null 2>&1 ||
+    openstack --os-cloud devstack-admin flavor show "$name" \
+        >/dev/null 2>&1 ||
         openstack --os-cloud devstack-admin flavor create "$name" \
             --ram "$ram" --disk "$disk" --vcpus 1 \
             --property fakedax:disks=root \
@@ -88,29 +125,65 @@ function create_fakedax_flavor {
 }
 
 function upload_fakedax_image {
-    local built
+    local built properties
     openstack --os-cloud devstack-admin image show "$FAKEDAX_IMAGE_NAME" \
         >/dev/null 2>&1 && return
+    sudo install -d -o "$STACK_USER" "$FAKEDAX_CACHE/nova-fakedax"
     built=$(sudo env XDG_CACHE_HOME="$FAKEDAX_CACHE" \
         "$FAKEDAX_DIR/guest-image-elements/build" \
-        --release "$FAKEDAX_IMAGE_RELEASE") ||
-        die $LINENO "cannot build the image; with FAKEDAX_IMAGE=False none is \
-built"
+        --release "$FAKEDAX_IMAGE_RELEASE") || die $LINENO "cannot build the \
+image; with FAKEDAX_IMAGE=False none is built"
+    # shellcheck disable=SC2016  # the other shell expands it
+    properties=$(bash -c '. "$1" && printf -- "--property %s " \
+        "${IMAGE_PROPERTIES[@]}"' - \
+        "$FAKEDAX_DIR/guest-image-elements/common.bash")
+    # shellcheck disable=SC2086  # two words per property
     openstack --os-cloud devstack-admin image create "$FAKEDAX_IMAGE_NAME" \
         --public --disk-format raw --container-format bare \
-        --file "$built" --property fakedax_guest=true
+        --file "$built" $properties
 }
 
-function clean_fakedax {
-    sudo rm -f "$FAKEDAX_EMULATOR"
-    sudo rm -rf "$FAKEDAX_CACHE"
+# lib/tempest has made tempest's environment. Nova is no part of it, and the
+# tests need none.
+function configure_fakedax_tempest {
+    "$TEMPEST_DIR/.tox/tempest/bin/pip" install --no-deps -e "$FAKEDAX_DIR"
+    iniset "$TEMPEST_CONFIG" fakedax flavor_ref "$(
+        openstack --os-cloud devstack-admin flavor show fakedax.tiny \
+            -f value -c id)"
+    if [[ $FAKEDAX_IMAGE == True ]]; then
+        iniset "$TEMPEST_CONFIG" fakedax image_ref "$(
+            openstack --os-cloud devstack-admin image show \
+                "$FAKEDAX_IMAGE_NAME" -f value -c id)"
+    fi
+    iniset "$TEMPEST_CONFIG" fakedax shared_storage "$FAKEDAX_SHARED_STORAGE"
 }
+
+# What the install phase left, also if it ended half way.
+function uninstall_fakedax {
+    sudo rm -f "$FAKEDAX_EMULATOR" "$FAKEDAX_APPARMOR"
+    local environment
+    for environment in "$DEVSTACK_VENV" "$TEMPEST_DIR/.tox/tempest"; do
+        if [[ -x $environment/bin/pip ]]; then
+            PIP_VIRTUAL_ENV=$environment pip_uninstall nova-fakedax
+        fi
+    done
+}
+
+# unstack.sh and clean.sh may be given fewer services than stack.sh.
+case "$1 ${2:-}" in
+    'unstack ')
+        uninstall_fakedax
+        ;;
+    'clean ')
+        sudo rm -rf "$FAKEDAX_CACHE/nova-fakedax"
+        ;;
+esac
 
 if is_fakedax_enabled; then
     case "$1 ${2:-}" in
         'stack pre-install')
-            echo_summary "Checking what nova-fakedax needs"
-            check_fakedax
+            echo_summary "Checking the settings of nova-fakedax"
+            check_fakedax_settings
             ;;
         'stack install')
             echo_summary "Installing nova-fakedax"
@@ -121,16 +194,22 @@ if is_fakedax_enabled; then
             configure_fakedax
             ;;
         'stack extra')
+            if is_service_enabled n-cpu; then
+                echo_summary "Asking the host whether it can run fake DAX"
+                check_fakedax_host
+            fi
             if is_service_enabled n-api; then
                 echo_summary "Making flavors and an image for nova-fakedax"
-                fill_fakedax
+                create_fakedax_samples
+            fi
+            ;;
+        'stack test-config')
+            if is_service_enabled tempest; then
+                echo_summary "Telling tempest of nova-fakedax"
+                configure_fakedax_tempest
             fi
             ;;
     esac
-fi
-# clean.sh knows no services.
-if [[ $1 == clean ]]; then
-    clean_fakedax
 fi
 
 $_XTRACE_FAKEDAX
