@@ -99,10 +99,10 @@ function configure_fakedax {
 # Ask the host, as its nova-compute does: other plugins and local.conf have
 # changed the configuration since.
 function check_fakedax_host {
-    local said
-    said=$(sg "$LIBVIRT_GROUP" "$NOVA_BIN_DIR/nova-fakedax \
-        --config-file $NOVA_CPU_CONF check -f value -c 'Why not'") ||
-        die $LINENO "this host cannot run disks on fake DAX: ${said%%$'\n'*}"
+    local check said
+    check="$NOVA_BIN_DIR/nova-fakedax --config-file $NOVA_CPU_CONF check"
+    said=$(sg "$LIBVIRT_GROUP" "$check -f value -c 'Why not'") || die $LINENO \
+        "this host cannot run disks on fake DAX: ${said%%$'\n'*}"
 }
 
 # Flavors and an image, on the node that has the APIs.
