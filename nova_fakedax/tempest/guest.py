@@ -75,17 +75,16 @@ class Report:
         return self.found - max(0, self.turn - 1)
 
 
-_FIELDS = {field.name: field.type for field in dataclasses.fields(Report)}
-
-
 def parse(text: str) -> list[Report]:
     """The reports in a text, in their order; lines that are cut are none."""
     reports = []
     for match in _REPORT.finditer(text):
-        said = dict(word.split('=', 1) for word in match[1].split())
-        reports.append(Report(**{
-            name: int(value) if _FIELDS.get(name) is int else value
-            for name, value in said.items() if name in _FIELDS}))
+        values: dict[str, Any] = dict(
+            word.split('=', 1) for word in match[1].split())
+        for field in dataclasses.fields(Report):
+            if field.type is int:
+                values[field.name] = int(values[field.name])
+        reports.append(Report(**values))
     return reports
 
 

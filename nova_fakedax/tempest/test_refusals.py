@@ -166,12 +166,19 @@ class EvacuateTest(base.FakeDaxTest):
     """No guest is started twice: its image has one writer."""
 
     @classmethod
-    def resource_setup(cls) -> None:
-        super().resource_setup()
+    def skip_checks(cls) -> None:
+        super().skip_checks()
         if not CONF.fakedax.force_down:
             raise cls.skipException('[fakedax]force_down is off')
-        if not CONF.fakedax.shared_storage or len(cls.hosts) < 2:
-            raise cls.skipException('no two hosts share their storage')
+        if not CONF.fakedax.shared_storage:
+            raise cls.skipException('[fakedax]shared_storage is off')
+
+    @classmethod
+    def resource_setup(cls) -> None:
+        super().resource_setup()
+        if len(cls.hosts) < 2:
+            raise cls.skipException(
+                f'fewer than two hosts report the trait {base.TRAIT}')
 
     def force_down(self, host: str, down: bool) -> None:
         client: Any = self.os_admin.services_client
