@@ -147,7 +147,7 @@ class Console:
 def _after(mark: Report | None, reports: list[Report]) -> list[Report]:
     """The reports that were begun after another one had been printed.
 
-    The console's log begins anew when QEMU does, so the other one may not be
+    The console's log begins again when QEMU does, so the other one may not be
     among them. The next one of the same boot may have been begun before.
     """
     if mark is None:
