@@ -135,7 +135,7 @@ class _Commands:
         self.interrupted = False
 
     def run(self, command: Sequence[str], environment: dict[str, str],
-            directory: pathlib.Path) -> int:
+            directory: pathlib.Path = paths.ROOT) -> int:
         """Run a command in a directory and return its status."""
         # In a process group, so that an interrupt reaches all processes of
         # the command, and each of them once.
