@@ -50,8 +50,6 @@ class Refused:
 BUILDS = (
     Refused("property fakedax_guest is ''; allowed: 'true'", ROOT,
             properties={}),
-    Refused("the flavor's disk is 0 GiB; allowed: 1 GiB or more", ROOT,
-            {'disk': 0}),
     Refused("ephemeral disk is 0 GiB; allowed: 1 GiB or more",
             {DISKS: 'ephemeral'}),
     Refused("but not fakedax:disks; allowed", {'fakedax:memmap': 'device'}),
