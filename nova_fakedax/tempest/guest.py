@@ -21,6 +21,7 @@ again and again on the serial console, and Nova's API has the console's output.
 import base64
 from collections.abc import Callable
 import dataclasses
+import hashlib
 import pathlib
 import re
 import shlex
@@ -34,7 +35,8 @@ CONF = config.CONF
 
 _SCRIPT = pathlib.Path(__file__).with_name('report.sh')
 
-_REPORT = re.compile(r'fakedax-report ((?:\S+=\S+ )+)end')
+#: The words of a report, and their MD5.
+_REPORT = re.compile(r'fakedax-report (boot=\S+(?: \S+=\S+)+) ([0-9a-f]{32})')
 
 #: Characters of the console that an error shows.
 _TAIL = 2000
@@ -76,9 +78,16 @@ class Report:
 
 
 def parse(text: str) -> list[Report]:
-    """The reports in a text, in their order; lines that are cut are none."""
+    """The reports in a text, in their order.
+
+    Without those that the console has cut or garbled: when a guest migrates,
+    its serial port can repeat some characters.
+    """
     reports = []
     for match in _REPORT.finditer(text):
+        digest = hashlib.md5(match[1].encode(), usedforsecurity=False)
+        if digest.hexdigest() != match[2]:
+            continue
         values: dict[str, Any] = dict(
             word.split('=', 1) for word in match[1].split())
         for field in dataclasses.fields(Report):
@@ -145,11 +154,14 @@ class Console:
 
 
 def _after(mark: Report | None, reports: list[Report]) -> list[Report]:
-    """The reports that were begun after another one had been printed.
+    """The reports that were begun after a moment.
 
-    The console's log begins again when QEMU does, so the other one may not be
-    among them. The next one of the same boot may have been begun before.
+    :param mark: the last one that had been printed then, if the console
+        showed any. It may have gone: the log begins again when QEMU does. The
+        next one of the same boot may have been begun before.
     """
+    if mark is None and reports and reports[0].turn > 1:
+        mark = reports[0]
     if mark is None:
         return reports
     if mark in reports:

@@ -11,7 +11,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 #
-# Says what a guest sees of its root disk: "fakedax-report KEY=VALUE... end".
+# Says what a guest sees of its root disk: "fakedax-report KEY=VALUE... MD5".
 #
 # report.sh MIB [watch]
 #   MIB    size of the data that the guest writes to its root once, and reads
@@ -62,10 +62,11 @@ report() {
     root=$(awk '$2 == "/" && $1 ~ "^/dev/" {
         print "device=" $1, "options=" $4 }' /proc/mounts)
     size=$(df -k / | awk 'END { print $2 }')
-    echo "fakedax-report boot=$(cat /proc/sys/kernel/random/boot_id)" \
-        "turn=$turn found=$found acknowledged=$((found + 1))" \
-        "$root root_kib=$size data_kib=$((mib * 1024))" \
-        "cached_kib=$((after - before)) sum=${sum%% *} end"
+    words="boot=$(cat /proc/sys/kernel/random/boot_id) turn=$turn found=$found"
+    words="$words acknowledged=$((found + 1)) $root root_kib=$size"
+    words="$words data_kib=$((mib * 1024)) cached_kib=$((after - before))"
+    words="$words sum=${sum%% *}"
+    echo "fakedax-report $words $(printf %s "$words" | md5sum | cut -c 1-32)"
 }
 
 watch() {
