@@ -32,6 +32,7 @@ import subunit
 import testtools
 
 from lab.deploy import lifecycle
+from lab.deploy import tempest
 from lab import errors
 from lab import paths
 from lab import progress
@@ -133,11 +134,12 @@ class _Commands:
         self._processes: set[subprocess.Popen[bytes]] = set()
         self.interrupted = False
 
-    def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
-        """Run a command and return its status."""
+    def run(self, command: Sequence[str], environment: dict[str, str],
+            directory: pathlib.Path = paths.ROOT) -> int:
+        """Run a command in a directory and return its status."""
         # In a process group, so that an interrupt reaches all processes of
         # the command, and each of them once.
-        with subprocess.Popen(command, cwd=paths.ROOT, env=environment,
+        with subprocess.Popen(command, cwd=directory, env=environment,
                               stdin=subprocess.DEVNULL,
                               process_group=0) as process:
             self._processes.add(process)
@@ -171,36 +173,44 @@ def _stestr(directory: str, workers: int = 1) -> Part:
     def run(filters: Sequence[str], alone: bool = True) -> Count:
         results = paths.STATE / 'stestr' / directory
         results.mkdir(parents=True, exist_ok=True)
-        stestr = [
+        # What tests print is shown with those that fail, and only there.
+        return _counted(directory, results, [
             sys.executable, '-m', 'stestr', '--test-path',
             f'./tests/{directory}', '--top-dir', '.', '--repo-url',
-            str(results)]
-        # The workers' interpreter: stestr asks for python3 by name otherwise.
-        # What tests print is shown with those that fail, and only there.
-        # A test that hangs is to say where, before CI's patience ends.
-        environment = {'OS_TEST_TIMEOUT': str(HANG_SECONDS)} | os.environ | {
-            'PYTHON': sys.executable,
-            'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
-        before = _last_run(results)
-        status = _COMMANDS.run(
-            [*stestr, 'run', '--suppress-attachments',
-             *(['--concurrency', str(workers)] if workers > 1 and alone
-               else ['--serial']), *filters],
-            environment)
-        if _last_run(results) == before:
-            # No test was run: not one that can be counted, so not green.
-            return Count(failed=1, failures=[
-                (directory, 'no test was run: see above')])
-        count = _count(subprocess.run(
-            [*stestr, 'last', '--subunit'], cwd=paths.ROOT,
-            env=environment, capture_output=True).stdout)
-        if status and not count.failed:
-            count.failed = 1
-            count.failures.append(
-                (directory, f'stestr ended with {status}: see above'))
-        return count
+            str(results), 'run', '--suppress-attachments',
+            *(['--concurrency', str(workers)] if workers > 1 and alone
+              else ['--serial']), *filters])
 
     return run
+
+
+def _counted(name: str, results: pathlib.Path, command: Sequence[str],
+             directory: pathlib.Path = paths.ROOT) -> Count:
+    """Run a command by which stestr runs tests, and count these.
+
+    :param results: where stestr keeps what it saw
+    :param directory: where the command runs
+    """
+    # The workers' interpreter: stestr asks for python3 by name otherwise.
+    # A test that hangs is to say where, before CI's patience ends.
+    environment = {'OS_TEST_TIMEOUT': str(HANG_SECONDS)} | os.environ | {
+        'PYTHON': sys.executable,
+        'OS_STDOUT_CAPTURE': '1', 'OS_STDERR_CAPTURE': '1'}
+    before = _last_run(results)
+    status = _COMMANDS.run(command, environment, directory)
+    if _last_run(results) == before:
+        # No test was run: not one that can be counted, so not green.
+        return Count(failed=1, failures=[
+            (name, 'no test was run: see above')])
+    count = _count(subprocess.run(
+        [sys.executable, '-m', 'stestr', '--repo-url', str(results), 'last',
+         '--subunit'], cwd=directory, env=environment, capture_output=True,
+    ).stdout)
+    if status and not count.failed:
+        count.failed = 1
+        count.failures.append(
+            (name, f'stestr ended with {status}: see above'))
+    return count
 
 
 def _last_run(results: pathlib.Path) -> str:
@@ -233,6 +243,17 @@ def _cloud(filters: Sequence[str], _alone: bool = True) -> Count:
         return _stestr('cloud', workers=2)(filters, True)
 
 
+def _tempest(filters: Sequence[str], _alone: bool = True) -> Count:
+    """This project's tests for tempest, or those of tempest that match."""
+    results = paths.STATE / 'stestr/tempest'
+    results.mkdir(parents=True, exist_ok=True)
+    with errors.messages(), lifecycle.borrowed():
+        return _counted('tempest', results, [
+            sys.executable, '-m', 'tempest.cmd.main', 'run',
+            '--config-file', str(tempest.configure()), '--concurrency', '2',
+            '--regex', '|'.join(filters) or r'^nova_fakedax\.'], results)
+
+
 PARTS: dict[str, Part] = {
     'style': _style,
     'unit': _stestr('unit', workers=2),
@@ -243,6 +264,7 @@ PARTS: dict[str, Part] = {
     'paravirt': _stestr('paravirt'),
     'image': _stestr('image'),
     'cloud': _cloud,
+    'tempest': _tempest,
     'functional': _stestr('functional', workers=2),
     'regression': _stestr('regression', workers=2),
 }
@@ -253,7 +275,7 @@ PARTS: dict[str, Part] = {
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (('style', 'unit', 'lab', 'device'),),
     (('guest', 'image', 'functional', 'regression'),
-     ('paravirt', 'libvirt', 'cloud')),
+     ('paravirt', 'libvirt', 'cloud', 'tempest')),
 )
 
 
@@ -268,6 +290,7 @@ ABOUT = {
     'paravirt': "the guest's driver: crashes and faults",
     'image': 'the elements, and images built by them',
     'cloud': "servers in the lab's cloud, by OpenStack's API",
+    'tempest': "the tests for tempest, in the lab's cloud",
     'functional': 'Nova in one process, with a libvirt that is not real',
     'regression': "Nova's own tests, with this driver",
 }
@@ -380,9 +403,10 @@ Run the tests, or some parts of them.
 
 The parts are {', '.join(PARTS)}; all of them without an argument. What
 follows "--" are regular expressions: only tests whose names match one of them
-are run, as in "lab/test device -- test_lock". The cloud tests bring the lab's
-cloud up and leave it as they found it. The last line counts the tests of all
-parts; the exit status is 1 if one failed.
+are run, as in "lab/test device -- test_lock". The part tempest runs with them
+any test of tempest, in place of this project's. The parts cloud and tempest
+bring the lab's cloud up and leave it as they found it. The last line counts
+the tests of all parts; the exit status is 1 if one failed.
 """)
 @click.option('--list', is_flag=True, is_eager=True, expose_value=False,
               callback=_list,

@@ -189,7 +189,10 @@ def _build(size_mib: int, kernel: _Kernel, agent: debian.Package,
     _skeleton(initrd, _SOURCES / 'initrd', ['new'])
     listing = initrd / 'etc/modules'
     listing.write_text('\n'.join([listing.read_text(), *extra_modules, '']))
-    modules.install(_module_names(listing), package, version, initrd)
+    modules.install(
+        [*_module_names(listing),
+         *_module_names(listing.with_name('modules.scsi'))],
+        package, version, initrd)
     guest.initrd.write_bytes(_cpio(initrd))
 
     root = work / 'root'
