@@ -263,6 +263,7 @@ PARTS: dict[str, Part] = {
     'libvirt': _stestr('libvirt'),
     'paravirt': _stestr('paravirt'),
     'image': _stestr('image'),
+    'package': _stestr('package'),
     'cloud': _cloud,
     'tempest': _tempest,
     'functional': _stestr('functional', workers=2),
@@ -274,7 +275,7 @@ PARTS: dict[str, Part] = {
 #: one core busy.
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (('style', 'unit', 'lab', 'device'),),
-    (('guest', 'image', 'functional', 'regression'),
+    (('guest', 'image', 'package', 'functional', 'regression'),
      ('paravirt', 'libvirt', 'cloud', 'tempest')),
 )
 
@@ -289,6 +290,7 @@ ABOUT = {
     'libvirt': 'migrations between two libvirts that fail',
     'paravirt': "the guest's driver: crashes and faults",
     'image': 'the elements, and images built by them',
+    'package': 'Debian packages in a clean root, next to Debian\'s Nova',
     'cloud': "servers in the lab's cloud, by OpenStack's API",
     'tempest': "the tests for tempest, in the lab's cloud",
     'functional': 'Nova in one process, with a libvirt that is not real',

@@ -36,7 +36,8 @@ class Check(common.HostLister):
     ) -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
         # First, for the error of one who has no libvirt.
         with common.libvirt():
-            host = libvirt_host.Host(common.uri(), read_only=True)
+            # Whoever may only read is not told which emulator it has.
+            host = libvirt_host.Host(common.uri(), read_only=False)
             against = capability.reasons_against(_CONF, host)
             moves, evacuations = (
                 (against, against) if against else
