@@ -160,8 +160,11 @@ function configure_fakedax_tempest {
 
 # What the install phase left, also if it ended half way.
 function uninstall_fakedax {
-    sudo rm -f "$FAKEDAX_EMULATOR" "$FAKEDAX_APPARMOR"
     local environment
+    sudo rm -f "$FAKEDAX_EMULATOR" "$FAKEDAX_APPARMOR"
+    # libvirt's package may lack it.
+    sudo rmdir --ignore-fail-on-non-empty "${FAKEDAX_APPARMOR%/*}" \
+        2>/dev/null || true
     for environment in "$DEVSTACK_VENV" "$TEMPEST_DIR/.tox/tempest"; do
         if [[ -x $environment/bin/pip ]]; then
             PIP_VIRTUAL_ENV=$environment pip_uninstall nova-fakedax

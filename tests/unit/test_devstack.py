@@ -117,7 +117,8 @@ class PhaseTest(base.BaseTestCase):
         """
         self.calls.write_text('')
         done = subprocess.run(
-            ['bash', '-c', _DEVSTACK + 'source "$0/settings"\n'
+            ['bash', '-c', _DEVSTACK + 'source "$0/override-defaults"\n'
+             'source "$0/settings"\n'
              'source "$0/plugin.sh" "$@"\n'
              'echo "$NOVA_FILTERS"', PLUGIN, *phase],
             env={'PATH': os.environ['PATH']} | self.settings | settings,
@@ -257,6 +258,8 @@ class PhaseTest(base.BaseTestCase):
         self.assertEqual(
             ['sudo rm -f /usr/bin/qemu-fakedax /etc/apparmor.d/abstractions/'
              'libvirt-qemu.d/nova-fakedax',
+             'sudo rmdir --ignore-fail-on-non-empty /etc/apparmor.d/'
+             'abstractions/libvirt-qemu.d',
              'pip_uninstall nova-fakedax from '
              + str(self.pip.parents[1])], self.called())
         self.assertEqual('', self.run_phase('clean', ENABLED_SERVICES=''))
