@@ -27,6 +27,7 @@ from nova_fakedax import inventory
 from nova_fakedax import monitor
 from nova_fakedax import privsep
 from nova_fakedax import rebuild
+from nova_fakedax import recovery
 from nova_fakedax import spec
 
 load_tests = testscenarios.load_tests_apply_scenarios
@@ -36,7 +37,8 @@ load_tests = testscenarios.load_tests_apply_scenarios
 #: operator's command.
 INTERNAL = {emulator.ProbeError, filelock.Locked, inventory.NoSuchServer,
             monitor.MonitorError, privsep.HelperError, rebuild.RebuildRefused,
-            spec.InvalidSpec, spec.InvalidImage}
+            recovery.NoSuchMove, recovery.RecoveryRefused, spec.InvalidSpec,
+            spec.InvalidImage}
 
 
 def _errors():
