@@ -63,7 +63,8 @@ function install_fakedax_emulator {
     [[ -z $missing ]] || install_package $missing
     sudo install -d -o "$STACK_USER" "$FAKEDAX_CACHE/nova-fakedax"
     built=$(XDG_CACHE_HOME=$FAKEDAX_CACHE "$FAKEDAX_DIR/qemu-device/build" \
-        --version "$FAKEDAX_QEMU_VERSION") || die $LINENO "cannot build QEMU \
+        --version "$FAKEDAX_QEMU_VERSION" \
+        ${FAKEDAX_DEBIAN_MIRROR:+--mirror "$FAKEDAX_DEBIAN_MIRROR"}) || die $LINENO "cannot build QEMU \
 $FAKEDAX_QEMU_VERSION; with FAKEDAX_STOCK_QEMU=True none is built"
     sudo install -m 755 "$built" "$FAKEDAX_EMULATOR"
 }
