@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """tempest's configuration for the lab's cloud."""
 
 import pathlib

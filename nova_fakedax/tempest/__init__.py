@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """Tests for tempest: what users of a cloud are promised.
 
 Imports tempest and the standard library alone.

@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """What the tests share: flavors, images and servers with disks on fake DAX."""
 
 import io

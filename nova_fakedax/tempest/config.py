@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """The options of the tests: what of a cloud they cannot find out."""
 
 from oslo_config import cfg

@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """What a guest says about its root disk.
 
 By SSH a test runs ``report.sh`` when it asks. Where there is no network to the

@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """What the hosts report to placement, and what the scheduler makes of it."""
 
 from tempest import config

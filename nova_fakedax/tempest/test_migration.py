@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """Live migration, there and back, or why it is refused."""
 
 from typing import Any

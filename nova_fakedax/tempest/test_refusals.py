@@ -10,11 +10,9 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """What cannot work is refused with a message that says what is allowed."""
 
 import dataclasses
-from typing import Any
 
 from tempest.common import waiters
 from tempest import config
@@ -159,45 +157,4 @@ class ServerTest(base.FakeDaxTest):
         self.servers_client.rebuild_server(server_id, self.empty_image())
         self.assert_refused(server_id, 'rebuild', 'fakedax_guest')
         self.wait(server_id, 'ACTIVE')
-        self.assert_goes_on(before, asked)
-
-
-@decorators.serial
-class EvacuateTest(base.FakeDaxTest):
-    """No guest is started twice: its image has one writer."""
-
-    @classmethod
-    def skip_checks(cls) -> None:
-        super().skip_checks()
-        if not CONF.fakedax.force_down:
-            raise cls.skipException('[fakedax]force_down is off')
-        if not CONF.fakedax.shared_storage:
-            raise cls.skipException('[fakedax]shared_storage is off')
-
-    @classmethod
-    def resource_setup(cls) -> None:
-        super().resource_setup()
-        if len(cls.hosts) < 2:
-            raise cls.skipException(
-                f'fewer than two hosts report the trait {base.TRAIT}')
-
-    def force_down(self, host: str, down: bool) -> None:
-        client: Any = self.os_admin.services_client
-        service, = client.list_services(
-            host=host, binary='nova-compute')['services']
-        client.update_service(service_id=service['id'], forced_down=down)
-
-    @decorators.idempotent_id('d2e39b8e-283c-41d6-b43f-e77841624543')
-    def test_server_that_still_runs_is_not_evacuated(self) -> None:
-        server_id, asked = self.boot()
-        before = asked.report()
-        host = self.get_host_for_server(server_id)
-        self.addCleanup(self.force_down, host, False)
-        self.force_down(host, True)
-        self.os_admin.servers_client.evacuate_server(server_id)
-        self.assert_refused(
-            server_id, 'evacuate',
-            f'the server cannot be evacuated from host {host}')
-        self.force_down(host, False)
-        self.assertEqual(host, self.get_host_for_server(server_id))
         self.assert_goes_on(before, asked)

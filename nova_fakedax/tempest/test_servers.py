@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """What a server with its root on fake DAX goes through."""
 
 from tempest.common import compute

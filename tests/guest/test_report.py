@@ -10,7 +10,6 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-
 """What the tests for tempest have a guest report, without a cloud."""
 
 import base64
