@@ -76,6 +76,7 @@ class DataTest(base.FakeDaxTest):
 class ImageTest(base.FakeDaxTest):
     """What becomes of it where the image file is copied, or replaced."""
 
+    @decorators.attr(type='slow')
     @decorators.idempotent_id('70f5f67b-845d-4211-9959-1f165d741721')
     @testtools.skipUnless(CONF.compute_feature_enabled.snapshot,
                           'Snapshot is not available.')
@@ -106,6 +107,7 @@ class ImageTest(base.FakeDaxTest):
         self.assert_kept(before, after)
         self.assertGreater(after.root_kib, before.root_kib + (1 << 19))
 
+    @decorators.attr(type='slow')
     @decorators.idempotent_id('498076da-f582-4ccb-8061-3090d4e4da6b')
     @testtools.skipUnless(CONF.compute_feature_enabled.shelve,
                           'Shelve is not available.')
