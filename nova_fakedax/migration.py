@@ -71,7 +71,7 @@ def check_destination(
     if block_migration:
         raise _refused(
             'block migration does not see what the guest stores through a '
-            'mapping; put the instances on shared storage')
+            'mapping; ask for none, with the instances on shared storage')
     if reasons_against:
         raise _refused(f'host {host}: {"; ".join(reasons_against)}')
 
