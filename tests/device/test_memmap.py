@@ -113,8 +113,12 @@ class MemmapTestCase(base.DeviceTestCase):
         for offset in range(MEMMAP, LAYOUT.offset, base.PAGE):
             vm.qtest.read_bytes(self.memaddr(vm) + offset, 1)
         before = vm.io('write_bytes')
-        vm.qtest.write_bytes(self.memaddr(vm) + LAYOUT.offset // 2, b'B')
-        self.assertEqual(base.PAGE, vm.io('write_bytes') - before)
+        stores = range(MEMMAP, LAYOUT.offset, 16 * base.PAGE)
+        for offset in stores:
+            vm.qtest.write_bytes(self.memaddr(vm) + offset, b'B')
+        dirtied = (vm.io('write_bytes') - before) // base.PAGE
+        # Linux counts what QEMU dirties elsewhere, too: rarely, one page.
+        self.assertIn(dirtied - len(stores), range(len(stores)))
 
     def test_memmap_of_an_incoming_guest_is_kept(self) -> None:
         before = self.make_memmap_image()
