@@ -187,3 +187,14 @@ class FakeDaxTest(manager.ScenarioTest):
         self.assertEqual(before.sum, after.sum)
         self.assertGreater(after.acknowledged, before.acknowledged)
         return after
+
+
+class TwoHostsTest(FakeDaxTest):
+    """A test that needs two such hosts."""
+
+    @classmethod
+    def resource_setup(cls) -> None:
+        super().resource_setup()
+        if len(cls.hosts) < 2:
+            raise cls.skipException(
+                f'fewer than two hosts report the trait {TRAIT}')

@@ -27,7 +27,7 @@ CONF = config.CONF
 
 
 @decorators.serial
-class EvacuateTest(base.FakeDaxTest):
+class EvacuateTest(base.TwoHostsTest):
     """No guest is started twice: its image has one writer."""
 
     @classmethod
@@ -37,13 +37,6 @@ class EvacuateTest(base.FakeDaxTest):
             raise cls.skipException('[fakedax]force_down is off')
         if not CONF.fakedax.shared_storage:
             raise cls.skipException('[fakedax]shared_storage is off')
-
-    @classmethod
-    def resource_setup(cls) -> None:
-        super().resource_setup()
-        if len(cls.hosts) < 2:
-            raise cls.skipException(
-                f'fewer than two hosts report the trait {base.TRAIT}')
 
     def force_down(self, host: str, down: bool) -> None:
         client: Any = self.os_admin.services_client

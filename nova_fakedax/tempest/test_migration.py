@@ -26,14 +26,7 @@ CONF = config.CONF
 
 @testtools.skipUnless(CONF.compute_feature_enabled.live_migration,
                       'Live migration is not available.')
-class LiveMigrationTest(base.FakeDaxTest):
-
-    @classmethod
-    def resource_setup(cls) -> None:
-        super().resource_setup()
-        if len(cls.hosts) < 2:
-            raise cls.skipException(
-                f'fewer than two hosts report the trait {base.TRAIT}')
+class LiveMigrationTest(base.TwoHostsTest):
 
     def migrate(self, server_id: str, block_migration: Any = 'auto',
                 host: str | None = None) -> None:

@@ -17,9 +17,13 @@ import shutil
 import tempfile
 from typing import Any
 
+from oslo_utils import units
 from oslotest import base
 
+from lab.machine import emulators
+from nova_fakedax import domain
 from nova_fakedax import layout
+from tests.libvirt import guests
 from tests.libvirt import hosts
 
 
@@ -53,3 +57,27 @@ class OneHostTestCase(base.BaseTestCase):
         connection = connected.__enter__()
         self.addCleanup(connected.__exit__, None, None, None)
         return connection
+
+
+class BootViewTestCase(OneHostTestCase):
+    """A test of what libvirt does to an image that has a boot view."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        source = self.directory / 'source'
+        source.write_bytes(b'content')
+        self.make_image(source, 4 * units.Mi)
+        self.connection = self.connect()
+
+    def xml(self, *models: str) -> str:
+        """A guest that boots from the image by its boot view.
+
+        :param models: of the host's security drivers, those that must leave
+            the view alone
+        """
+        made = guests.guest('guest', self.image)
+        made.os_boot_dev = ['hd']
+        domain.convert(made, str(self.image.parent), lambda _path: True,
+                       emulators.project(), models)
+        xml: str = made.to_xml()
+        return xml

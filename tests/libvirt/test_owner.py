@@ -22,16 +22,11 @@ import shutil
 
 import libvirt
 import nova.privsep as context
-from oslo_utils import units
 
-from lab.machine import emulators
-from nova_fakedax import domain
 from nova_fakedax import migration
 from tests.libvirt import base
-from tests.libvirt import guests
 from tests.libvirt import hosts
 
-NAME = 'guest'
 #: As nova-compute, which is not the user that runs QEMU.
 OWNER = 12345
 #: The user and group that run QEMU. An unprivileged user could not read the
@@ -59,26 +54,13 @@ class OwningHost(hosts.Host):
             'group = "root"', f'group = "+{QEMU[1]}"'))
 
 
-class OwnerTestCase(base.OneHostTestCase):
+class OwnerTestCase(base.BootViewTestCase):
 
     HOST = OwningHost
 
     def setUp(self) -> None:
         super().setUp()
-        source = self.directory / 'source'
-        source.write_bytes(b'content')
-        self.make_image(source, 4 * units.Mi)
         shutil.chown(self.image, OWNER, OWNER)
-        self.connection = self.connect()
-
-    def xml(self, *models: str) -> str:
-        """A guest that boots from the image by its boot view."""
-        made = guests.guest(NAME, self.image)
-        made.os_boot_dev = ['hd']
-        domain.convert(made, str(self.image.parent), lambda _path: True,
-                       emulators.project(), models)
-        xml: str = made.to_xml()
-        return xml
 
     def owner(self) -> tuple[int, int]:
         """The file's user and group."""
@@ -127,7 +109,7 @@ class MoveTest(OwnerTestCase):
     def migrate(self) -> None:
         source, destination = self.hosts
         done = source.virsh(
-            'migrate', NAME, '--live', '--p2p', '--undefinesource',
+            'migrate', 'guest', '--live', '--p2p', '--undefinesource',
             '--persistent', destination.uri,
             f'unix://{self.directory}/migration')
         self.assertEqual(0, done.returncode, done.stdout)

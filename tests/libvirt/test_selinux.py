@@ -26,12 +26,8 @@ import subprocess
 
 import libvirt
 from lxml import etree
-from oslo_utils import units
 
-from lab.machine import emulators
-from nova_fakedax import domain
 from tests.libvirt import base
-from tests.libvirt import guests
 from tests.libvirt import hosts
 
 _ATTRIBUTE = 'trusted.test.selinux'
@@ -71,16 +67,9 @@ class SelinuxHost(hosts.Host):
             'remember_owner = 0', 'remember_owner = 1'))
 
 
-class SelinuxTest(base.OneHostTestCase):
+class SelinuxTest(base.BootViewTestCase):
 
     HOST = SelinuxHost
-
-    def setUp(self) -> None:
-        super().setUp()
-        source = self.directory / 'source'
-        source.write_bytes(b'content')
-        self.make_image(source, 4 * units.Mi)
-        self.connection = self.connect()
 
     def label(self) -> str:
         """The image's, '' if it has none."""
@@ -90,13 +79,9 @@ class SelinuxTest(base.OneHostTestCase):
 
     @contextlib.contextmanager
     def guest(self, *models: str) -> Iterator[str]:
-        """A guest that boots from the image by its boot view; its label."""
-        made = guests.guest('guest', self.image)
-        made.os_boot_dev = ['hd']
-        domain.convert(made, str(self.image.parent), lambda _path: True,
-                       emulators.project(), models)
+        """A guest while it runs; the label that its own files have."""
         running = self.connection.createXML(
-            made.to_xml(), libvirt.VIR_DOMAIN_START_PAUSED)
+            self.xml(*models), libvirt.VIR_DOMAIN_START_PAUSED)
         try:
             yield etree.fromstring(running.XMLDesc()).findtext(
                 "seclabel[@model='selinux']/imagelabel")
