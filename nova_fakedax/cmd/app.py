@@ -74,8 +74,9 @@ class NovaFakeDax(app.App):
 
         :raises SystemExit: it cannot be read
         """
-        # Its warnings are for a nova-compute that goes on running.
-        logging.getLogger('nova').setLevel(logging.ERROR)
+        # What they log is for a nova-compute that goes on running.
+        for name in ('nova', 'os_vif', 'oslo_service'):
+            logging.getLogger(name).setLevel(logging.ERROR)
         conf.register_opts(nova_conf.CONF)
         try:
             nova_conf.CONF(

@@ -16,6 +16,7 @@ import inspect
 
 from nova.compute import manager
 from nova.compute import rpcapi
+from nova import config
 from nova.network import neutron
 from nova.scheduler.client import report
 from oslotest import base
@@ -47,6 +48,11 @@ class NovaTest(base.BaseTestCase):
             '_finish_revert_resize', '_revert_instance_flavor_host_node(',
             '_revert_allocation(', 'driver.finish_revert_migration(',
             'expected_task_state=task_states.RESIZE_REVERTING')
+
+    def test_messages_of_nova_have_an_exchange_of_their_own(self):
+        """As connect_to_nova() names it."""
+        self.assertIn("rpc.set_defaults(control_exchange='nova')",
+                      inspect.getsource(config.set_lib_defaults))
 
     def test_the_interfaces_take_what_they_are_given(self):
         for function, parameters in (
