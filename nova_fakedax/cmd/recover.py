@@ -101,7 +101,8 @@ def connect_to_nova() -> ty.Any:
             f"[DEFAULT]compute_driver is '{_CONF.compute_driver}'; allowed: "
             f"'{_DRIVER}'")
     priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
-    # As nova.config.set_lib_defaults: nobody listens to oslo.messaging's default.
+    # As nova.config.set_lib_defaults; nobody listens to the exchange that
+    # oslo.messaging has by default.
     rpc.set_defaults(control_exchange='nova')
     rpc.init(_CONF)
     objects.register_all()
