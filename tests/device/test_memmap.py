@@ -118,7 +118,7 @@ class MemmapTestCase(base.DeviceTestCase):
             vm.qtest.write_bytes(self.memaddr(vm) + offset, b'B')
         dirtied = (vm.io('write_bytes') - before) // base.PAGE
         # Linux counts what QEMU dirties elsewhere, too: rarely, one page.
-        self.assertIn(dirtied - len(stores), range(len(stores)))
+        self.assertIn(dirtied - len(stores), (0, 1))
 
     def test_memmap_of_an_incoming_guest_is_kept(self) -> None:
         before = self.make_memmap_image()
