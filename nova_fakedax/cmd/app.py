@@ -27,6 +27,7 @@ from nova_fakedax.cmd import check
 from nova_fakedax.cmd import evict
 from nova_fakedax.cmd import exporter
 from nova_fakedax.cmd import flush
+from nova_fakedax.cmd import plan
 from nova_fakedax.cmd import recover
 from nova_fakedax.cmd import status
 from nova_fakedax import conf
@@ -36,6 +37,7 @@ COMMANDS: dict[str, type] = {
     'evict': evict.Evict,
     'exporter': exporter.Exporter,
     'flush': flush.Flush,
+    'plan': plan.Plan,
     'recover': recover.Recover,
     'status': status.Status,
 }

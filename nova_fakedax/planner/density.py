@@ -1,0 +1,163 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The plan for what ``lab/bench density`` has measured.
+
+Its rows with the part ``how-many``: alike guests on one host with a fixed
+budget of memory, more and more of them, until one is killed, gets less than
+half of the reads that one alone gets, or the host stalls.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+import dataclasses
+import math
+import typing as ty
+
+from nova_fakedax.planner import guest
+from nova_fakedax.planner import host
+from nova_fakedax.planner import lru
+
+PART = 'how-many'
+
+#: How far off the plan may be, as a share of what was measured.
+TOLERANCE = 0.15
+
+#: MiB that the kernel and the programs of the bench's guest need: with so much
+#: less than its RAM as cache, the shares of misses of ``lab/bench ram`` in a
+#: guest of 192, 256 and 288 MiB follow.
+_PROGRAMS_MIB = 90.0
+
+#: MiB of QEMU's own, without KVM.
+_QEMU_MIB = 82.0
+
+#: Busy guests of the variant "mixed", and the seconds after which others are.
+_BUSY, _BUSY_SECONDS = 2, 60.0
+
+#: The first words of a mode, and its disk.
+_DISKS = {'blk-writeback': guest.Disk.WRITEBACK,
+          'blk-none': guest.Disk.NONE,
+          'pmem': guest.Disk.FAKE_DAX}
+
+#: What is measured, by its key in a row, and when it is too bad for that.
+_STALLED = 0.2
+_MEASURED = {
+    'guests': host.Limits(lost=0.5, stalled=_STALLED),
+    'guests_95': host.Limits(lost=0.05, stalled=_STALLED),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A number of guests that was planned, and that was measured.
+
+    :ivar key: of what was measured, in the row
+    :ivar at_least: whether the bench had no more guests to try
+    """
+
+    row: Mapping[str, ty.Any]
+    key: str
+    planned: int
+    measured: int
+    at_least: bool
+
+    @property
+    def difference(self) -> float:
+        """Of the plan to what was measured, as a share of the latter."""
+        if self.at_least and self.planned >= self.measured:
+            return 0.0
+        if not self.measured:
+            return math.inf if self.planned else 0.0
+        return self.planned / self.measured - 1
+
+    @property
+    def close(self) -> bool:
+        return abs(self.difference) <= TOLERANCE
+
+
+def compare(rows: Iterable[Mapping[str, ty.Any]]) -> list[Comparison]:
+    """Plan each row of the part, and compare.
+
+    :raises ValueError: a row cannot be planned; says which and why
+    """
+    found: list[Comparison] = []
+    for number, row in enumerate(rows):
+        if row.get('part') != PART:
+            continue
+        try:
+            found += _compare(row)
+        except KeyError as exc:
+            raise ValueError(f'row {number} has no {exc}') from exc
+        except (TypeError, ValueError) as exc:
+            raise ValueError(f'row {number}: {exc}') from exc
+    return found
+
+
+def _compare(row: Mapping[str, ty.Any]) -> Iterable[Comparison]:
+    where = host.Host(row['budget_mib'], host.Storage(
+        row['miss_ms'] / 1000, row.get('storage_reads_per_s', math.inf),
+        row.get('storage_mib_per_s', math.inf)))
+
+    def guests(number: int) -> host.Guests:
+        return [(_load(row, number), number)]
+
+    # The bench compares with a guest alone, which may lose something, too.
+    alone = host.judge(where, guests(1), host.Limits(lost=1))
+    kept = 1 - alone.services[0].lost if alone.services else 1.0
+    for key, limits in _MEASURED.items():
+        yield Comparison(
+            row, key, host.most(where, guests, dataclasses.replace(
+                limits, lost=1 - kept * (1 - limits.lost))),
+            row[key], at_least=row['stopped_by'] == 'none'
+            and row[key] == row['guests'])
+
+
+def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
+    """One of so many guests of a row."""
+    programs = min(row['ram_mib'], row.get('programs_mib', _PROGRAMS_MIB))
+    qemu = row.get('qemu_mib', _QEMU_MIB)
+    of = guest.Guest(
+        f"{row['mode']}, {row['ram_mib']} MiB", row['ram_mib'], programs,
+        (lru.Stratum(row['hot_mib'], row['reads_per_s']),),
+        touched=max(0.0, row['unreclaimable_mib'] - qemu - programs),
+        qemu=qemu, spells=_spells(row, number), work=0.0)
+    swap = _swap(row)
+    load = guest.load(of, _disk(row['mode']), row['read_ahead_kib'], swap)
+    if swap:
+        return load
+    # What was measured of one. Linux keeps one copy of what it has merged.
+    merged = row.get('merged_mib', 0.0)
+    return dataclasses.replace(
+        load, held=row['unreclaimable_mib'] - merged * (1 - 1 / number))
+
+
+def _spells(row: Mapping[str, ty.Any], number: int) -> lru.Spells:
+    if row['variant'] != 'mixed':
+        return lru.ALWAYS
+    return lru.Spells(min(1.0, row.get('busy', _BUSY) / number),
+                      row.get('busy_s', _BUSY_SECONDS))
+
+
+def _swap(row: Mapping[str, ty.Any]) -> lru.Swap | None:
+    if 'swap_mib' not in row:
+        return None
+    milliseconds = row.get('swap_ms')
+    return lru.Swap(row['swap_mib'], row.get('swap_left', 0.0),
+                    None if milliseconds is None else milliseconds / 1000)
+
+
+def _disk(mode: str) -> guest.Disk:
+    for beginning, disk in _DISKS.items():
+        if mode.startswith(beginning):
+            return disk
+    raise ValueError(f"mode is '{mode}'; allowed: what begins with "
+                     f"{', '.join(_DISKS)}")
