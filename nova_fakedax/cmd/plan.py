@@ -74,7 +74,7 @@ _OPTIONS: Mapping[str, _Option] = {
         question.Field(0.01, default=math.inf), 'N',
         'CPUs of each host for guests, as their "cpus" count them.'),
     'miss-ms': _Option(
-        question.Field(1e-3, default=0.5), 'MS',
+        question.Field(1e-3, default=0.2), 'MS',
         'What one miss takes when a host reads it from its storage, '
         'read-ahead included.'),
     'storage-reads': _Option(
@@ -84,18 +84,20 @@ _OPTIONS: Mapping[str, _Option] = {
         question.Field(1, default=500), 'MIB',
         "MiB a second that each host's storage reads at most."),
     'read-ahead': _Option(
-        question.Field(4, default=128), 'KIB',
-        'What a host reads for a miss of a guest on fake DAX: read_ahead_kb '
-        'of its block device.'),
+        question.Field(4, default=4), 'KIB',
+        'What a host reads for a miss of a guest on fake DAX. Our device '
+        'reads one page while memory is short; with read-ahead=on, and with '
+        "QEMU's device, it is read_ahead_kb of the host's block device."),
     'lost': _Option(
         question.Field(0, 99, default=5), 'PERCENT',
         'Of the reads that a guest wants, how many it may lose by waiting.'),
     'misses': _Option(
-        question.Field(0, 100, default=100), 'PERCENT',
-        'Of the reads of a guest, how many may come from the storage.'),
+        question.Field(0, 100, default=5), 'PERCENT',
+        'Of the reads of a guest, how many may come from the storage because '
+        "the host's memory is full."),
     'swap': _Option(
         question.Field(0, default=0), 'GIB',
-        'Swap of each host: one more row, for ordinary disks with it.'),
+        'Swap of each host: more rows, for guests on a host with it.'),
     'swap-left': _Option(
         question.Field(0, 0.99, default=0), 'SHARE',
         'What stays in memory of what is in swap: 0 for a disk, 0.33 for '
@@ -139,7 +141,8 @@ class Plan(common.HostLister):
                  'takes]; busy, the share of the time [1], spell, seconds at '
                  'a time [60]; work, the share of that time in which it has '
                  'something to do besides waiting for its disk [1]; cpus [0]; '
-                 'qemu, MiB [50]. Sizes can be shares of ram, as 25%%.')
+                 'qemu, MiB [50]; idle, MiB of QEMU and programs that nobody '
+                 'uses, for swap [0]. Sizes can be shares of ram, as 25%%.')
         parser.add_argument(
             '--file', metavar='FILE',
             help='Options, as YAML: their names as keys, and "guests", a list '
@@ -210,7 +213,7 @@ class Plan(common.HostLister):
             raise ValueError(f"{path}: no row has the part '{density.PART}'")
         self.failed = not all(comparison.close for comparison in found)
         return [(of.row['variant'], of.row['mode'], of.row['ram_mib'], of.key,
-                 of.planned, f'{of.measured}' + ' or more' * of.at_least,
+                 of.planned, f'{of.measured:g}' + ' or more' * of.at_least,
                  _percent(of.difference), 'yes' if of.close else 'no')
                 for of in found]
 
@@ -316,12 +319,13 @@ def _kinds(
 ) -> Iterator[tuple[str, guest.Disk, lru.Swap | None]]:
     yield guest.Disk.WRITEBACK.value, guest.Disk.WRITEBACK, None
     yield guest.Disk.NONE.value, guest.Disk.NONE, None
-    if options['swap']:
-        yield f'{guest.Disk.WRITEBACK.value}, swap', guest.Disk.WRITEBACK, (
-            lru.Swap(options['swap'] * 1024, options['swap-left'],
-                     options['swap-ms'] / 1000
-                     if math.isfinite(options['swap-ms']) else None))
     yield guest.Disk.FAKE_DAX.value, guest.Disk.FAKE_DAX, None
+    if options['swap']:
+        swap = lru.Swap(options['swap'] * 1024, options['swap-left'],
+                        options['swap-ms'] / 1000
+                        if math.isfinite(options['swap-ms']) else None)
+        for disk in guest.Disk:
+            yield f'{disk.value}, swap', disk, swap
 
 
 def _rows(
@@ -386,6 +390,6 @@ def _assumptions(
     yield ('- Fake DAX: a guest takes what QEMU, its kernel and its programs '
            'take; the memmap is on the device. File data is in the cache of '
            'the host, least recently used first out. A miss reads '
-           f'{options["read-ahead"]:g} KiB, all as hot as what was missed.')
+           f'{options["read-ahead"]:g} KiB, all of it as hot as what was missed.')
     yield ('- A guest has one read under way at a time. Each has an image of '
            'its own. Writes, huge pages and KSM are left out.')

@@ -47,12 +47,15 @@ class Guest:
     :ivar touched: MiB of file data that it has read or written since it was
         started, the hot data included; infinite: more than its RAM takes
     :ivar qemu: MiB of QEMU's own
+    :ivar idle: MiB of QEMU and the programs that nobody uses; only swap takes
+        them
     :ivar cpus: host CPUs that it uses, in the mean over time
     :ivar spells: when it is busy
     :ivar work: the share of its busy time in which it has something to do
         besides waiting for its disk. With 1 it loses each second that it
         waits. With 0 it catches up, and loses only what it has no time for.
-    :raises ValueError: its programs do not fit into its RAM
+    :raises ValueError: its programs do not fit into its RAM, or more is idle
+        than there is
     """
 
     name: str
@@ -61,6 +64,7 @@ class Guest:
     hot: tuple[lru.Stratum, ...] = ()
     touched: float = math.inf
     qemu: float = QEMU_MIB
+    idle: float = 0.0
     cpus: float = 0.0
     spells: lru.Spells = lru.ALWAYS
     work: float = 1.0
@@ -70,6 +74,11 @@ class Guest:
             raise ValueError(
                 f'guest {self.name}: its programs take {self.programs:g} MiB; '
                 f'allowed: at most its RAM, {self.ram:g} MiB')
+        if self.idle > self.qemu + self.programs:
+            raise ValueError(
+                f'guest {self.name}: {self.idle:g} MiB are idle; allowed: at '
+                f'most what QEMU and programs take, '
+                f'{self.qemu + self.programs:g} MiB')
 
     @property
     def reads(self) -> float:
@@ -111,40 +120,54 @@ def load(
     :param swap: where the host puts memory of guests, if it does
     """
     if disk is Disk.FAKE_DAX:
-        return Load(guest, guest.qemu + guest.programs, guest.hot,
-                    unit_kib=max(read_ahead_kib, lru.PAGE_KIB))
-    cache = guest.ram - guest.programs
-    hot = sum(stratum.mib for stratum in guest.hot)
-    filled = min(cache, max(hot, guest.touched))
-    # Its cache belongs to it alone, so its clock runs only while it is busy.
-    readers = lru.Readers(1, guest.hot)
-    time = lru.characteristic_time([readers], cache)
-    missed = tuple(
-        lru.Stratum(stratum.mib, stratum.reads * lru.misses(
-            stratum, readers, time), time) for stratum in guest.hot)
-    held = guest.qemu + guest.programs + filled
-    swapped: tuple[lru.Stratum, ...] = ()
+        cache, strata, uncached = _Cache(), guest.hot, 0.0
+    else:
+        cache = _cache(guest)
+        strata = tuple(stratum for stratum in cache.missed if stratum.reads)
+        uncached = 0.0
+        if disk is Disk.NONE:
+            uncached = sum(stratum.reads for stratum in strata)
+            strata = ()
+    held = guest.qemu + guest.programs + cache.mib
     if swap:
-        held, swapped = _with_swap(guest, readers, time, filled, swap)
-    if disk is Disk.NONE:
-        return Load(guest, held, swapped,
-                    uncached=sum(stratum.reads for stratum in missed))
-    return Load(guest, held, swapped + tuple(
-        stratum for stratum in missed if stratum.reads))
+        swapped = [dataclasses.replace(stratum, swap=swap) for stratum in (
+            *cache.hot, lru.Stratum(cache.cold + guest.idle, 0.0))
+            if stratum.mib > 0]
+        held -= sum(stratum.mib for stratum in swapped)
+        strata += tuple(swapped)
+    return Load(guest, held, strata, uncached, max(
+        read_ahead_kib if disk is Disk.FAKE_DAX else 0.0, lru.PAGE_KIB))
 
 
-def _with_swap(
-    guest: Guest, readers: lru.Readers, time: float, filled: float,
-    swap: lru.Swap,
-) -> tuple[float, tuple[lru.Stratum, ...]]:
-    """What is held, and the guest's cache as memory that can be swapped.
+@dataclasses.dataclass(frozen=True)
+class _Cache:
+    """A guest's page cache.
 
-    Programs are in use, and QEMU is, too.
+    :ivar mib: how much it is
+    :ivar hot: what of it is read again and again
+    :ivar missed: what the guest reads from its disk
     """
-    hot = tuple(
-        lru.Stratum(stratum.mib * share, stratum.reads * share, swap=swap)
-        for stratum in guest.hot
-        if (share := lru.cached(stratum, readers, time)))
-    idle = filled - sum(stratum.mib for stratum in hot)
-    return guest.qemu + guest.programs, (
-        *hot, *([lru.Stratum(idle, 0.0, swap=swap)] if idle > 0 else []))
+
+    mib: float = 0.0
+    hot: tuple[lru.Stratum, ...] = ()
+    missed: tuple[lru.Stratum, ...] = ()
+
+    @property
+    def cold(self) -> float:
+        return self.mib - sum(stratum.mib for stratum in self.hot)
+
+
+def _cache(guest: Guest) -> _Cache:
+    space = guest.ram - guest.programs
+    # It belongs to the guest alone, so its clock runs only while that is busy.
+    readers = lru.Readers(1, guest.hot)
+    time = lru.characteristic_time([readers], space)
+    hot, missed = [], []
+    for stratum in guest.hot:
+        there = lru.cached(stratum, readers, time)
+        reads = stratum.reads * lru.misses(stratum, readers, time)
+        hot.append(lru.Stratum(stratum.mib * there, stratum.reads - reads))
+        missed.append(lru.Stratum(stratum.mib, reads, quiet=time))
+    return _Cache(
+        min(space, max(sum(stratum.mib for stratum in guest.hot),
+                       guest.touched)), tuple(hot), tuple(missed))

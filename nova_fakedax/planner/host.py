@@ -60,7 +60,8 @@ class Limits:
     """How bad it may get for guests.
 
     :ivar lost: the share of the reads that it wants that a guest may lose
-    :ivar missed: the share of its reads that a guest may have to wait for
+    :ivar missed: the share of a guest's reads that come from the storage, and
+        that a host with enough memory would have cached
     :ivar stalled: the share of the time in which at least one of the guests
         waits for memory of the host: "some" of Linux's PSI, at most. On a
         host of many guests one always waits; for a bench with a few.
@@ -209,7 +210,7 @@ class _Demand:
         wanted = self.load.guest.reads
         return Service(
             self.misses, self.waits(seconds),
-            1 - self.rate(seconds) / wanted if wanted else 0.0)
+            max(0.0, 1 - self.rate(seconds) / wanted) if wanted else 0.0)
 
 
 def _demand(
@@ -257,7 +258,7 @@ def _too_bad(
     host: Host, limits: Limits, demands: Sequence[_Demand],
     services: Sequence[Service], seconds: float,
 ) -> Limit | None:
-    if max((service.misses for service in services),
+    if max((demand.misses - demand.uncached for demand in demands),
            default=0.0) > limits.missed:
         return Limit.MISSES
     nobody_waits = math.prod((1 - demand.stalls(seconds)) ** demand.busy

@@ -65,6 +65,7 @@ FIELDS: Mapping[str, Field] = {
     'programs': Field(1, relative=True),
     'touched': Field(0, relative=True, default=math.inf),
     'qemu': Field(1, default=guest.QEMU_MIB),
+    'idle': Field(0, relative=True, default=0),
     'cpus': Field(0, default=0),
     'busy': Field(1e-6, 1, default=1),
     'spell': Field(1e-3, default=lru.ALWAYS.seconds),
@@ -155,7 +156,7 @@ def _guest(fields: Description) -> tuple[guest.Guest, float]:
     return guest.Guest(
         name, values['ram'], values['programs'],
         _strata(name, fields.get('hot', ''), values['ram']),
-        values['touched'], values['qemu'], values['cpus'],
+        values['touched'], values['qemu'], values['idle'], values['cpus'],
         lru.Spells(values['busy'], values['spell']),
         values['work']), values['count']
 

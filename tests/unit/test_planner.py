@@ -218,6 +218,18 @@ class GuestTest(base.BaseTestCase):
             (load.held, [(stratum.mib, stratum.reads)
                          for stratum in load.strata], load.left))
 
+    def test_what_is_idle(self):
+        of = guest.Guest('a', 512, 100, idle=70, qemu=50)
+        for disk, swapped in ((guest.Disk.FAKE_DAX, 70),
+                              (guest.Disk.NONE, 70 + 412)):
+            load = guest.load(of, disk, swap=lru.Swap(1000))
+            self.assertEqual((80, [swapped]), (
+                load.held, [stratum.mib for stratum in load.strata]))
+        exc = self.assertRaises(ValueError, guest.Guest, 'a', 512, 100,
+                                idle=151)
+        self.assertIn('151 MiB are idle; allowed: at most what QEMU and '
+                      'programs take, 150 MiB', str(exc))
+
     def test_programs_that_do_not_fit(self):
         exc = self.assertRaises(ValueError, guest.Guest, 'a', 512, 513)
         self.assertIn('programs take 513 MiB; allowed: at most its RAM, 512',
@@ -295,12 +307,12 @@ class HostTest(base.BaseTestCase):
             self.assertEqual(limit, self.judge(
                 2000, 10, host.Storage(0.0005), limits).limit, limits)
 
-    def test_what_no_memory_could_serve_is_no_stall(self):
+    def test_what_no_memory_could_serve_is_the_guests_affair(self):
         load = guest.load(guest.Guest('a', 150, 50, (lru.Stratum(200, 100),)),
                           guest.Disk.NONE)
         outcome = host.judge(
             host.Host(2000, host.Storage(0.002)), [(load, 5)],
-            host.Limits(lost=1, stalled=0.01))
+            host.Limits(lost=1, missed=0.01, stalled=0.01))
         self.assertEqual((None, 0.5), (
             outcome.limit, round(outcome.services[0].misses, 4)))
 
@@ -495,9 +507,22 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
                         'miss_ms': 0.5, 'variant': 'mixed'},
             'planned': (13, 13)}),
         ('with memory that is merged', {
-            'changes': {'merged_mib': 150}, 'planned': (5, 5)}),
+            'changes': {'mode': 'blk-none-ksm', 'merged_mib': 150},
+            'planned': (5, 5)}),
         ('with swap', {
-            'changes': {'swap_mib': 1000}, 'planned': (6, 6)}),
+            'changes': {'mode': 'blk-none-swap', 'swap_mib': 500},
+            'planned': (5, 5)}),
+        ('with zram', {
+            'changes': {'mode': 'blk-none-zram', 'swap_left': 0.5},
+            'planned': (6, 6)}),
+        ('with zram for what is idle', {
+            'changes': {'mode': 'pmem-zram', 'unreclaimable_mib': 172,
+                        'idle_mib': 120, 'miss_ms': 0.01},
+            'planned': (22, 22)}),
+        ("on QEMU's device, with readahead", {
+            'changes': {'mode': 'pmem-stock', 'unreclaimable_mib': 150,
+                        'miss_ms': 0.1, 'storage_mib_per_s': 32},
+            'planned': (7, 7)}),
     ]
 
     def test_planned(self):
@@ -554,9 +579,9 @@ class QuestionTest(base.BaseTestCase):
     def test_a_guest(self):
         self.assertEqual([(guest.Guest(
             'web', 2048, 512, (lru.Stratum(300, 50), lru.Stratum(1024, 2)),
-            600, 40, 0.5, lru.Spells(0.2, 30), 0.1), 3)], self.guests(
+            600, 40, 70, 0.5, lru.Spells(0.2, 30), 0.1), 3)], self.guests(
                 'name=web,ram=2048,programs=25%,hot=300@50+50%@2,touched=600,'
-                'qemu=40,cpus=0.5,busy=0.2,spell=30,work=0.1,count=3'))
+                'qemu=40,idle=70,cpus=0.5,busy=0.2,spell=30,work=0.1,count=3'))
 
     def test_defaults(self):
         self.assertEqual([(guest.Guest('a', 512, 100), 1)],
