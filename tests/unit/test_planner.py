@@ -169,6 +169,15 @@ class LimitsOfLruTest(base.BaseTestCase):
         self.assertAlmostEqual(lru.characteristic_time(few, 300),
                                lru.characteristic_time(many, 3000000))
 
+    def test_what_is_in_swap_and_left_in_memory(self):
+        # 20 MiB are in swap, and 5 of them are left: 80 + 5 of 60 + 25.
+        readers = [lru.Readers(
+            1, (lru.Stratum(100, 10, swap=lru.Swap(1000, 0.25)),))]
+        time = lru.characteristic_time(readers, 60)
+        self.assertAlmostEqual(0.2, lru.misses(
+            readers[0].strata[0], readers[0], time), places=4)
+        self.assertAlmostEqual(20, lru.swapped(readers, time, 60), places=2)
+
     def test_rates_that_are_far_apart(self):
         readers = [lru.Readers(1, (lru.Stratum(100, 1e5),
                                    lru.Stratum(100, 1e-3)))]
@@ -502,6 +511,11 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
             'changes': {'mode': 'blk-none', 'unreclaimable_mib': 90,
                         'ram_mib': 100, 'storage_reads_per_s': 1000},
             'planned': (21, 11)}),
+        ('until half of what one alone gets is lost', {
+            'changes': {'mode': 'blk-none', 'unreclaimable_mib': 90,
+                        'ram_mib': 100, 'miss_ms': 20,
+                        'storage_reads_per_s': 201},
+            'planned': (8, 4)}),
         ('of which the others are idle', {
             'changes': {'mode': 'pmem', 'unreclaimable_mib': 150,
                         'miss_ms': 0.5, 'variant': 'mixed'},
