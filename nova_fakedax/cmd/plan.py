@@ -390,6 +390,7 @@ def _assumptions(
     yield ('- Fake DAX: a guest takes what QEMU, its kernel and its programs '
            'take; the memmap is on the device. File data is in the cache of '
            'the host, least recently used first out. A miss reads '
-           f'{options["read-ahead"]:g} KiB, all of it as hot as what was missed.')
+           f'{options["read-ahead"]:g} KiB, all of it as hot as what was '
+           'missed.')
     yield ('- A guest has one read under way at a time. Each has an image of '
            'its own. Writes, huge pages and KSM are left out.')

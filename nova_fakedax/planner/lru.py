@@ -32,9 +32,9 @@ import typing as ty
 #: KiB. What a guest reads at a time, and what a cache holds it in.
 PAGE_KIB = 4
 
-#: How exact the characteristic time is, and the steps that it may take; some
-#: ten are usual.
-_EXACT, _STEPS = 1e-6, 200
+#: How exact the characteristic time is, or what is cached by it, as shares of
+#: them; and the steps that it may take; some ten are usual.
+_EXACT, _EXACT_CACHED, _STEPS = 1e-6, 1e-9, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def characteristic_time(readers: Sequence[Readers], mib: float) -> float:
             lacking -= size * _cached(pattern, time, spells)
             grows += (size * pattern.reads * spells.share
                       * _missed(pattern, time, spells))
-        if lacking <= _EXACT * grows * time:
+        if lacking <= max(_EXACT * grows * time, _EXACT_CACHED * mib):
             break
         time += lacking / grows
     return time

@@ -178,6 +178,13 @@ class LimitsOfLruTest(base.BaseTestCase):
             readers[0].strata[0], readers[0], time), places=4)
         self.assertAlmostEqual(20, lru.swapped(readers, time, 60), places=2)
 
+    def test_all_but_nothing_fits(self):
+        readers = [lru.Readers(7, (lru.Stratum(0.1, 10),
+                                   lru.Stratum(0.3, 2)))]
+        time = lru.characteristic_time(readers, 2.8 - 1e-12)
+        self.assertAlmostEqual(0, lru.misses(
+            readers[0].strata[1], readers[0], time))
+
     def test_rates_that_are_far_apart(self):
         readers = [lru.Readers(1, (lru.Stratum(100, 1e5),
                                    lru.Stratum(100, 1e-3)))]
