@@ -15,6 +15,10 @@
 Its rows with the part ``how-many``: alike guests on one host with a fixed
 budget of memory, more and more of them, until one is killed, gets less than
 half of the reads that one alone gets, or the host stalls.
+
+Besides what the bench writes, a row may say ``storage_reads_per_s``,
+``storage_mib_per_s``, ``programs_mib``, ``qemu_mib``, ``idle_mib``, ``busy``,
+``busy_s``, ``swap_mib``, ``swap_left``, ``swap_ms`` and ``merged_mib``.
 """
 
 from collections.abc import Iterable
@@ -58,12 +62,10 @@ _DISKS = {'blk-writeback': guest.Disk.WRITEBACK,
 #: while memory is short.
 _READ_AHEAD = 'pmem-stock'
 
-#: What is measured, by its key in a row, and when it is too bad for that.
-_STALLED = 0.2
-_MEASURED = {
-    'guests': host.Limits(lost=0.5, stalled=_STALLED),
-    'guests_95': host.Limits(lost=0.05, stalled=_STALLED),
-}
+#: What is measured, by its key in a row, and the share of a lone guest's reads
+#: that each may have lost. That the host stalls is not planned: it does where
+#: readahead has guests wait for the storage, too.
+_MEASURED = {'guests': 0.5, 'guests_95': 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +125,10 @@ def _compare(row: Mapping[str, ty.Any]) -> Iterable[Comparison]:
     # The bench compares with a guest alone, which may lose something, too.
     alone = host.judge(where, guests(1), host.Limits(lost=1))
     kept = 1 - alone.services[0].lost if alone.services else 1.0
-    for key, limits in _MEASURED.items():
+    for key, lost in _MEASURED.items():
         yield Comparison(
-            row, key, host.most(where, guests, dataclasses.replace(
-                limits, lost=1 - kept * (1 - limits.lost))),
+            row, key, host.most(
+                where, guests, host.Limits(lost=1 - kept * (1 - lost))),
             row[key], at_least=row['stopped_by'] == 'none'
             and row[key] == row['guests'])
 

@@ -27,6 +27,10 @@ from nova_fakedax.planner import guest
 from nova_fakedax.planner import lru
 
 
+#: Seconds of a miss from which a longer one is looked for, if it takes none.
+_QUICK = 1e-6
+
+
 @dataclasses.dataclass(frozen=True)
 class Storage:
     """Where a host's misses are read from.
@@ -62,14 +66,10 @@ class Limits:
     :ivar lost: the share of the reads that it wants that a guest may lose
     :ivar missed: the share of a guest's reads that come from the storage, and
         that a host with enough memory would have cached
-    :ivar stalled: the share of the time in which at least one of the guests
-        waits for memory of the host: "some" of Linux's PSI, at most. On a
-        host of many guests one always waits; for a bench with a few.
     """
 
     lost: float = 0.05
     missed: float = 1.0
-    stalled: float = 1.0
 
 
 class Limit(enum.Enum):
@@ -198,11 +198,6 @@ class _Demand:
         """Seconds for each read."""
         return self.misses * seconds + self.swapped
 
-    def stalls(self, seconds: float) -> float:
-        """The share of the time in which one guest waits for memory."""
-        return min(1.0, self.rate(seconds) * (
-            self.waits(seconds) - self.uncached * seconds))
-
     def storage_reads(self, seconds: float) -> float:
         return self.busy * self.rate(seconds) * self.misses
 
@@ -247,7 +242,7 @@ def _seconds_of_a_miss(
     if use(quick) <= 1:
         return quick
     while use(slow) > 1:
-        slow *= 2
+        slow = 2 * slow or _QUICK
     for _halving in range(30):
         middle = (quick + slow) / 2
         quick, slow = ((middle, slow) if use(middle) > 1 else (quick, middle))
@@ -261,10 +256,7 @@ def _too_bad(
     if max((demand.misses - demand.uncached for demand in demands),
            default=0.0) > limits.missed:
         return Limit.MISSES
-    nobody_waits = math.prod((1 - demand.stalls(seconds)) ** demand.busy
-                             for demand in demands)
-    if (max((service.lost for service in services), default=0.0) > limits.lost
-            or 1 - nobody_waits > limits.stalled):
+    if max((service.lost for service in services), default=0.0) > limits.lost:
         return (Limit.STORAGE if seconds > host.storage.seconds
                 else Limit.WAITING)
     return None

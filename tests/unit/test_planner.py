@@ -305,7 +305,8 @@ class HostTest(base.BaseTestCase):
             self.assertAlmostEqual(lost, service.lost, places=3)
 
     def test_a_storage_that_is_too_slow(self):
-        for storage in (host.Storage(0.0001, reads=250),
+        for storage in (host.Storage(0.0, reads=250),
+                        host.Storage(0.0001, reads=250),
                         host.Storage(0.0001, mib=250 / 8)):
             outcome = self.judge(2000, 10, storage, host.Limits())
             self.assertAlmostEqual(250, outcome.storage_reads, delta=0.1)
@@ -318,8 +319,7 @@ class HostTest(base.BaseTestCase):
                 (host.Limits(missed=0.49), host.Limit.MISSES),
                 (host.Limits(missed=0.51), None),
                 (host.Limits(lost=0.02), host.Limit.WAITING),
-                (host.Limits(stalled=0.2), host.Limit.WAITING),
-                (host.Limits(stalled=0.25), None)):
+                (host.Limits(lost=0.03), None)):
             self.assertEqual(limit, self.judge(
                 2000, 10, host.Storage(0.0005), limits).limit, limits)
 
@@ -328,7 +328,7 @@ class HostTest(base.BaseTestCase):
                           guest.Disk.NONE)
         outcome = host.judge(
             host.Host(2000, host.Storage(0.002)), [(load, 5)],
-            host.Limits(lost=1, missed=0.01, stalled=0.01))
+            host.Limits(lost=1, missed=0.01))
         self.assertEqual((None, 0.5), (
             outcome.limit, round(outcome.services[0].misses, 4)))
 
@@ -511,9 +511,6 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
         ('fake dax', {
             'changes': {'mode': 'pmem', 'unreclaimable_mib': 300,
                         'miss_ms': 0.01}, 'planned': (6, 6)}),
-        ('until the host stalls', {
-            'changes': {'mode': 'pmem', 'unreclaimable_mib': 150,
-                        'miss_ms': 0.5}, 'planned': (8, 8)}),
         ('until half of the rate is lost', {
             'changes': {'mode': 'blk-none', 'unreclaimable_mib': 90,
                         'ram_mib': 100, 'storage_reads_per_s': 1000},
@@ -525,8 +522,12 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
             'planned': (8, 4)}),
         ('of which the others are idle', {
             'changes': {'mode': 'pmem', 'unreclaimable_mib': 150,
-                        'miss_ms': 0.5, 'variant': 'mixed'},
+                        'storage_reads_per_s': 280, 'variant': 'mixed'},
             'planned': (13, 13)}),
+        ('of which none is idle', {
+            'changes': {'mode': 'pmem', 'unreclaimable_mib': 150,
+                        'storage_reads_per_s': 280},
+            'planned': (9, 7)}),
         ('with memory that is merged', {
             'changes': {'mode': 'blk-none-ksm', 'merged_mib': 150},
             'planned': (5, 5)}),
@@ -543,7 +544,7 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
         ("on QEMU's device, with readahead", {
             'changes': {'mode': 'pmem-stock', 'unreclaimable_mib': 150,
                         'miss_ms': 0.1, 'storage_mib_per_s': 32},
-            'planned': (7, 7)}),
+            'planned': (8, 7)}),
     ]
 
     def test_planned(self):
