@@ -19,6 +19,7 @@ A model, not a measurement, of few concepts, from the bottom up:
   of disk
 * :mod:`.host`: what guests find on one host, and whether that is good enough
 * :mod:`.fleet`: guests of several flavors, placed on many hosts
+* :mod:`.question`: guests as an operator describes them
 * :mod:`.density`: the plan for what a bench has measured
 * :mod:`.cloud`: flavors, servers and hosts as a cloud's API has them
 
