@@ -15,6 +15,7 @@
 import click
 
 from lab.benchmarks import boot
+from lab.benchmarks import density
 from lab.benchmarks import downtime
 from lab.benchmarks import flush
 from lab.benchmarks import migrate
@@ -33,6 +34,7 @@ def main() -> None:
 
 
 main.add_command(boot.boot)
+main.add_command(density.density)
 main.add_command(downtime.downtime)
 main.add_command(flush.flush)
 main.add_command(migrate.migrate)

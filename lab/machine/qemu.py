@@ -12,6 +12,7 @@
 
 """A QEMU without libvirt, for tests of the guest and the device."""
 
+from collections.abc import Sequence
 import contextlib
 import pathlib
 import re
@@ -106,14 +107,17 @@ class Machine:
     :param agent_serial: the agent's channel is the second serial port, not a
         virtio port; the guest's command line must have ``agent=ttyS1``
     :param accelerator: TCG, with options
+    :param prefix: a command that executes QEMU, which follows
     :raises MachineError: on entering, if QEMU does not start
     """
 
     def __init__(self, *options: str, memory_mib: int = 256,
                  emulator: str = 'qemu-system-x86_64',
                  agent_serial: bool = False,
-                 accelerator: str = 'tcg') -> None:
+                 accelerator: str = 'tcg',
+                 prefix: Sequence[str] = ()) -> None:
         self._options = options
+        self._prefix = prefix
         self._agent_serial = agent_serial
         self._accelerator = accelerator
         self._memory_mib = memory_mib
@@ -136,7 +140,7 @@ class Machine:
         monitor, theirs = socket.socketpair()
         with theirs:
             argv = [
-                self._emulator, '-accel', self._accelerator,
+                *self._prefix, self._emulator, '-accel', self._accelerator,
                 # RAM first, as in libvirt's command line: when it migrates
                 # under TCG, QEMU 10.0 takes an offset in a RAM block for
                 # one in all RAM (cpu_physical_memory_sync_dirty_bitmap()).
@@ -202,6 +206,11 @@ class Machine:
     def pid(self) -> int:
         """QEMU's process."""
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether QEMU has not ended yet."""
+        return self._process.poll() is None
 
     @property
     def _console(self) -> pathlib.Path:

@@ -84,10 +84,9 @@ _OPTIONS: Mapping[str, _Option] = {
         question.Field(1, default=500), 'MIB',
         "MiB a second that each host's storage reads at most."),
     'read-ahead': _Option(
-        question.Field(4, default=4), 'KIB',
-        'What a host reads for a miss of a guest on fake DAX. Our device '
-        'reads one page while memory is short; with read-ahead=on, and with '
-        "QEMU's device, it is read_ahead_kb of the host's block device."),
+        question.Field(4, default=128), 'KIB',
+        "What a host reads for a miss of a guest on fake DAX: read_ahead_kb "
+        "of its block device, 128 unless somebody has set it."),
     'lost': _Option(
         question.Field(0, 99, default=5), 'PERCENT',
         'Of the reads that a guest wants, how many it may lose by waiting.'),

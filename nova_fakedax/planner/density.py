@@ -58,10 +58,6 @@ _DISKS = {'blk-writeback': guest.Disk.WRITEBACK,
           'blk-none': guest.Disk.NONE,
           'pmem': guest.Disk.FAKE_DAX}
 
-#: The modes whose device leaves readahead to Linux. The project's turns it off
-#: while memory is short.
-_READ_AHEAD = 'pmem-stock'
-
 #: What is measured, by its key in a row, and the share of a lone guest's reads
 #: that each may have lost. That the host stalls is not planned: it does where
 #: readahead has guests wait for the storage, too.
@@ -136,6 +132,7 @@ def _compare(row: Mapping[str, ty.Any]) -> Iterable[Comparison]:
 def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
     """One of so many guests of a row."""
     mode = row['mode']
+    disk = _disk(mode)
     programs = min(row['ram_mib'], row.get('programs_mib', _PROGRAMS_MIB))
     qemu = row.get('qemu_mib', _QEMU_MIB)
     swap = _swap(row)
@@ -144,8 +141,8 @@ def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
         (lru.Stratum(row['hot_mib'], row['reads_per_s']),),
         touched=max(0.0, row['unreclaimable_mib'] - qemu - programs),
         qemu=qemu, idle=row.get('idle_mib', 0.0),
-        spells=_spells(row, number), work=0.0), _disk(mode),
-        row['read_ahead_kib'] if mode.startswith(_READ_AHEAD)
+        spells=_spells(row, number), work=0.0), disk,
+        row['read_ahead_kib'] if disk is guest.Disk.FAKE_DAX
         else lru.PAGE_KIB, swap)
     # What was measured of one guest.
     held = row['unreclaimable_mib'] - sum(

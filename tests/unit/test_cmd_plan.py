@@ -102,7 +102,7 @@ class PlanTest(PlanTestCase):
         self.plan('--host-memory', '64', '--guest', WEB + ',busy=0.25')
         for text in ('Assumed:', 'reserved', 'web: 2048 MiB of RAM, 50 MiB',
                      '300 MiB, 50 times a second and 1000 MiB, 2 times',
-                     'busy 25% of the time', 'A miss reads 4 KiB'):
+                     'busy 25% of the time', 'A miss reads 128 KiB'):
             self.assertIn(text, self.errors)
 
     def test_a_limit_of_misses(self):

@@ -53,8 +53,14 @@ static const char usage[] =
     "           make FILE, MIB long, of blocks that name their generation\n"
     "       probe verify FILE MIB GENERATION\n"
     "           is FILE what write made?\n"
-    "       probe reads FILE MIB COUNT\n"
-    "           read COUNT blocks of the first MIB of FILE, at random\n"
+    "       probe reads FILE MIB COUNT [read|mmap|write]\n"
+    "           read COUNT blocks of the first MIB of FILE, at random, or write\n"
+    "           them\n"
+    "       probe work FILE MIB RATE LOG\n"
+    "           until killed: read RATE blocks a second of the first MIB of\n"
+    "           FILE, at random, as late as it takes; tell LOG of each second\n"
+    "             READS P99 MAX\n"
+    "           the latter two in us\n"
     "       probe churn FILE MIB LOG\n"
     "           from what write made of generation 1, until killed: look at\n"
     "           blocks in turn, write one, fsync, and tell LOG\n"
@@ -391,26 +397,86 @@ static int probe_verify(const char *name, uint64_t mib, uint64_t generation)
     return good < blocks;
 }
 
-static int probe_reads(const char *name, uint64_t mib, uint64_t count)
+static int probe_reads(const char *name, uint64_t mib, uint64_t count,
+                       const char *how)
 {
     uint64_t blocks = mib * BLOCKS_PER_MIB;
+    bool writes = !strcmp(how, "write"), maps = !strcmp(how, "mmap");
     uint64_t started;
-    char block[BLOCK_SIZE];
-    int fd = open_file(name, O_RDONLY);
+    char block[BLOCK_SIZE] = "";
+    int fd = open_file(name, writes || maps ? O_RDWR : O_RDONLY);
+    const char *mapped = maps ? memory(name, mib << 20, MAP_SHARED, fd) : NULL;
 
+    if (!writes && !maps && strcmp(how, "read")) {
+        fputs(usage, stderr);
+        return 2;
+    }
     /* The same blocks each time, so that runs can be compared. */
     srandom(1);
     started = now_us();
     for (uint64_t i = 0; i < count; i++) {
-        if (pread(fd, block, BLOCK_SIZE, random() % blocks * BLOCK_SIZE) !=
-            BLOCK_SIZE) {
-            fail("read", name);
+        uint64_t at = random() % blocks * BLOCK_SIZE;
+
+        if (maps) {
+            memcpy(block, mapped + at, BLOCK_SIZE);
+        } else if ((writes ? pwrite(fd, block, BLOCK_SIZE, at)
+                           : pread(fd, block, BLOCK_SIZE, at)) != BLOCK_SIZE) {
+            fail(how, name);
         }
     }
     printf("reads=%" PRIu64 " elapsed_us=%" PRIu64 "\n", count,
            now_us() - started);
     close(fd);
     return 0;
+}
+
+static void sleep_until(uint64_t when_us)
+{
+    struct timespec t = { .tv_sec = when_us / 1000000,
+                          .tv_nsec = when_us % 1000000 * 1000 };
+
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+}
+
+static int probe_work(const char *name, uint64_t mib, uint64_t rate,
+                      const char *log_name)
+{
+    uint64_t blocks = mib * BLOCKS_PER_MIB, second = now_us(), done = 0;
+    uint64_t *took = calloc(rate, sizeof(*took));
+    int log = open_file(log_name, O_WRONLY | O_CREAT | O_APPEND);
+    int fd = open_file(name, O_RDONLY);
+    char block[BLOCK_SIZE];
+
+    if (!took) {
+        fail("memory for", name);
+    }
+    /* Guests that began together must not read together. */
+    srandom(second);
+    for (;;) {
+        uint64_t started = now_us();
+
+        if (started < second + done * 1000000 / rate) {
+            sleep_until(second + done * 1000000 / rate);
+            started = now_us();
+        }
+        if (pread(fd, block, BLOCK_SIZE, random() % blocks * BLOCK_SIZE) !=
+            BLOCK_SIZE) {
+            fail("read", name);
+        }
+        took[done++] = now_us() - started;
+        /* What a second did not do is not done later. */
+        if (done == rate || now_us() >= second + 1000000) {
+            qsort(took, done, sizeof(*took), by_value);
+            sleep_until(second + 1000000);
+            if (dprintf(log, "%" PRIu64 " %" PRIu64 " %" PRIu64 "\n",
+                        (done * 1000000 + 500000) / (now_us() - second),
+                        took[done * 99 / 100], took[done - 1]) < 0) {
+                fail("write", log_name);
+            }
+            second = now_us();
+            done = 0;
+        }
+    }
 }
 
 /* One write(2), so that a line is whole wherever it is cut off. */
@@ -812,9 +878,14 @@ int main(int argc, char **argv)
     if (!strcmp(action, "generations") && argc == 4) {
         return probe_generations(argv[2], number("MIB", argv[3], 1 << 20));
     }
-    if (!strcmp(action, "reads") && argc == 5) {
+    if (!strcmp(action, "reads") && (argc == 5 || argc == 6)) {
         return probe_reads(argv[2], number("MIB", argv[3], 1 << 20),
-                           number("COUNT", argv[4], 10000000));
+                           number("COUNT", argv[4], 10000000),
+                           argc == 5 ? "read" : argv[5]);
+    }
+    if (!strcmp(action, "work") && argc == 6) {
+        return probe_work(argv[2], number("MIB", argv[3], 1 << 20),
+                          number("RATE", argv[4], 1000000), argv[5]);
     }
     if (!strcmp(action, "write") && argc == 5) {
         return probe_write(argv[2], number("MIB", argv[3], 1 << 20),

@@ -1,0 +1,238 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The command, and which parts run in which order."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import subprocess
+
+import click
+
+from lab.benchmarks.density import after_work
+from lab.benchmarks.density import costs
+from lab.benchmarks.density import disks
+from lab.benchmarks.density import fleet
+from lab.benchmarks.density import frozen
+from lab.benchmarks.density import host
+from lab.benchmarks.density import how_many
+from lab.benchmarks.density import modes
+from lab.benchmarks.density import one_guest
+from lab.benchmarks.density import report
+from lab.benchmarks import results
+from lab import errors
+from lab import guest
+from lab import progress
+
+PARTS = ('one-guest', 'how-many', 'frozen', 'after-work', 'costs')
+#: Whose guests do real work; that takes minutes.
+_AFTER_WORK = ('blk-writeback-fpr', 'blk-none-fpr', 'blk-none-zram',
+               'pmem-fpr')
+_BUDGET_MIB = 2048
+_MOST = 16
+
+
+class _Run:
+    """What was chosen, and the rows so far."""
+
+    def __init__(self, names: Sequence[str], rounds: int, budget_mib: int,
+                 most: int, quick: bool) -> None:
+        self._names = names
+        self._rounds = rounds
+        self._budget_mib = budget_mib
+        self._most = most
+        self._quick = quick
+        self.rows: list[results.Row] = []
+
+    def part(self, name: str) -> None:
+        with contextlib.ExitStack() as stack:
+            rows = getattr(self, '_' + name.replace('-', '_'))(stack)
+        self.rows += [host.description() | row for row in rows]
+        # What is there if the next part fails.
+        results.save('density', self.rows)
+
+    def _in_turn(self, part: str, names: Sequence[str],
+                 measure: Callable[[str], results.Sample],
+                 figures: Sequence[str], digits: int) -> list[results.Row]:
+        """Measure in rounds; rows with the spread of all rounds."""
+        samples: dict[str, list[results.Sample]] = {}
+        for number in range(self._rounds):
+            for name in results.in_turn(names, number):
+                with progress.step(f'{part}, {name}, round {number + 1} of '
+                                   f'{self._rounds}'):
+                    samples.setdefault(name, []).append(measure(name))
+        return [{'part': part, 'mode': name, 'rounds': self._rounds,
+                 **results.summary(samples[name], figures, digits)}
+                for name in names]
+
+    def _one_guest(self, stack: contextlib.ExitStack) -> list[results.Row]:
+        sets: tuple[int, ...] = one_guest.WORKING_SETS
+        if self._quick:
+            sets = sets[:3]
+        made = disks.Disks(sets[-1], stack)
+        samples: dict[str, list[dict[int, results.Sample]]] = {}
+        for number in range(self._rounds):
+            for name in results.in_turn(self._names, number):
+                with progress.step(f'one-guest, {name}, round {number + 1} '
+                                   f'of {self._rounds}'):
+                    samples.setdefault(name, []).append(one_guest.sample(
+                        name, made.image(modes.MODES[name]), sets))
+        return [{'part': 'one-guest', 'mode': name, 'working_set_mib': mib,
+                 'ram_mib': one_guest.RAM_MIB, 'rounds': self._rounds,
+                 **results.summary([run[mib] for run in samples[name]],
+                                   one_guest.FIGURES, 1)}
+                for name in self._names for mib in sets]
+
+    def _how_many(self, stack: contextlib.ExitStack) -> list[results.Row]:
+        made = disks.Disks(how_many.HOT_MIB + 56, stack)
+        with progress.step('how fast the storage is'):
+            storage = host.storage(made.image(modes.MODES['pmem']))
+        rows = []
+        for variant in (('same',) if self._quick else how_many.VARIANTS):
+            runs: dict[str, list[list[how_many.Point]]] = {}
+            for number in range(self._rounds):
+                for name in results.in_turn(self._names, number):
+                    with progress.step(f'how-many, {variant}, {name}, round '
+                                       f'{number + 1} of {self._rounds}'):
+                        points = how_many.search(
+                            name, variant, made, self._budget_mib,
+                            self._most)
+                    runs.setdefault(name, []).append(points)
+            rows += [how_many.row(name, variant, self._budget_mib,
+                                  self._most, runs[name]) | storage
+                     for name in self._names]
+        return rows
+
+    def _frozen(self, stack: contextlib.ExitStack) -> list[results.Row]:
+        made = disks.Disks(frozen.CLEAN_MIB, stack)
+        return self._in_turn(
+            'frozen', self._names,
+            lambda name: frozen.sample(name, made.image(modes.MODES[name])),
+            [*frozen.FIGURES], 3)
+
+    def _after_work(self, _stack: contextlib.ExitStack) -> list[results.Row]:
+        names = [name for name in self._names if name in _AFTER_WORK]
+        with progress.step(f'after-work, {", ".join(names)}'):
+            samples = after_work.samples(names)
+        return [{'part': 'after-work', 'mode': name, 'rounds': 1,
+                 **results.summary([samples[name]], after_work.FIGURES, 1)}
+                for name in names]
+
+    def _costs(self, stack: contextlib.ExitStack) -> list[results.Row]:
+        made = disks.Disks(512, stack)
+        names = ('blk-writeback', 'pmem') if self._quick else modes.COSTS
+        rows = self._in_turn(
+            'costs', [*names],
+            lambda name: costs.sample(name, made.image(modes.COSTS[name])),
+            [*costs.FIGURES], 2)
+        base = made.image(modes.MODES['blk-writeback'])
+        return rows + self._in_turn(
+            'costs', ['raw', 'qcow2'],
+            lambda kind: costs.creation(kind, base), [*costs.CREATION], 2)
+
+
+@click.command()
+@click.option('--rounds', default=2, show_default=True,
+              type=click.IntRange(min=1),
+              help='Of each part but after-work.')
+@click.option('--quick', is_flag=True,
+              help='One round of three modes, with a budget of 1 GiB and the '
+                   'first variant, and without after-work: to see that it '
+                   'works.')
+@click.option('--part', 'parts', multiple=True, type=click.Choice(PARTS),
+              help='Only this one; can be repeated.')
+@click.option('--mode', 'only', multiple=True,
+              type=click.Choice([*modes.MODES]),
+              help='Only this one, but for the costs; can be repeated.')
+@click.option('--budget', 'budget_mib', default=_BUDGET_MIB,
+              show_default=True, metavar='MIB',
+              type=click.IntRange(min=512),
+              help='The memory of the host in how-many.')
+@click.option('--most', default=_MOST, show_default=True,
+              type=click.IntRange(min=2), help='Guests in how-many.')
+@click.option('--docs', is_flag=True,
+              help='Put the tables and plots into doc/ as well.')
+def density(rounds: int, quick: bool, parts: tuple[str, ...],
+            only: tuple[str, ...], budget_mib: int, most: int,
+            docs: bool) -> None:
+    """Show how many guests fit into a host, by the kind of their disk.
+
+    All guests of a measurement are in one memory cgroup, which is the host.
+    Nobody else's memory counts. Modes: virtio-blk with the host's cache
+    (writeback) and without it (none); both with free page reporting, as Nova
+    has it; the latter with KSM, with zram and with a swap file; QEMU's own
+    virtio-pmem; this project's, also with free page reporting and with zram.
+    Needs about 20 GB of disk. KSM and swap are turned on for the whole machine
+    while their modes run, and off again.
+
+    \b
+    one-guest   512 MiB of RAM; the guest reads 64 MiB to 1 GiB of a file, in
+                sequence and then at random. What is left: the memory of the
+                cgroup after it was asked to give back all.
+    how-many    guests are added until one is killed, one reads less than half
+                as often as a lone one, or some process waits for memory for
+                more than 20 % of the time (PSI). Each reads 4 KiB at random in
+                200 MiB, 100 times a second. "guests_95" is the most at which
+                no more than 5 % of the reads are lost.
+                same   512 MiB of RAM each
+                cut    the RAM that the mode needs for the hot set
+                mixed  512 MiB; all have read their set, three work at a time
+    frozen      the vCPUs are stopped, 500 MiB of clean cache: what the host
+                takes back, in what time, and what it writes to do so. And
+                150 MiB from a guest that works: by the balloon where only the
+                guest can give it.
+    after-work  a guest of Debian checks its packages and makes its initramfs,
+                as in an upgrade, and is idle for two minutes
+    costs       speeds, hot and cold; the time and space of a new disk
+
+    Rows in .lab/bench/density.json: part, variant, mode, parameters, medians
+    of the rounds with their spread; kernel and readahead of the host. Those of
+    how-many are what "nova-fakedax plan --check" reads. Plots are next to it.
+    Parts of an earlier run are not kept.
+    """
+    names = [name for name in (modes.QUICK if quick else modes.MODES)
+             if name in (only or modes.MODES)]
+    if not names:
+        raise click.UsageError(
+            f'--quick has only these modes: {", ".join(modes.QUICK)}')
+    if docs and (only or quick or parts):
+        raise click.UsageError('--docs needs all parts and modes')
+    if quick:
+        rounds, budget_mib, most = 1, min(budget_mib, 1024), min(most, 6)
+    parts = parts or tuple(part for part in PARTS
+                           if not quick or part != 'after-work')
+    fleet.avoid_huge_pages()
+    with progress.step('QEMU and guest'):
+        guest.build()
+        for name in names:
+            modes.MODES[name].emulator()
+    run = _Run(names, rounds, budget_mib, most, quick)
+    for part in PARTS:
+        if part in parts:
+            run.part(part)
+            report.show(run.rows, part)
+    for plot in report.plot(run.rows):
+        progress.say(f'plot: {plot}')
+    if docs:
+        report.write_docs(run.rows, _versions())
+
+
+def _versions() -> str:
+    """What the figures were measured on."""
+    done = subprocess.run([modes.MODES['pmem'].emulator(), '--version'],
+                          stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise errors.LabError('the emulator does not say its version')
+    found = host.description()
+    return (f'{done.stdout.splitlines()[0]}, TCG; Linux {found["kernel"]}, '
+            f'{found["cpus"]} processors, readahead of the images '
+            f'{found["read_ahead_kib"]} KiB')

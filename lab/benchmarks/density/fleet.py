@@ -1,0 +1,213 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Guests of one host: their memory, and the work that they do."""
+
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+import contextlib
+import ctypes
+import dataclasses
+import pathlib
+import statistics
+
+from lab.benchmarks.density import host
+from lab.benchmarks.density import modes
+from lab import errors
+from lab import guest
+from lab.machine import cgroup
+from lab.machine import pagecache
+from lab.machine import qemu
+
+#: The kernel ends QEMU where it panics.
+_ARGUMENTS = 'panic=-1'
+#: 32 MiB of translated code; without a size, what a guest has used of it would
+#: be counted as its memory.
+ACCELERATOR = 'tcg,tb-size=32'
+#: prctl(2).
+_PR_SET_THP_DISABLE = 41
+_LOG = '/run/work'
+#: Seconds until a guest has booted, or answers, however busy its host is.
+_PATIENCE = 300
+
+
+def avoid_huge_pages() -> None:
+    """For this process and those that it starts.
+
+    Whether the host has any free is chance.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(
+            _PR_SET_THP_DISABLE, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), 'prctl')
+
+
+@contextlib.contextmanager
+def boot(mode: modes.Mode, image: pathlib.Path, ram_mib: int,
+         group: cgroup.MemoryGroup | None = None,
+         extra: Sequence[str] = ()) -> Iterator[qemu.Machine]:
+    """A guest that has booted, from an image that is not cached.
+
+    :raises errors.LabError: it does not boot
+    """
+    built = guest.build()
+    pagecache.evict(image)
+    with qemu.Machine(
+            *qemu.direct_kernel(built.kernel, built.initrd,
+                                f'{guest.COMMAND_LINE} {_ARGUMENTS}'),
+            '-no-reboot', *mode.options(image), *extra, memory_mib=ram_mib,
+            emulator=mode.emulator(), accelerator=ACCELERATOR,
+            prefix=group.prefix() if group else ()) as machine:
+        machine.wait_console('^GUEST-(READY|FAILED)', _PATIENCE)
+        machine.agent.wait_ready(_PATIENCE)
+        yield machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What guests did for some seconds.
+
+    :ivar rates: reads a second of each that had to work
+    :ivar p99_ms: of a read, in the guest in the middle
+    :ivar longest_ms: of all reads of all guests
+    :ivar stalled: the share of the time in which some process waited for
+        memory; None if the kernel does not tell
+    """
+
+    rates: list[float]
+    p99_ms: float
+    longest_ms: float
+    stalled: float | None
+
+
+def start_work(machine: qemu.Machine, data: str, mib: int,
+               rate: int) -> None:
+    """Have a guest read at random from the first MiB of a file."""
+    machine.agent.run(
+        f'rm -f {_LOG}; setsid probe work {data} {mib} {rate} {_LOG} '
+        '< /dev/null > /dev/null 2>&1 & echo $! > /run/worker', check=True,
+        timeout=_PATIENCE)
+
+
+def stop_work(machine: qemu.Machine) -> None:
+    machine.agent.run('kill $(cat /run/worker)', timeout=_PATIENCE)
+
+
+def done_work(machine: qemu.Machine, seconds: int) -> list[list[int]]:
+    """Reads a second, p99 and the longest in us, of the last seconds.
+
+    Fewer than ``seconds`` where a read took longer than one.
+    """
+    text = machine.agent.run(f'tail -n {seconds} {_LOG}', check=True,
+                             timeout=_PATIENCE).stdout
+    return [[int(word) for word in line.split()]
+            for line in text.splitlines()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Guest:
+    """A guest that runs.
+
+    :ivar end: ends it
+    """
+
+    image: pathlib.Path
+    machine: qemu.Machine
+    end: contextlib.ExitStack
+
+
+class Fleet:
+    """Guests of one kind on a host with so much memory.
+
+    :param budget_mib: RAM for guests and their page cache, compressed pages
+        included
+    """
+
+    def __init__(self, mode: modes.Mode, budget_mib: int | None) -> None:
+        self._mode = mode
+        self._budget = None if budget_mib is None else budget_mib << 20
+        self.guests: list[Guest] = []
+
+    def __enter__(self) -> 'Fleet':
+        with contextlib.ExitStack() as stack:
+            self._swap = stack.enter_context(host.swap(self._mode.swap))
+            stack.enter_context(host.ksm(self._mode.ksm))
+            self.group = stack.enter_context(
+                cgroup.MemoryGroup(self._budget))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in list(self.guests):
+            self.take_away(each)
+        self._stack.close()
+
+    def add(self, found: Sequence[pathlib.Path], ram_mib: int) -> bool:
+        """Boot guests side by side; return whether all of them did."""
+        with futures.ThreadPoolExecutor(len(found)) as pool:
+            return all(list(pool.map(
+                lambda image: self._add(image, ram_mib), found)))
+
+    def _add(self, image: pathlib.Path, ram_mib: int) -> bool:
+        with contextlib.ExitStack() as stack:
+            try:
+                machine = stack.enter_context(
+                    boot(self._mode, image, ram_mib, self.group))
+            except errors.LabError:
+                return False
+            self.guests.append(Guest(image, machine, stack.pop_all()))
+        return True
+
+    def take_away(self, one: Guest) -> None:
+        self.guests.remove(one)
+        one.end.close()
+
+    def killed(self) -> list[Guest]:
+        """The guests that the kernel has ended, for want of memory."""
+        return [each for each in self.guests if not each.machine.runs]
+
+    def charged_bytes(self) -> int:
+        """RAM that guests and their page cache take, compressed pages too."""
+        return self.group.usage() + self._swap.memory_bytes()
+
+    def balance(self) -> None:
+        """Charge the guests for what their swapped pages take of RAM."""
+        if self._budget is not None and self._swap.memory_bytes():
+            with contextlib.suppress(OSError):
+                self.group.set_limit(
+                    max(self._budget - self._swap.memory_bytes(), 64 << 20))
+
+
+def work(machines: Sequence[qemu.Machine], seconds: int,
+         stalled: float | None) -> Work:
+    """What machines have done in the last seconds.
+
+    :param stalled: seconds in which some process has waited meanwhile
+    """
+    with futures.ThreadPoolExecutor(max(len(machines), 1)) as pool:
+        found = list(pool.map(lambda machine: _done(machine, seconds),
+                              machines))
+    return Work(
+        rates=[sum(line[0] for line in lines) / seconds for lines in found],
+        p99_ms=statistics.median(
+            max((line[1] for line in lines), default=seconds * 10 ** 6)
+            for lines in found) / 1000,
+        longest_ms=max(max((line[2] for line in lines),
+                           default=seconds * 10 ** 6)
+                       for lines in found) / 1000,
+        stalled=None if stalled is None else min(stalled / seconds, 1))
+
+
+def _done(machine: qemu.Machine, seconds: int) -> list[list[int]]:
+    try:
+        return done_work(machine, seconds)
+    except errors.LabError:
+        return []

@@ -1,0 +1,86 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Where the memory of one guest is, by its working set."""
+
+import pathlib
+import re
+import time
+
+from lab.benchmarks.density import disks
+from lab.benchmarks.density import fleet
+from lab.benchmarks.density import host
+from lab.benchmarks.density import modes
+from lab.benchmarks import results
+from lab import errors
+from lab.machine import pagecache
+from lab.machine import qemu
+
+RAM_MIB = 512
+#: From a small one to twice the RAM.
+WORKING_SETS = (64, 128, 256, 512, 1024)
+
+FIGURES = {
+    'guest_cached_mib': "guest's page cache",
+    'anonymous_mib': "QEMU's anonymous",
+    'mapped_mib': 'image, mapped',
+    'image_cached_mib': 'image, cached by the host',
+    'total_mib': 'all of it',
+    'left_mib': 'left after the host took all it could',
+    'written_mib': 'written to take it',
+}
+
+#: Linux reports pages 2 s after they were freed (mm/page_reporting.c).
+_REPORTING_SECONDS = 5
+
+
+def sample(name: str, image: pathlib.Path,
+           working_sets: tuple[int, ...]) -> dict[int, results.Sample]:
+    """The figures of one guest after it has read so many MiB, twice.
+
+    In one boot, from the smallest working set on. What is left is measured
+    after the last.
+    """
+    mode = modes.MODES[name]
+    samples: dict[int, results.Sample] = {}
+    with fleet.Fleet(mode, None) as found:
+        if not found.add([image], RAM_MIB):
+            raise errors.LabError(f'{name}: the guest does not boot')
+        machine = found.guests[0].machine
+        for mib in working_sets:
+            machine.agent.run(
+                f'dd if={disks.DATA} of=/dev/null bs=1M count={mib} && '
+                f'probe reads {disks.DATA} {mib} {mib * 256}', check=True,
+                timeout=900)
+            time.sleep(_REPORTING_SECONDS)
+            if mode.ksm:
+                host.wait_merged(30)
+            samples[mib] = memory(machine, image) | {
+                'total_mib': found.group.usage() / (1 << 20)}
+        before = host.swapped_out_bytes()
+        found.group.reclaim(found.group.usage())
+        samples[working_sets[-1]] |= {
+            'left_mib': found.charged_bytes() / (1 << 20),
+            'written_mib': (host.swapped_out_bytes() - before) / (1 << 20)}
+    return samples
+
+
+def memory(machine: qemu.Machine, image: pathlib.Path) -> results.Sample:
+    """What a guest and its QEMU have in RAM, in MiB."""
+    kib = dict(re.findall(r'(?m)^(\w+): +(\d+) kB', machine.agent.run(
+        'cat /proc/meminfo', check=True, timeout=300).stdout))
+    return {
+        'guest_cached_mib': (int(kib['Cached']) + int(kib['Buffers'])) / 1024,
+        'anonymous_mib': machine.counter('smaps_rollup', 'Anonymous') / 1024,
+        'mapped_mib': (machine.counter('smaps_rollup', 'Rss')
+                       - machine.counter('smaps_rollup', 'Anonymous')) / 1024,
+        'image_cached_mib': pagecache.cached_bytes(image) / (1 << 20)}

@@ -1,0 +1,146 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""A memory cgroup, of version 1 or 2, whichever has the controller here.
+
+Linux charges a page to the group of the process that was first to touch it,
+and never moves it. So what a process had before it joined is not the group's.
+"""
+
+import pathlib
+import re
+import uuid
+
+import psutil
+
+from lab import errors
+
+_PSI = 'memory.pressure'
+
+
+class CgroupError(errors.LabError):
+    """This machine has no memory cgroups, or refuses one."""
+
+
+class MemoryGroup:
+    """A memory cgroup for the length of a ``with`` block.
+
+    At the end its processes must have ended.
+
+    :param limit: bytes of RAM that its processes and their page cache may
+        take; without one, as much as there is
+    :raises CgroupError: on entering, there can be none
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._name = f'fakedax-{uuid.uuid4().hex[:8]}'
+        self._limit = limit
+
+    def __enter__(self) -> 'MemoryGroup':
+        mounts = _mounts()
+        first = [point for kind, point, options in mounts
+                 if kind == 'cgroup' and 'memory' in options]
+        second = [point for kind, point, _options in mounts
+                  if kind == 'cgroup2']
+        self._second = not first
+        if not first and not second:
+            raise CgroupError('no cgroup file system is mounted')
+        self._paths = [pathlib.Path(root) / self._name
+                       for root in first[:1] + second[:1]]
+        try:
+            if self._second:
+                (self._paths[0].parent / 'cgroup.subtree_control').write_text(
+                    '+memory')
+            for path in self._paths:
+                path.mkdir()
+            if self._limit is not None:
+                self.set_limit(self._limit)
+        except OSError as e:
+            self.__exit__()
+            raise CgroupError(f'no memory cgroup: {e}') from e
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in self._paths:
+            if path.exists():
+                path.rmdir()
+
+    def add(self, pid: int) -> None:
+        """Move a process; what it has had so far stays where it is."""
+        for path in self._paths:
+            (path / 'cgroup.procs').write_text(str(pid))
+
+    def prefix(self) -> list[str]:
+        """A command that executes another one, which follows, in the group."""
+        return ['sh', '-c', 'for path in "$1" "$2"; do '
+                'echo $$ > "$path/cgroup.procs"; done; shift 2; exec "$@"',
+                'sh', str(self._paths[0]), str(self._paths[-1])]
+
+    def set_limit(self, limit: int) -> None:
+        """Bytes of RAM; the group gives back what it has above that.
+
+        :raises OSError: it cannot
+        """
+        self._write('memory.max', 'memory.limit_in_bytes', limit)
+
+    def usage(self) -> int:
+        """The bytes of RAM that are charged to the group now."""
+        return int(self._file('memory.current', 'memory.usage_in_bytes')
+                   .read_text())
+
+    def stat(self) -> dict[str, int]:
+        """Counters of the kernel, under the names of its version."""
+        return {name: int(value) for name, value in (
+            line.split() for line in
+            (self._paths[0] / 'memory.stat').read_text().splitlines())}
+
+    def reclaim(self, amount: int) -> None:
+        """Have the kernel take back bytes, as many of these as it can."""
+        if self._second:
+            try:
+                (self._paths[0] / 'memory.reclaim').write_text(str(amount))
+            except BlockingIOError:
+                # Less than that was there to take.
+                pass
+            return
+        before = (self._paths[0] / 'memory.limit_in_bytes').read_text()
+        try:
+            self.set_limit(max(self.usage() - amount, 1 << 20))
+        except OSError:
+            # EBUSY, for the same reason.
+            pass
+        finally:
+            self._write('', 'memory.limit_in_bytes', before.strip())
+
+    def stalled_seconds(self) -> float | None:
+        """How long some process has waited for memory so far.
+
+        ``some`` of pressure stall information (accounting/psi.rst of Linux);
+        None where the kernel does not have it.
+        """
+        file = self._paths[-1] / _PSI
+        if not file.exists():
+            return None
+        found = re.search(r'^some .*total=(\d+)$', file.read_text(), re.M)
+        assert found
+        return int(found[1]) / 1e6
+
+    def _file(self, second: str, first: str) -> pathlib.Path:
+        return self._paths[0] / (second if self._second else first)
+
+    def _write(self, second: str, first: str, value: object) -> None:
+        self._file(second, first).write_text(str(value))
+
+
+def _mounts() -> list[tuple[str, str, list[str]]]:
+    return [(part.fstype, part.mountpoint, part.opts.split(','))
+            for part in psutil.disk_partitions(all=True)]

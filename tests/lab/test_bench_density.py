@@ -1,0 +1,175 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""lab/bench density: what it concludes from fleets, and its images."""
+
+from collections.abc import Sequence
+import pathlib
+import tempfile
+
+from oslotest import base
+
+from lab.benchmarks.density import disks
+from lab.benchmarks.density import fleet
+from lab.benchmarks.density import how_many
+from lab.benchmarks.density import modes
+from lab.benchmarks.density import report
+from nova_fakedax.planner import density
+
+
+def point(guests: int, rate: float = 100, stopped_by: str = ''
+          ) -> how_many.Point:
+    return how_many.Point(guests, 170, rate, rate, 1, 2, 0, stopped_by)
+
+
+class ConclusionTestCase(base.BaseTestCase):
+
+    def fit(self, *points: how_many.Point) -> tuple[float, float]:
+        found = how_many.sample(points, 16)
+        return found['guests'], found['guests_95']
+
+    def test_the_largest_before_the_first_that_is_too_large(self):
+        self.assertEqual((4, 4), self.fit(
+            point(1), point(3), point(5, stopped_by='killed'), point(4)))
+        self.assertEqual((3, 3), self.fit(
+            point(1), point(3), point(5, stopped_by='killed'),
+            point(4, stopped_by='stall')))
+        # One that does well after a smaller one did not is chance.
+        self.assertEqual((1, 1), self.fit(
+            point(1), point(3, stopped_by='rate'), point(5)))
+
+    def test_lost_work_is_against_a_lone_guest(self):
+        self.assertEqual((5, 3), self.fit(
+            point(1, 90), point(3, 86), point(5, 80),
+            point(6, 40, 'rate')))
+
+    def test_none_was_too_large(self):
+        self.assertEqual((16, 16), self.fit(point(1), point(15), point(16)))
+
+    def test_not_even_one(self):
+        self.assertEqual((0, 0), self.fit(point(1, 0, 'killed')))
+
+    def test_row_has_the_reason_of_most_rounds_and_all_points(self):
+        row = how_many.row('pmem', 'cut', 2048, 16, [
+            [point(1), point(2, stopped_by='stall')],
+            [point(1), point(3), point(4, stopped_by='rate')],
+            [point(1), point(3), point(4, stopped_by='rate')]])
+        self.assertEqual((3, [1, 3], 'rate', 96),
+                         (row['guests'], row['guests_spread'],
+                          row['stopped_by'], row['ram_mib']))
+        self.assertEqual(8, len(row['points']))
+
+    def test_row_is_one_that_the_planner_checks(self):
+        row = how_many.row('pmem', 'cut', 2048, 16, [
+            [point(1), point(9), point(11, stopped_by='rate'), point(10)]])
+        row |= {'miss_ms': 0.2, 'read_ahead_kib': 4,
+                'storage_reads_per_s': 10000,
+                'storage_mib_per_s': 500}
+        found = {each.key: each.measured for each in density.compare([row])}
+        self.assertEqual({'guests': 10, 'guests_95': 10}, found)
+
+
+class FakeFleet:
+    """A host that so many guests fit into; more of them are killed."""
+
+    def __init__(self, fits: int) -> None:
+        self.fits = fits
+        self.guests: list[fleet.Guest] = []
+        self.group = self
+        self.sizes: list[int] = []
+
+    def add(self, images: Sequence[pathlib.Path], ram_mib: int) -> bool:
+        for image in images:
+            self.guests.append(fleet.Guest(image, None, None))
+        self.sizes.append(len(self.guests))
+        while len(self.guests) > self.fits:
+            self.guests.pop()
+        return self.sizes[-1] <= self.fits
+
+    def take_away(self, one: fleet.Guest) -> None:
+        self.guests.remove(one)
+        self.sizes.append(len(self.guests))
+
+    def killed(self) -> list[fleet.Guest]:
+        return []
+
+
+class SearchTestCase(base.BaseTestCase):
+
+    def search(self, fits: int, most: int = 9,
+               all_well_below: int = 99) -> list[how_many.Point]:
+        host = FakeFleet(fits)
+
+        class Search(how_many._Search):
+
+            def _begin(self, machine: object) -> None:
+                pass
+
+            def _measure(self) -> str:
+                guests = len(host.guests)
+                why = 'rate' if guests >= all_well_below else ''
+                self.points.append(point(guests, stopped_by=why))
+                return why
+
+        class Images:
+
+            def image(self, mode: modes.Mode, number: int) -> pathlib.Path:
+                return pathlib.Path(str(number))
+
+        running = Search(host, modes.MODES['pmem'],
+                         how_many.VARIANTS['same'], Images(), most)
+        running.run()
+        names = [each.image for each in host.guests]
+        self.assertEqual(len(names), len(set(names)))
+        return running.points
+
+    def test_every_limit_is_found(self):
+        for limit in range(1, 9):
+            self.assertEqual(limit, how_many.sample(
+                self.search(fits=limit), 9)['guests'], limit)
+            self.assertEqual(limit, how_many.sample(
+                self.search(99, all_well_below=limit + 1), 9)['guests'],
+                limit)
+
+    def test_it_ends_at_the_most(self):
+        self.assertEqual([1, 3, 5, 7, 8],
+                         [each.guests for each in self.search(99, most=8)])
+
+
+class ImageTestCase(base.BaseTestCase):
+
+    def test_a_quarter_of_the_pages_is_the_same_in_all_guests(self):
+        with tempfile.TemporaryDirectory() as directory:
+            made = []
+            with disks._source(1) as source:
+                content = source.read_bytes()
+            for number in (1, 2):
+                image = pathlib.Path(directory) / str(number)
+                # The data does not begin where the image does.
+                image.write_bytes(bytes(8192) + content)
+                disks._make_private(image, number)
+                made.append(image.read_bytes())
+        pages = [(made[0][at:at + 4096], made[1][at:at + 4096])
+                 for at in range(8192, len(made[0]), 4096)]
+        self.assertEqual(256, len(pages))
+        self.assertEqual(64, sum(one == other for one, other in pages))
+
+
+class ReportTestCase(base.BaseTestCase):
+
+    def test_a_table_of_each_part(self):
+        row = how_many.row('pmem', 'same', 2048, 16,
+                           [[point(1), point(2, stopped_by='stall')]])
+        headings, (cells,) = report.table([row], 'how-many')
+        self.assertEqual(len(headings), len(cells))
+        self.assertEqual(['same', 'pmem', '512', 'stall', '1 (1-1)',
+                          '1 (1-1)'], cells)
