@@ -450,11 +450,13 @@ def fill_holes(path: str) -> int:
     :returns: the bytes that were not allocated
     :raises OSError: for example ENOSPC; the content has not changed
     """
-    with open(path, 'r+b') as image:
-        status = os.fstat(image.fileno())
-        missing = max(0, status.st_size - _allocated(status))
-        if missing:
-            _check_space(path, missing, path)
+    status = os.stat(path)
+    missing = max(0, status.st_size - _allocated(status))
+    # While a guest runs, the file belongs to QEMU's user and nova-compute's
+    # may not write to it.
+    if missing:
+        _check_space(path, missing, path)
+        with open(path, 'r+b') as image:
             if _fallocate(image.fileno(), 0, 0, status.st_size):
                 error = ctypes.get_errno()
                 raise OSError(error, os.strerror(error), path)

@@ -41,12 +41,12 @@ class _CacheStat(ctypes.Structure):
 class Cached:
     """The bytes of a file that are in the page cache.
 
-    :ivar cached: all of them
+    :ivar cached: all of them, None if Linux does not tell this user
     :ivar dirty: those that are not on storage, None if Linux does not tell
     :ivar writeback: those that are being written, None likewise
     """
 
-    cached: int
+    cached: int | None
     dirty: int | None = None
     writeback: int | None = None
 
@@ -54,20 +54,37 @@ class Cached:
 def of_file(path: str) -> Cached:
     """Count by cachestat(2) (Linux 6.5), else by mincore(2).
 
-    Both tell only who may write to the file. Neither reads it.
+    Both tell only who may write to the file or owns it. Neither reads it.
 
     :raises OSError: the file cannot be opened or asked about
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        found = None
         with contextlib.suppress(OSError):
             found = _cachestat(descriptor)
+        if found is not None and found.nr_cache:
             return Cached(found.nr_cache * mmap.PAGESIZE,
                           found.nr_dirty * mmap.PAGESIZE,
                           found.nr_writeback * mmap.PAGESIZE)
-        return Cached(_mincore(descriptor) * mmap.PAGESIZE)
+        if not _is_told(path):
+            return Cached(None)
+        # Also of overlayfs: cachestat does not look at the file below.
+        pages = _mincore(descriptor)
+        if pages or found is None:
+            return Cached(pages * mmap.PAGESIZE)
+        return Cached(0, 0, 0)
     finally:
         os.close(descriptor)
+
+
+def _is_told(path: str) -> bool:
+    """Whether mincore(2) tells this user, not that all is cached.
+
+    As can_do_mincore of Linux's mm/mincore.c has it.
+    """
+    return (os.stat(path).st_uid == os.geteuid()
+            or os.access(path, os.W_OK, effective_ids=True))
 
 
 def _cachestat(descriptor: int) -> _CacheStat:

@@ -134,11 +134,15 @@ def to_convert(
     """
     if not concerns(instance.old_flavor, instance.flavor):
         return disk_info
-    dumped: str = jsonutils.dumps([
-        info for info in jsonutils.loads(disk_info)
-        if not isinstance(
-            backend.by_name(instance, os.path.basename(info['path'])),
-            nova_imagebackend.Flat)])
+    infos = []
+    for info in jsonutils.loads(disk_info):
+        name = os.path.basename(info['path'])
+        # Asking for an image also notes its format for the guest's XML. Nova
+        # notes none of the config drive, which is always raw.
+        if name != 'disk.config' and not isinstance(
+                backend.by_name(instance, name), nova_imagebackend.Flat):
+            infos.append(info)
+    dumped: str = jsonutils.dumps(infos)
     return dumped
 
 

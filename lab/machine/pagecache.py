@@ -25,7 +25,10 @@ def cached_bytes(path: pathlib.Path) -> int:
 
     :raises OSError: the file cannot be opened or asked about
     """
-    return pagecache.of_file(str(path)).cached
+    cached = pagecache.of_file(str(path)).cached
+    # The lab is root.
+    assert cached is not None
+    return cached
 
 
 def dirty_bytes(path: pathlib.Path) -> int:

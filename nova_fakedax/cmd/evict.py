@@ -55,10 +55,10 @@ def _evict(image: inventory.Image) -> tuple[str, ...]:
         result = _result(after)
     except OSError as exc:
         result = f'failed: {exc.strerror}'
-    gave = (None if before is None or after is None
-            else before.cached - after.cached)
-    return (*common.title(image),
-            common.mib(before.cached if before else None), common.mib(gave),
+    had = before.cached if before else None
+    has = after.cached if after else None
+    gave = None if had is None or has is None else had - has
+    return (*common.title(image), common.mib(had), common.mib(gave),
             f'{time.monotonic() - started:.2f}', result)
 
 

@@ -47,6 +47,14 @@ class FakeDaxTest(manager.ScenarioTest):
     migration_hosts: set[str]
 
     @classmethod
+    def setup_credentials(cls) -> None:
+        if CONF.fakedax.guest_access == 'console':
+            # No network for the project: servers have no port, and a cloud
+            # need not have routers.
+            cls.set_network_resources()
+        super().setup_credentials()
+
+    @classmethod
     def resource_setup(cls) -> None:
         super().resource_setup()
         cls.hosts = cls.hosts_with(TRAIT)

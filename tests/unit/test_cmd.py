@@ -215,6 +215,28 @@ class PageCacheTest(base.BaseTestCase):
             self.assertEqual(pagecache.Cached(units.Mi),
                              pagecache.of_file(self.path))
 
+    def test_who_may_not_write_is_not_told(self):
+        if not os.geteuid():
+            os.seteuid(65534)
+            self.addCleanup(os.seteuid, 0)
+        # mincore(2) tells them that all of it is cached.
+        with mock.patch.object(pagecache, '_cachestat', side_effect=OSError):
+            self.assertEqual(pagecache.Cached(None),
+                             pagecache.of_file('/etc/passwd'))
+
+    def test_what_an_overlay_has_cached_below(self):
+        with mock.patch.object(pagecache, '_cachestat',
+                               return_value=pagecache._CacheStat()):
+            self.assertEqual(pagecache.Cached(units.Mi),
+                             pagecache.of_file(self.path))
+
+    def test_a_file_of_which_nothing_is_cached(self):
+        open(self.path, 'wb').close()
+        with mock.patch.object(pagecache, '_cachestat',
+                               return_value=pagecache._CacheStat()):
+            self.assertEqual(pagecache.Cached(0, 0, 0),
+                             pagecache.of_file(self.path))
+
     def test_no_such_file(self):
         self.assertRaises(
             FileNotFoundError, pagecache.of_file, self.path + 'x')

@@ -120,12 +120,14 @@ class PhaseTest(base.BaseTestCase):
             ['bash', '-c', _DEVSTACK + 'source "$0/override-defaults"\n'
              'source "$0/settings"\n'
              'source "$0/plugin.sh" "$@"\n'
-             'echo "$NOVA_FILTERS"', PLUGIN, *phase],
+             'echo "$NOVA_FILTERS"\n'
+             'echo "${LIVE_MIGRATION_AVAILABLE:-}"', PLUGIN, *phase],
             env={'PATH': os.environ['PATH']} | self.settings | settings,
             capture_output=True, text=True)
         self.assertEqual(bool(done.returncode), '[ERROR]' in done.stderr,
                          done.stderr)
-        self.filters = done.stdout.strip()
+        if not done.returncode:
+            self.filters, self.live_migration = done.stdout.splitlines()[-2:]
         return done.stderr
 
     def called(self):
@@ -251,6 +253,17 @@ class PhaseTest(base.BaseTestCase):
                 'flavor_ref id-of-fakedax.tiny',
                 'image_ref id-of-fakedax-debian', 'shared_storage True')],
             [line for line in self.called() if 'openstack' not in line])
+
+    def test_tempest_migrates_servers_if_the_nodes_share_them(self):
+        self.run_phase('stack', 'test-config', EXISTS='yes')
+        self.assertEqual('', self.live_migration)
+        self.run_phase('stack', 'test-config', EXISTS='yes',
+                       FAKEDAX_SHARED_STORAGE='True')
+        self.assertEqual('True', self.live_migration)
+        self.run_phase('stack', 'test-config', EXISTS='yes',
+                       FAKEDAX_SHARED_STORAGE='True',
+                       LIVE_MIGRATION_AVAILABLE='False')
+        self.assertEqual('False', self.live_migration)
 
     def test_unstack_and_clean_leave_nothing(self):
         # clean.sh begins with unstack.sh, and both may know no services.

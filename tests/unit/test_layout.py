@@ -167,6 +167,15 @@ class MappedSizeTest(FileTestCase):
             self.assertEqual(0, layout.fill_holes(self.path))
         fallocate.assert_not_called()
 
+    def test_one_without_holes_of_another_user(self):
+        """As that of a guest that runs, which belongs to QEMU's."""
+        if not os.geteuid():
+            os.seteuid(65534)
+            self.addCleanup(os.seteuid, 0)
+        path = '/etc/passwd'
+        self.assertRaises(PermissionError, open, path, 'r+b')
+        self.assertEqual(0, layout.fill_holes(path))
+
     def test_one_of_another_size_keeps_it(self):
         with open(self.path, 'wb') as image:
             image.truncate(4 * units.Mi + 1)

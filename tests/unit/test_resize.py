@@ -279,3 +279,43 @@ class TakenOffTest(ResizeTestCase):
             self.assertRaises(
                 layout.InvalidLayout, self.copy, 'disk')
         self.assertEqual([], os.listdir(self.after))
+
+
+class ConvertedTest(base.BaseTestCase):
+    """Which disks a host with qcow2 disks makes qcow2 files of."""
+
+    def setUp(self):
+        super().setUp()
+        conf = self.useFixture(fixtures.ConfFixture())
+        self.useFixture(fixtures.PrivsepFixture())
+        objects.register_all()
+        self.directory = os.path.join(conf.instances_path, fixtures.UUID)
+        os.makedirs(self.directory)
+        self.formats = {}
+
+    def converted(self, *names):
+        instance = objects.Instance(
+            uuid=fixtures.UUID, flavor=objects.Flavor(extra_specs={
+                'fakedax:disks': 'root'}))
+        instance.old_flavor = instance.flavor
+        infos = []
+        for name in names:
+            path = os.path.join(self.directory, name)
+            with open(path, 'wb') as file:
+                file.write(DATA)
+            infos.append({'path': path, 'type': 'raw'})
+        found = resize.to_convert(instance, json.dumps(infos),
+                                  imagebackend.FakeDaxBackend(True))
+        noted = os.path.join(self.directory, 'disk.info')
+        if os.path.exists(noted):
+            with open(noted) as file:
+                self.formats = {os.path.basename(path): form for path, form
+                                in json.load(file).items()}
+        return [os.path.basename(info['path']) for info in json.loads(found)]
+
+    def test_an_ordinary_disk(self):
+        self.assertEqual(['disk.eph0'], self.converted('disk', 'disk.eph0'))
+
+    def test_a_config_drive_stays_raw_in_the_guests_xml(self):
+        self.assertEqual([], self.converted('disk', 'disk.config'))
+        self.assertNotIn('disk.config', self.formats)

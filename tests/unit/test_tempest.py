@@ -24,6 +24,7 @@ from oslo_config import cfg
 from oslotest import base
 from tempest.lib import exceptions
 from tempest.scenario import manager
+from tempest import test as tempest_test
 from tempest.test_discover import plugins
 import testtools
 
@@ -119,6 +120,30 @@ class HostsTest(base.BaseTestCase):
         case = self.resource_setup()
         self.assertEqual({'one', 'two'}, case.hosts)
         self.assertEqual({'two'}, case.migration_hosts)
+
+
+class NetworkTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        patch = mock.patch.object(tempest_test.BaseTestCase,
+                                  'setup_credentials')
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def setup_credentials(self, access):
+        class Case(tempest_base.FakeDaxTest):
+            # setUpClass sets it.
+            _BaseTestCase__setup_credentials_called = False
+
+        with mock.patch.object(tempest_base, 'CONF', types.SimpleNamespace(
+                fakedax=types.SimpleNamespace(guest_access=access))):
+            Case.setup_credentials()
+        return set(Case._network_resources.values())
+
+    def test_a_project_has_one_only_if_guests_are_asked_by_ssh(self):
+        self.assertEqual({False}, self.setup_credentials('console'))
+        self.assertEqual({True}, self.setup_credentials('ssh'))
 
 
 class ReportTest(base.BaseTestCase):
