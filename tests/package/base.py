@@ -103,7 +103,7 @@ def make_root(suite: str, *names: str, series: str = '') -> pathlib.Path:
 
     :param series: how the version of the first package has to begin
     :raises NotThere: the suite does not have the packages now
-    :raises RuntimeError: it has them, but they cannot be had or installed
+    :raises RuntimeError: it has them, but a download or an installation fails
     """
     root = ROOTS / f'{suite}-{paths.cache_key(*names)}'
     ROOTS.mkdir(parents=True, exist_ok=True)

@@ -46,8 +46,8 @@ class LookTest(oslotest_base.BaseTestCase):
         (directory / 'dists/sid/Release').write_text(
             f'Suite: sid\nSHA256:\n {hashlib.sha256(packages).hexdigest()}'
             f' {len(packages)} {name}\n')
-        source = (f'deb [trusted=yes arch=amd64] {mirror or f"file:{directory}"}'
-                  ' sid main')
+        mirror = mirror or f'file:{directory}'
+        source = f'deb [trusted=yes arch=amd64] {mirror} sid main'
         with mock.patch.object(base, 'source', return_value=source):
             base.look('sid', ('nova-compute',), series)
 
