@@ -238,8 +238,9 @@ class InstallGuideTest(oslotest_base.BaseTestCase):
             'the server to stop',
             lambda: self.type('openstack server show -f value -c status dax'
                               ).strip() == 'SHUTOFF', SECONDS, interval=2)
-        helper = self.there.run('pgrep -f nova_fakedax.privsep').split()
-        status = self.there.run(f'cat /proc/{helper[-1]}/status')
+        # Brackets, so that the shell that runs this is not found.
+        helper = self.there.run("pgrep -f 'privsep-helper.*nova[_]fakedax'")
+        status = self.there.run(f'cat /proc/{int(helper)}/status')
         for name in ('CapEff', 'CapPrm'):
             self.assertIn(f'{name}:\t{DAC_READ_SEARCH:016x}', status)
 
