@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import tempfile
 
+import fixtures
 from oslotest import base as oslotest_base
 import testtools
 from testtools import content
@@ -58,6 +59,9 @@ DAC_READ_SEARCH = 1 << 2
 class InstallGuideTest(oslotest_base.BaseTestCase):
 
     def setUp(self) -> None:
+        # It has the time that a cloud takes to be made, too.
+        self.useFixture(fixtures.EnvironmentVariable(
+            'OS_TEST_TIMEOUT', str(SECONDS * 12)))
         super().setUp()
         if os.geteuid():
             self.skipTest('only root can start a container')
