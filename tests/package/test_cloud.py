@@ -156,7 +156,7 @@ class InstallGuideTest(oslotest_base.BaseTestCase):
         """The files there, but for what any installation and any use leave."""
         return set(self.there.run(r'''
             find /etc /usr /opt /srv /boot /var/lib/nova -xdev \
-                \( -name __pycache__ -o -path /var/lib/nova/instances \) \
+                \( -name __pycache__ -o -path "/var/lib/nova/[.i]*" \) \
                 -prune -o -print''').splitlines())
 
     def test_guide(self) -> None:
