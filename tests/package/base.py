@@ -41,13 +41,69 @@ def mirror() -> str:
     return done.stdout.split()[0]
 
 
-def make_root(suite: str, *names: str) -> pathlib.Path:
+class NotThere(Exception):
+    """A suite does not have what a test needs; the test is not at fault."""
+
+
+def look(suite: str, names: tuple[str, ...], series: str) -> None:
+    """Ask a mirror whether a suite has packages that fit together.
+
+    :param series: how the version of the first one has to begin
+    :raises NotThere: it does not
+    :raises RuntimeError: the mirror cannot be asked
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        state = pathlib.Path(directory)
+        for name in ('lists/partial', 'cache/archives/partial'):
+            (state / name).mkdir(parents=True)
+        (state / 'sources.list').write_text(source(suite) + '\n')
+        (state / 'apt.conf').write_text(f'''
+            Dir::Etc::SourceList "{state}/sources.list";
+            Dir::Etc::SourceParts "/dev/null";
+            Dir::Etc::Preferences "/dev/null";
+            Dir::Etc::PreferencesParts "/dev/null";
+            Dir::State::Lists "{state}/lists";
+            Dir::State::Status "/dev/null";
+            Dir::Cache "{state}/cache";
+            APT::Sandbox::User "root";
+            APT::Install-Recommends "false";
+            ''')
+
+        def apt(*words: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                words, text=True, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                env=os.environ | {'APT_CONFIG': str(state / 'apt.conf'),
+                                  'LC_ALL': 'C.UTF-8'})
+
+        # Without the option, a mirror that does not answer is a warning.
+        done = apt('apt-get', 'update', '--error-on=any')
+        if done.returncode:
+            raise RuntimeError(f'cannot read {suite}: {done.stdout}')
+        found = re.search(r'Candidate: (\S+)',
+                          apt('apt-cache', 'policy', names[0]).stdout)
+        version = found[1] if found else 'none'
+        if not version.startswith(series) or version == '(none)':
+            raise NotThere(f'{suite} has {names[0]} {version}, not {series}*')
+        done = apt('apt-get', 'install', '--simulate', *names)
+        if done.returncode:
+            raise NotThere(f'{suite} has {names[0]} {version}, which cannot '
+                           f'be installed: {done.stdout}')
+
+
+def source(suite: str) -> str:
+    """The line of sources.list for a suite."""
+    return f'deb [signed-by={KEYRING}] {mirror()} {suite} main'
+
+
+def make_root(suite: str, *names: str, series: str = '') -> pathlib.Path:
     """A root of a suite with packages, and with their archives.
 
     It is made once, with what the suite had then.
 
-    :raises CalledProcessError: a package is not in the suite, or cannot be
-        installed; has mmdebstrap's output
+    :param series: how the version of the first package has to begin
+    :raises NotThere: the suite does not have the packages now
+    :raises RuntimeError: it has them, but a download or an installation fails
     """
     root = ROOTS / f'{suite}-{paths.cache_key(*names)}'
     ROOTS.mkdir(parents=True, exist_ok=True)
@@ -55,12 +111,13 @@ def make_root(suite: str, *names: str) -> pathlib.Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if root.exists():
             return root
+        look(suite, names, series)
         configuration = subprocess.run(
             ['apt-config', 'dump'], check=True, capture_output=True,
             text=True).stdout.splitlines()
         work = pathlib.Path(tempfile.mkdtemp(dir=ROOTS))
         try:
-            subprocess.run(
+            done = subprocess.run(
                 ['mmdebstrap', '--mode=root', '--variant=apt',
                  '--skip=cleanup/apt', '--dpkgopt=force-unsafe-io',
                  '--aptopt=APT::Keep-Downloaded-Packages "true"',
@@ -68,10 +125,11 @@ def make_root(suite: str, *names: str) -> pathlib.Path:
                  *(f'--aptopt={line}' for line in configuration
                    if REACH.match(line)),
                  f'--include=ca-certificates,{",".join(names)}',
-                 suite, work / 'root',
-                 f'deb [signed-by={KEYRING}] {mirror()} {suite} main'],
-                check=True, stdin=subprocess.DEVNULL, text=True,
+                 suite, work / 'root', source(suite)],
+                stdin=subprocess.DEVNULL, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            if done.returncode:
+                raise RuntimeError(f'mmdebstrap: {done.stdout[-4000:]}')
             (work / 'root').rename(root)
         finally:
             shutil.rmtree(work)
@@ -84,17 +142,18 @@ class RootTestCase(base.BaseTestCase):
     #: The suite, and the packages that are installed there.
     suite = ''
     names: tuple[str, ...] = ()
+    #: How the version of the first of them begins.
+    series = ''
 
     def setUp(self) -> None:
         super().setUp()
         if os.geteuid():
             self.skipTest('only root can make a root file system')
         try:
-            self.lower = make_root(self.suite, *self.names)
-        except subprocess.CalledProcessError as exc:
-            self.skipTest(
-                f'{self.suite} does not have {", ".join(self.names)} now: '
-                f'{exc.stdout.splitlines()[-1]}')
+            self.lower = make_root(self.suite, *self.names,
+                                   series=self.series)
+        except NotThere as exc:
+            self.skipTest(str(exc))
         self.directory = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.directory)
         for name in ('upper', 'work', 'root', 'shared'):

@@ -97,6 +97,7 @@ class InstalledTest(base.RootTestCase):
     # The one that has Nova 34.
     suite = 'sid'
     names = NOVA
+    series = '2:34.'
 
     def setUp(self) -> None:
         super().setUp()
