@@ -23,7 +23,8 @@ class BenchTestCase(base.BaseTestCase):
     def test_every_benchmark_runs_without_options(self):
         names = sorted(bench.main.commands)
         self.assertEqual(
-            ['boot', 'downtime', 'flush', 'migrate', 'ram', 'spawn'], names)
+            ['boot', 'density', 'downtime', 'flush', 'migrate', 'ram',
+             'spawn'], names)
         for name in names:
             # It raises what the command would print.
             context = bench.main.commands[name].make_context(name, [])

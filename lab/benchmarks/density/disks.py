@@ -97,6 +97,7 @@ class Disks:
 
 @contextlib.contextmanager
 def _source(mib: int) -> Iterator[pathlib.Path]:
+    results.DIRECTORY.mkdir(parents=True, exist_ok=True)
     file = results.DIRECTORY / 'density-data'
     try:
         with file.open('wb') as opened:
