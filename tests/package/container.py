@@ -166,21 +166,41 @@ def _name(pid: int) -> str:
         return ''
 
 
+def _mounted(kind: str) -> pathlib.Path | None:
+    """Where a hierarchy of cgroups is mounted.
+
+    :param kind: how its line in /proc/mounts goes on, a regular expression
+    """
+    found = re.search(rf'^\S+ (\S+) {kind}',
+                      pathlib.Path('/proc/self/mounts').read_text(),
+                      re.MULTILINE)
+    return pathlib.Path(found[1]) if found else None
+
+
 def _make_cgroup() -> pathlib.Path:
     """A cgroup of its own: containers that share one use the same names."""
-    mounts = pathlib.Path('/proc/self/mounts').read_text()
-    found = re.search(r'^\S+ (\S+) cgroup2 ', mounts, re.MULTILINE)
-    if not found:
+    root = _mounted('cgroup2 ')
+    if not root:
         raise ContainerError('no cgroup2 is mounted')
     [own] = re.findall(r'^0::/(.*)$', pathlib.Path(
         '/proc/self/cgroup').read_text(), re.MULTILINE)
-    cgroup = pathlib.Path(found[1], own, f'fakedax-{os.getpid()}')
+    cgroup = root / own / f'fakedax-{os.getpid()}'
     cgroup.mkdir()
     return cgroup
 
 
 def _remove_cgroup(cgroup: pathlib.Path) -> None:
-    """:raises OSError: a process stays in it"""
+    """Also what systemd-nspawn makes of that name for systemd.
+
+    :raises OSError: a process stays in it
+    """
+    root, systemd = _mounted('cgroup2 '), _mounted('cgroup .*name=systemd')
+    _remove_tree(cgroup)
+    if root and systemd:
+        _remove_tree(systemd / cgroup.relative_to(root))
+
+
+def _remove_tree(cgroup: pathlib.Path) -> None:
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -13,6 +13,7 @@
 """A suite that has moved on, and a mirror that does not answer."""
 
 import hashlib
+import os
 import pathlib
 import tempfile
 from unittest import mock
@@ -20,6 +21,7 @@ from unittest import mock
 from oslotest import base as oslotest_base
 
 from tests.package import base
+from tests.package import container
 
 PACKAGES = '''\
 Package: nova-compute
@@ -68,3 +70,22 @@ class LookTest(oslotest_base.BaseTestCase):
         exc = self.assertRaises(RuntimeError, self.look,
                                 mirror='http://127.0.0.1:9')
         self.assertIn('cannot read sid', str(exc))
+
+
+class CgroupTest(oslotest_base.BaseTestCase):
+    """Of a container, in which everything runs."""
+
+    def test_nothing_stays_of_it(self) -> None:
+        if os.geteuid():
+            self.skipTest('only root can make a cgroup')
+        cgroup = container._make_cgroup()
+        self.addCleanup(container._remove_cgroup, cgroup)
+        made = [cgroup]
+        systemd = container._mounted('cgroup .*name=systemd')
+        if systemd:
+            made.append(systemd / cgroup.relative_to(
+                container._mounted('cgroup2 ')))
+        for path in made:
+            (path / 'payload').mkdir(parents=True)
+        container._remove_cgroup(cgroup)
+        self.assertEqual([], [path for path in made if path.exists()])
