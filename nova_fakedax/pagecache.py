@@ -20,6 +20,12 @@ import os
 #: Of x86_64 and every architecture of the unified table: arch/*/syscall.tbl.
 _NR_CACHESTAT = 451
 
+#: Bytes of a file that are mapped at a time.
+_PIECE = 1 << 30
+
+#: Of a page, mincore(2) defines only the lowest bit.
+_LOWEST_BIT = bytes(value & 1 for value in range(256))
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -98,12 +104,17 @@ def _cachestat(descriptor: int) -> _CacheStat:
 
 
 def _mincore(descriptor: int) -> int:
+    # In pieces: Linux refuses a private mapping larger than its memory.
     size = os.fstat(descriptor).st_size
-    if not size:
-        return 0
+    return sum(_mincore_piece(descriptor, start, min(_PIECE, size - start))
+               for start in range(0, size, _PIECE))
+
+
+def _mincore_piece(descriptor: int, start: int, size: int) -> int:
     # Private, as the descriptor may only read; the pages are those of the
     # file.
-    with mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) as mapping:
+    with mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY,
+                   offset=start) as mapping:
         first = ctypes.c_char.from_buffer(mapping)
         resident = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
         status = _libc.mincore(ctypes.byref(first), ctypes.c_size_t(size),
@@ -112,4 +123,4 @@ def _mincore(descriptor: int) -> int:
         del first
         if status:
             raise OSError(ctypes.get_errno(), 'mincore')
-    return sum(page & 1 for page in resident)
+    return bytes(resident).translate(_LOWEST_BIT).count(1)

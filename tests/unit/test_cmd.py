@@ -237,6 +237,17 @@ class PageCacheTest(base.BaseTestCase):
             self.assertEqual(pagecache.Cached(0, 0, 0),
                              pagecache.of_file(self.path))
 
+    def test_a_file_that_is_larger_than_the_hosts_memory(self):
+        large = 2 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        # The last page of a piece, and one of the last piece, which is short.
+        os.truncate(self.path, large + units.Gi + 4096)
+        with open(self.path, 'r+b') as file:
+            for offset in (0, units.Gi - 4096, large + units.Gi):
+                os.pwrite(file.fileno(), b'x', offset)
+        with mock.patch.object(pagecache, '_cachestat', side_effect=OSError):
+            self.assertEqual(pagecache.Cached(units.Mi + 8192),
+                             pagecache.of_file(self.path))
+
     def test_no_such_file(self):
         self.assertRaises(
             FileNotFoundError, pagecache.of_file, self.path + 'x')
