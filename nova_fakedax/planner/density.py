@@ -16,9 +16,9 @@ Its rows with the part ``how-many``: alike guests on one host with a fixed
 budget of memory, more and more of them, until one is killed, gets less than
 half of the reads that one alone gets, or the host stalls.
 
-Besides what the bench writes, a row may say ``storage_reads_per_s``,
-``storage_mib_per_s``, ``programs_mib``, ``qemu_mib``, ``idle_mib``, ``busy``,
-``busy_s``, ``swap_mib``, ``swap_left``, ``swap_ms`` and ``merged_mib``.
+Besides what the bench writes, a row may say ``programs_mib``, ``qemu_mib``,
+``idle_mib``, ``busy``, ``busy_s``, ``swap_mib``, ``swap_left``, ``swap_ms``
+and ``merged_mib``.
 """
 
 from collections.abc import Iterable
@@ -37,8 +37,8 @@ PART = 'how-many'
 TOLERANCE = 0.15
 
 #: MiB that the kernel and the programs of the bench's guest need: with so much
-#: less than its RAM as cache, the shares of misses of ``lab/bench ram`` in a
-#: guest of 192, 256 and 288 MiB follow.
+#: less than its RAM as cache, the shares of misses follow that were measured
+#: in guests of 192, 256 and 288 MiB (doc/source/admin/plan.rst).
 _PROGRAMS_MIB = 90.0
 
 #: MiB of QEMU's own, without KVM.
