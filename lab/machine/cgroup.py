@@ -103,6 +103,13 @@ class MemoryGroup:
             line.split() for line in
             (self._paths[0] / 'memory.stat').read_text().splitlines())}
 
+    def killed(self) -> int:
+        """How many of its processes the kernel ended for want of memory."""
+        text = self._file('memory.events', 'memory.oom_control').read_text()
+        found = re.search(r'^oom_kill (\d+)$', text, re.M)
+        assert found
+        return int(found[1])
+
     def reclaim(self, amount: int) -> None:
         """Have the kernel take back bytes, as many of these as it can."""
         if self._second:

@@ -13,8 +13,11 @@
 """lab/bench density: what it concludes from fleets, and its images."""
 
 from collections.abc import Sequence
+import dataclasses
+import itertools
 import pathlib
 import tempfile
+from unittest import mock
 
 from oslotest import base
 
@@ -22,7 +25,9 @@ from lab.benchmarks.density import disks
 from lab.benchmarks.density import fleet
 from lab.benchmarks.density import how_many
 from lab.benchmarks.density import modes
+from lab.benchmarks.density import one_guest
 from lab.benchmarks.density import report
+from lab import errors
 from nova_fakedax.planner import density
 
 
@@ -84,16 +89,18 @@ class FakeFleet:
     def __init__(self, fits: int) -> None:
         self.fits = fits
         self.guests: list[fleet.Guest] = []
-        self.group = self
+        self.group = FakeGroup(self)
+        self.dead = 0
         self.sizes: list[int] = []
 
-    def add(self, images: Sequence[pathlib.Path], ram_mib: int) -> bool:
+    def add(self, images: Sequence[pathlib.Path],
+            ram_mib: int) -> list[errors.LabError]:
         for image in images:
             self.guests.append(fleet.Guest(image, None, None))
         self.sizes.append(len(self.guests))
-        while len(self.guests) > self.fits:
-            self.guests.pop()
-        return self.sizes[-1] <= self.fits
+        self.dead = max(0, len(self.guests) - self.fits)
+        del self.guests[self.fits:]
+        return [errors.LabError('dead')] * self.dead
 
     def take_away(self, one: fleet.Guest) -> None:
         self.guests.remove(one)
@@ -103,10 +110,20 @@ class FakeFleet:
         return []
 
 
+class FakeGroup:
+
+    def __init__(self, host: FakeFleet) -> None:
+        self._host = host
+
+    def killed(self) -> int:
+        return self._host.dead
+
+
 class SearchTestCase(base.BaseTestCase):
 
-    def search(self, fits: int, most: int = 9,
-               all_well_below: int = 99) -> list[how_many.Point]:
+    def search(self, fits: int, most: int = 9, all_well_below: int = 99,
+               slow_from: int = 99, anonymous_mib: int = 300
+               ) -> list[how_many.Point]:
         host = FakeFleet(fits)
 
         class Search(how_many._Search):
@@ -117,7 +134,9 @@ class SearchTestCase(base.BaseTestCase):
             def _measure(self) -> str:
                 guests = len(host.guests)
                 why = 'rate' if guests >= all_well_below else ''
-                self.points.append(point(guests, stopped_by=why))
+                self.points.append(dataclasses.replace(point(
+                    guests, 90 if guests >= slow_from else 100,
+                    stopped_by=why), anonymous_mib=anonymous_mib))
                 return why
 
         class Images:
@@ -126,23 +145,64 @@ class SearchTestCase(base.BaseTestCase):
                 return pathlib.Path(str(number))
 
         running = Search(host, modes.MODES['pmem'],
-                         how_many.VARIANTS['same'], Images(), most)
+                         how_many.VARIANTS['same'], Images(), 2048, most)
         running.run()
         names = [each.image for each in host.guests]
         self.assertEqual(len(names), len(set(names)))
         return running.points
 
-    def test_every_limit_is_found(self):
-        for limit in range(1, 9):
+    def sizes(self, *args: int, **options: int) -> list[int]:
+        return [each.guests for each in self.search(*args, **options)]
+
+    def test_every_limit_is_found_whatever_the_guess(self):
+        for limit, guess in itertools.product(range(1, 9), (1, 300, 2000)):
             self.assertEqual(limit, how_many.sample(
-                self.search(fits=limit), 9)['guests'], limit)
+                self.search(limit, anonymous_mib=guess), 9)['guests'],
+                (limit, guess))
             self.assertEqual(limit, how_many.sample(
-                self.search(99, all_well_below=limit + 1), 9)['guests'],
-                limit)
+                self.search(99, all_well_below=limit + 1,
+                            anonymous_mib=guess), 9)['guests'],
+                (limit, guess))
+
+    def test_the_most_with_little_lost_is_found_as_well(self):
+        for slow in range(2, 8):
+            found = how_many.sample(
+                self.search(7, slow_from=slow), 9)
+            self.assertEqual((7, slow - 1),
+                             (found['guests'], found['guests_95']))
+
+    def test_from_a_guess_up_in_growing_steps_then_down_one_at_a_time(self):
+        # 2048 / (300 + 200) are 4.
+        self.assertEqual([1, 4, 5, 7, 6], self.sizes(6))
+        self.assertEqual([1, 4, 3, 2], self.sizes(99, all_well_below=3))
 
     def test_it_ends_at_the_most(self):
-        self.assertEqual([1, 3, 5, 7, 8],
-                         [each.guests for each in self.search(99, most=8)])
+        self.assertEqual([1, 4, 5, 7, 8], self.sizes(99, most=8))
+
+    def test_a_lone_one_that_does_not_boot_is_an_error(self):
+        fleet_ = FakeFleet(0)
+        fleet_.group.killed = lambda: 0
+        search = how_many._Search(
+            fleet_, modes.MODES['pmem'], how_many.VARIANTS['same'],
+            mock.Mock(**{'image.side_effect': lambda mode, number: number}),
+            2048, 9)
+        self.assertRaises(errors.LabError, search.run)
+
+    def test_it_says_what_it_has_seen(self):
+        self.assertEqual(
+            '1 guests: 100 reads/s, p99 1.0 ms; 2 guests: not all worked, '
+            'boot', how_many.sentence([point(2, 0, 'boot'), point(1)]))
+
+
+class SideBySideTestCase(base.BaseTestCase):
+
+    def test_what_is_of_the_whole_machine_is_alone(self):
+        groups = one_guest.side_by_side([*modes.MODES])
+        self.assertEqual(sorted(modes.MODES), sorted(sum(groups, [])))
+        for group in groups:
+            if any(modes.MODES[name].swap or modes.MODES[name].ksm
+                   for name in group):
+                self.assertEqual(1, len(group))
 
 
 class ImageTestCase(base.BaseTestCase):

@@ -38,7 +38,7 @@ PARTS = ('one-guest', 'how-many', 'frozen', 'after-work', 'costs')
 _AFTER_WORK = ('blk-writeback-fpr', 'blk-none-fpr', 'blk-none-zram',
                'pmem-fpr')
 _BUDGET_MIB = 2048
-_MOST = 16
+_MOST = 24
 
 
 class _Run:
@@ -77,15 +77,17 @@ class _Run:
     def _one_guest(self, stack: contextlib.ExitStack) -> list[results.Row]:
         sets: tuple[int, ...] = one_guest.WORKING_SETS
         if self._quick:
-            sets = sets[:3]
+            sets = sets[:2]
         made = disks.Disks(sets[-1], stack)
         samples: dict[str, list[dict[int, results.Sample]]] = {}
         for number in range(self._rounds):
-            for name in results.in_turn(self._names, number):
-                with progress.step(f'one-guest, {name}, round {number + 1} '
-                                   f'of {self._rounds}'):
-                    samples.setdefault(name, []).append(one_guest.sample(
-                        name, made.image(modes.MODES[name]), sets))
+            names = results.in_turn(self._names, number)
+            for group in one_guest.side_by_side(names):
+                with progress.step(f'one-guest, {" and ".join(group)}, round '
+                                   f'{number + 1} of {self._rounds}'):
+                    for name, found in one_guest.samples(
+                            group, made, sets).items():
+                        samples.setdefault(name, []).append(found)
         return [{'part': 'one-guest', 'mode': name, 'working_set_mib': mib,
                  'ram_mib': one_guest.RAM_MIB, 'rounds': self._rounds,
                  **results.summary([run[mib] for run in samples[name]],
@@ -97,20 +99,24 @@ class _Run:
         with progress.step('how fast the storage is'):
             storage = host.storage(made.image(modes.MODES['pmem']))
         rows = []
-        for variant in (('same',) if self._quick else how_many.VARIANTS):
-            runs: dict[str, list[list[how_many.Point]]] = {}
-            for number in range(self._rounds):
-                for name in results.in_turn(self._names, number):
-                    with progress.step(f'how-many, {variant}, {name}, round '
-                                       f'{number + 1} of {self._rounds}'):
-                        points = how_many.search(
-                            name, variant, made, self._budget_mib,
-                            self._most)
-                    runs.setdefault(name, []).append(points)
-            rows += [how_many.row(name, variant, self._budget_mib,
-                                  self._most, runs[name]) | storage
-                     for name in self._names]
+        for variant in (('cut',) if self._quick else how_many.VARIANTS):
+            rows += [row | storage for row in self._fleets(variant, made)]
         return rows
+
+    def _fleets(self, variant: str, made: disks.Disks) -> list[results.Row]:
+        chosen = how_many.VARIANTS[variant]
+        names = [name for name in self._names if name in chosen.modes]
+        rounds = self._rounds if chosen.repeated else 1
+        runs: dict[str, list[list[how_many.Point]]] = {}
+        for number in range(rounds):
+            for name in results.in_turn(names, number):
+                with progress.step(f'how-many, {variant}, {name}, round '
+                                   f'{number + 1} of {rounds}'):
+                    runs.setdefault(name, []).append(how_many.search(
+                        name, variant, made, self._budget_mib, self._most))
+                progress.say('    ' + how_many.sentence(runs[name][-1]))
+        return [how_many.row(name, variant, self._budget_mib, self._most,
+                             runs[name]) for name in names]
 
     def _frozen(self, stack: contextlib.ExitStack) -> list[results.Row]:
         made = disks.Disks(frozen.CLEAN_MIB, stack)
@@ -143,11 +149,11 @@ class _Run:
 @click.command()
 @click.option('--rounds', default=2, show_default=True,
               type=click.IntRange(min=1),
-              help='Of each part but after-work.')
+              help='Of each part but after-work, and of how-many but "cut".')
 @click.option('--quick', is_flag=True,
-              help='One round of three modes, with a budget of 1 GiB and the '
-                   'first variant, and without after-work: to see that it '
-                   'works.')
+              help='One round of three modes, with a budget of 1 GiB and '
+                   'guests of the variant "cut", and without after-work: to '
+                   'see that it works.')
 @click.option('--part', 'parts', multiple=True, type=click.Choice(PARTS),
               help='Only this one; can be repeated.')
 @click.option('--mode', 'only', multiple=True,
@@ -185,6 +191,7 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
                 no more than 5 % of the reads are lost.
                 same   512 MiB of RAM each
                 cut    the RAM that the mode needs for the hot set
+                least  112 MiB or less: guests cache next to nothing
                 mixed  512 MiB; all have read their set, three work at a time
     frozen      the vCPUs are stopped, 500 MiB of clean cache: what the host
                 takes back, in what time, and what it writes to do so. And

@@ -36,8 +36,12 @@ ACCELERATOR = 'tcg,tb-size=32'
 #: prctl(2).
 _PR_SET_THP_DISABLE = 41
 _LOG = '/run/work'
-#: Seconds until a guest has booted, or answers, however busy its host is.
+_STOP_WORK = 'kill $(cat /run/worker); rm -f /run/worker'
+#: Seconds until a guest answers, however busy its host is.
 _PATIENCE = 300
+#: Seconds that a boot may take: about ten times what it takes on a host with
+#: enough memory, with others that boot beside it.
+_BOOT_SECONDS = 90
 
 
 def avoid_huge_pages() -> None:
@@ -66,8 +70,8 @@ def boot(mode: modes.Mode, image: pathlib.Path, ram_mib: int,
             '-no-reboot', *mode.options(image), *extra, memory_mib=ram_mib,
             emulator=mode.emulator(), accelerator=ACCELERATOR,
             prefix=group.prefix() if group else ()) as machine:
-        machine.wait_console('^GUEST-(READY|FAILED)', _PATIENCE)
-        machine.agent.wait_ready(_PATIENCE)
+        machine.wait_console('^GUEST-(READY|FAILED)', _BOOT_SECONDS)
+        machine.agent.wait_ready(_BOOT_SECONDS)
         yield machine
 
 
@@ -98,7 +102,8 @@ def start_work(machine: qemu.Machine, data: str, mib: int,
 
 
 def stop_work(machine: qemu.Machine) -> None:
-    machine.agent.run('kill $(cat /run/worker)', timeout=_PATIENCE)
+    """Also where none runs."""
+    machine.agent.run(_STOP_WORK, timeout=_PATIENCE)
 
 
 def done_work(machine: qemu.Machine, seconds: int) -> list[list[int]]:
@@ -150,21 +155,23 @@ class Fleet:
             self.take_away(each)
         self._stack.close()
 
-    def add(self, found: Sequence[pathlib.Path], ram_mib: int) -> bool:
-        """Boot guests side by side; return whether all of them did."""
+    def add(self, found: Sequence[pathlib.Path],
+            ram_mib: int) -> list[errors.LabError]:
+        """Boot guests side by side; return why some of them did not."""
         with futures.ThreadPoolExecutor(len(found)) as pool:
-            return all(list(pool.map(
-                lambda image: self._add(image, ram_mib), found)))
+            return [error for error in pool.map(
+                lambda image: self._add(image, ram_mib), found) if error]
 
-    def _add(self, image: pathlib.Path, ram_mib: int) -> bool:
+    def _add(self, image: pathlib.Path,
+             ram_mib: int) -> errors.LabError | None:
         with contextlib.ExitStack() as stack:
             try:
                 machine = stack.enter_context(
                     boot(self._mode, image, ram_mib, self.group))
-            except errors.LabError:
-                return False
+            except errors.LabError as e:
+                return e
             self.guests.append(Guest(image, machine, stack.pop_all()))
-        return True
+        return None
 
     def take_away(self, one: Guest) -> None:
         self.guests.remove(one)

@@ -12,6 +12,7 @@
 
 """How many guests fit into a host's memory."""
 
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -26,7 +27,6 @@ from lab.benchmarks.density import modes
 from lab.benchmarks import results
 from lab import errors
 from lab.machine import qemu
-from lab import progress
 
 HOT_MIB = 200
 RATE = 100
@@ -39,32 +39,42 @@ _MOST_STALLED = 0.2
 #: Of the work of lone guests, for the other number of guests.
 _LITTLE_LOST = 0.95
 #: Seconds until a guest that has begun has its share of the memory, and then.
-_SETTLE = 3
-_WINDOW = 6
+_SETTLE = 2
+_WINDOW = 5
 #: Of a mixed fleet, at a time.
 _BUSY = 3
+#: Seconds in which a guest has read its hot set, if its host does well.
+_FILL_SECONDS = 90
+#: With which all kinds of disk boot, with some room.
+_LEAST_MIB = 112
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """Which guests.
 
-    :ivar cut: each has the RAM that its mode needs for the same work
+    :ivar ram_mib: of a guest of a mode
     :ivar mixed: most are idle, and the few busy ones change
+    :ivar modes: that are compared
+    :ivar repeated: whether it is measured in each round, or once
     """
 
     title: str
-    cut: bool = False
+    ram_mib: Callable[[modes.Mode], int]
     mixed: bool = False
-
-    def ram_mib(self, mode: modes.Mode) -> int:
-        return mode.cut_mib if self.cut else RAM_MIB
+    modes: tuple[str, ...] = modes.FLEETS
+    repeated: bool = False
 
 
 VARIANTS = {
-    'same': Variant('the same RAM'),
-    'cut': Variant('RAM cut to the work', cut=True),
-    'mixed': Variant('the same RAM, most of them idle', mixed=True),
+    'same': Variant('the same RAM', lambda mode: RAM_MIB),
+    'cut': Variant('RAM cut to the hot set', lambda mode: mode.cut_mib,
+                   repeated=True),
+    'least': Variant('the least RAM, most reads missed',
+                     lambda mode: min(mode.cut_mib, _LEAST_MIB),
+                     modes=modes.SMALL_FLEETS),
+    'mixed': Variant('the same RAM, most of them idle', lambda mode: RAM_MIB,
+                     mixed=True),
 }
 
 
@@ -75,8 +85,9 @@ class Point:
     :ivar anonymous_mib: the mean of their QEMUs; the host cannot take it back
         without swap
     :ivar rate: the mean of the guests that had to work, in reads a second
-    :ivar stopped_by: why it is too large (``killed``: also if one does not
-        boot; ``rate``, ``stall``), or nothing
+    :ivar stopped_by: why it is too large, or nothing. ``killed``; ``boot``:
+        one does not boot and read its hot set in a minute and a half;
+        ``rate``; ``stall``
     """
 
     guests: int
@@ -93,51 +104,89 @@ class _Search:
     """Adds guests to a host until it is full."""
 
     def __init__(self, found: fleet.Fleet, mode: modes.Mode, variant: Variant,
-                 made: disks.Disks, most: int) -> None:
+                 made: disks.Disks, budget_mib: int, most: int) -> None:
         self._fleet = found
         self._mode = mode
         self._variant = variant
         self._disks = made
+        self._budget_mib = budget_mib
         self._most = most
         self._turn = 0
         self.points: list[Point] = []
 
     def run(self) -> None:
-        """A lone one, then steps of two; then the one between, if need be."""
-        step = 1
-        while step and self._grow(step):
-            step = min(2, self._most - len(self._fleet.guests))
-        full = min((point.guests for point in self.points
-                    if point.stopped_by), default=0)
-        if full > 1 and full - 1 not in {point.guests
-                                         for point in self.points}:
-            self._resize(full - 1)
+        """A lone one; as many as ought to fit; more, until it is full.
 
-    def _resize(self, guests: int) -> None:
-        for each in self._fleet.guests[guests:]:
-            self._fleet.take_away(each)
-        missing = guests - len(self._fleet.guests)
-        if missing:
-            self._grow(missing)
-        else:
-            self._measure()
+        Then fewer, one at a time, until all is well.
+        """
+        self._grow_to(1)
+        lone = self.points[0]
+        if lone.stopped_by:
+            return
+        guests, step = min(self._guess(lone), self._most), 1
+        while guests > len(self._fleet.guests) and self._grow_to(guests):
+            guests, step = min(guests + step, self._most), step * 2
+        while not self._well(self.points[-1]) and len(
+                self._fleet.guests) > 1:
+            self._shrink()
+        # Where several were killed at once, one of these may have fitted.
+        while self._well(self.points[-1]) and len(
+                self._fleet.guests) + 1 < self._least_bad():
+            self._grow_to(len(self._fleet.guests) + 1)
 
-    def _grow(self, count: int) -> bool:
-        """Whether all is well with so many more guests."""
-        first = len(self._fleet.guests)
-        booted = self._fleet.add(self._free_images(count),
+    def _guess(self, lone: Point) -> int:
+        """Guests of which the host's memory is full, without swap."""
+        hot = HOT_MIB if self._mode.fake_dax else 0
+        if self._variant.mixed:
+            room = self._budget_mib - min(_BUSY * hot, self._budget_mib / 2)
+            return max(2, int(room / lone.anonymous_mib))
+        return max(2, int(self._budget_mib / (lone.anonymous_mib + hot)))
+
+    def _well(self, point: Point) -> bool:
+        return not point.stopped_by and (
+            point.rate >= _LITTLE_LOST * self.points[0].rate)
+
+    def _least_bad(self) -> int:
+        return min((point.guests for point in self.points
+                    if not self._well(point)), default=self._most + 1)
+
+    def _shrink(self) -> None:
+        """One less; what the others have lost meanwhile they read again."""
+        measured = {point.guests for point in self.points}
+        if len(self._fleet.guests) in measured:
+            self._fleet.take_away(self._fleet.guests[-1])
+        self._begin_all(self._fleet.guests)
+        self._measure()
+
+    def _grow_to(self, guests: int) -> bool:
+        """Whether no guest is killed and all are quick enough then.
+
+        :raises errors.LabError: not even a lone one boots
+        """
+        first, killed = len(self._fleet.guests), self._fleet.group.killed()
+        failed = self._fleet.add(self._free_images(guests - first),
                                  self._variant.ram_mib(self._mode))
-        for each in self._fleet.guests[first:]:
-            with contextlib.suppress(errors.LabError):
-                self._begin(each.machine)
-        if self._mode.ksm:
-            host.wait_merged(20)
-        if not booted or self._fleet.killed():
-            self.points.append(
-                Point(first + count, 0, 0, 0, 0, 0, None, 'killed'))
+        if failed and guests == 1 and not self._fleet.group.killed():
+            raise failed[0]
+        failed += self._begin_all(self._fleet.guests[first:])
+        if failed or self._fleet.killed():
+            why = 'killed' if self._fleet.group.killed() > killed else 'boot'
+            self.points.append(Point(guests, 0, 0, 0, 0, 0, None, why))
             self._bury()
             return False
         return not self._measure()
+
+    def _begin_all(self, found: Sequence[fleet.Guest]
+                   ) -> list[errors.LabError]:
+        failed = []
+        for each in found:
+            try:
+                self._begin(each.machine)
+            except errors.LabError as e:
+                failed.append(e)
+        if self._mode.ksm:
+            host.wait_merged(20)
+        return failed
 
     def _bury(self) -> None:
         for each in self._fleet.killed():
@@ -152,8 +201,10 @@ class _Search:
             (image for image in made if image not in used), count))
 
     def _begin(self, machine: qemu.Machine) -> None:
+        fleet.stop_work(machine)
         machine.agent.run(f'dd if={disks.DATA} of=/dev/null bs=1M '
-                          f'count={HOT_MIB}', check=True, timeout=300)
+                          f'count={HOT_MIB}', check=True,
+                          timeout=_FILL_SECONDS)
         if not self._variant.mixed:
             fleet.start_work(machine, disks.DATA, HOT_MIB, RATE)
 
@@ -204,7 +255,8 @@ def search(name: str, variant: str, made: disks.Disks, budget_mib: int,
     """Fleets of growing size, the largest not always last."""
     mode = modes.MODES[name]
     with fleet.Fleet(mode, budget_mib) as found:
-        running = _Search(found, mode, VARIANTS[variant], made, most)
+        running = _Search(found, mode, VARIANTS[variant], made, budget_mib,
+                          most)
         running.run()
     return running.points
 
@@ -242,6 +294,11 @@ def row(name: str, variant: str, budget_mib: int, most: int,
                        for point in points]}
 
 
-def say(name: str, variant: str, points: list[Point]) -> None:
-    for point in points:
-        progress.say(f'    {variant} {name}: {point}')
+def sentence(points: Sequence[Point]) -> str:
+    """What a search has seen, for its user."""
+    return '; '.join(
+        f'{point.guests} guests: ' + (
+            f'{point.rate:.0f} reads/s, p99 {point.p99_ms:.1f} ms'
+            if point.rate else 'not all worked')
+        + (f', {point.stopped_by}' if point.stopped_by else '')
+        for point in sorted(points, key=lambda point: point.guests))

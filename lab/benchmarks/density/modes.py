@@ -98,6 +98,15 @@ MODES = {
 #: What one who is in a hurry compares: as Nova has it, and fake DAX.
 QUICK = ('blk-writeback-fpr', 'blk-none-fpr', 'pmem-fpr')
 
+#: Of which fleets are made: what an operator can have who wants many. None
+#: does better without free page reporting.
+FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'blk-none-ksm',
+          'blk-none-zram', 'blk-none-swap', 'pmem-fpr', 'pmem-zram')
+
+#: With guests so small that they keep little themselves. The host's cache can
+#: do it for them, as with fake DAX, where ``cache`` is ``writeback``.
+SMALL_FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'pmem-fpr')
+
 #: Of which the costs are measured.
 COSTS = {name: MODES[name]
          for name in ('blk-writeback', 'blk-none', 'pmem-stock', 'pmem')}

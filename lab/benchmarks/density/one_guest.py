@@ -12,6 +12,8 @@
 
 """Where the memory of one guest is, by its working set."""
 
+from collections.abc import Sequence
+from concurrent import futures
 import pathlib
 import re
 import time
@@ -27,7 +29,9 @@ from lab.machine import qemu
 
 RAM_MIB = 512
 #: From a small one to twice the RAM.
-WORKING_SETS = (64, 128, 256, 512, 1024)
+WORKING_SETS = (64, 256, 512, 1024)
+#: Reads at random of each, at most.
+_READS = 1 << 15
 
 FIGURES = {
     'guest_cached_mib': "guest's page cache",
@@ -43,8 +47,37 @@ FIGURES = {
 _REPORTING_SECONDS = 5
 
 
-def sample(name: str, image: pathlib.Path,
-           working_sets: tuple[int, ...]) -> dict[int, results.Sample]:
+def side_by_side(names: Sequence[str]) -> list[list[str]]:
+    """Modes that can be measured at once, for these figures are no speeds.
+
+    Two at a time. KSM and swap are the whole machine's, so such modes are
+    alone.
+    """
+    found: list[list[str]] = []
+    together: list[str] = []
+    for name in names:
+        mode = modes.MODES[name]
+        if mode.swap or mode.ksm:
+            found.append([name])
+        else:
+            together.append(name)
+    return found + [together[at:at + 2] for at in range(0, len(together), 2)]
+
+
+def samples(names: Sequence[str], made: disks.Disks,
+            working_sets: tuple[int, ...]
+            ) -> dict[str, dict[int, results.Sample]]:
+    """The figures of modes, measured side by side."""
+    images = [made.image(modes.MODES[name], number)
+              for number, name in enumerate(names)]
+    with futures.ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(
+            lambda name, image: _sample(name, image, working_sets),
+            names, images), strict=True))
+
+
+def _sample(name: str, image: pathlib.Path,
+            working_sets: tuple[int, ...]) -> dict[int, results.Sample]:
     """The figures of one guest after it has read so many MiB, twice.
 
     In one boot, from the smallest working set on. What is left is measured
@@ -59,8 +92,8 @@ def sample(name: str, image: pathlib.Path,
         for mib in working_sets:
             machine.agent.run(
                 f'dd if={disks.DATA} of=/dev/null bs=1M count={mib} && '
-                f'probe reads {disks.DATA} {mib} {mib * 256}', check=True,
-                timeout=900)
+                f'probe reads {disks.DATA} {mib} {min(mib * 256, _READS)}',
+                check=True, timeout=900)
             time.sleep(_REPORTING_SECONDS)
             if mode.ksm:
                 host.wait_merged(30)
