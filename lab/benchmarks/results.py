@@ -94,6 +94,15 @@ def save(name: str, rows: Sequence[Row]) -> None:
         json.dumps(rows, indent=2) + '\n')
 
 
+def load(name: str) -> list[Row]:
+    """The rows that :func:`save` has written; none if it has not."""
+    file = DIRECTORY / f'{name}.json'
+    if not file.exists():
+        return []
+    rows: list[Row] = json.loads(file.read_text())
+    return rows
+
+
 def show(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]],
          *, width: int = 100, whole: int = 0, groups: int = 0) -> None:
     """Print a table.

@@ -19,14 +19,18 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import click
+import fixtures
 from oslotest import base
 
+from lab.benchmarks.density import command
 from lab.benchmarks.density import disks
 from lab.benchmarks.density import fleet
 from lab.benchmarks.density import how_many
 from lab.benchmarks.density import modes
 from lab.benchmarks.density import one_guest
 from lab.benchmarks.density import report
+from lab.benchmarks import results
 from lab import errors
 from nova_fakedax.planner import density
 
@@ -222,6 +226,64 @@ class ImageTestCase(base.BaseTestCase):
                  for at in range(8192, len(made[0]), 4096)]
         self.assertEqual(256, len(pages))
         self.assertEqual(64, sum(one == other for one, other in pages))
+
+
+class ResumeTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        directory = self.useFixture(fixtures.TempDir()).path
+        self.useFixture(fixtures.MockPatchObject(
+            results, 'DIRECTORY', pathlib.Path(directory)))
+        self.useFixture(fixtures.MockPatchObject(
+            command, '_emulator', lambda: '10.0-abc'))
+        self.useFixture(fixtures.MockPatchObject(
+            command.host, 'storage', lambda image: {}))
+        self.measured: list[str] = []
+
+    def run_of(self, rounds: int = 2, fails_at: str = '') -> command._Run:
+        run = command._Run(['pmem-fpr'], rounds, 2048, 8, quick=False)
+
+        def measure(unit: str, **row: str) -> list[results.Row]:
+            if unit == fails_at:
+                raise errors.LabError(unit)
+            self.measured.append(unit)
+            return [{'mode': 'pmem-fpr'} | row]
+
+        run._one_guest = lambda stack: measure('one-guest', part='one-guest')
+        run._fleets = lambda variant, made: measure(
+            variant, part='how-many', variant=variant)
+        self.useFixture(fixtures.MockPatchObject(
+            command.disks, 'Disks', mock.Mock()))
+        return run
+
+    def test_what_was_measured_is_kept(self):
+        run = self.run_of(fails_at='least')
+        run.part('one-guest')
+        self.assertRaises(errors.LabError, run.part, 'how-many')
+        self.assertEqual(['one-guest', 'same', 'cut'], self.measured)
+        run = self.run_of()
+        run.resume()
+        run.part('one-guest')
+        run.part('how-many')
+        self.assertEqual(['one-guest', 'same', 'cut', 'least', 'mixed'],
+                         self.measured)
+        self.assertEqual(run.rows, results.load('density'))
+        self.assertEqual(5, len(run.rows))
+
+    def test_a_run_of_another_kind_is_refused_and_its_rows_stay(self):
+        self.run_of().part('one-guest')
+        before = results.load('density')
+        error = self.assertRaises(
+            click.UsageError, self.run_of(rounds=3).resume)
+        self.assertIn('of_rounds was 2 in density.json and is 3', str(error))
+        self.assertEqual(before, results.load('density'))
+
+    def test_without_an_earlier_run_all_is_measured(self):
+        run = self.run_of()
+        run.resume()
+        run.part('one-guest')
+        self.assertEqual(['one-guest'], self.measured)
 
 
 class ReportTestCase(base.BaseTestCase):

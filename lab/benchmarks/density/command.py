@@ -12,8 +12,9 @@
 
 """The command, and which parts run in which order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
+import pathlib
 import subprocess
 
 import click
@@ -51,13 +52,38 @@ class _Run:
         self._budget_mib = budget_mib
         self._most = most
         self._quick = quick
+        self.about = host.description() | {
+            'emulator': _emulator(), 'modes': [*names], 'budget_mib':
+            budget_mib, 'most': most, 'of_rounds': rounds}
         self.rows: list[results.Row] = []
 
+    def resume(self) -> None:
+        """Keep what an earlier run of the same kind has measured.
+
+        :raises click.UsageError: it was of another kind
+        """
+        for row in results.load('density'):
+            for key, value in self.about.items():
+                if row.get(key) != value:
+                    raise click.UsageError(
+                        f'--resume: {key} was {row.get(key)} in '
+                        f'density.json and is {value}')
+            self.rows.append(row)
+
     def part(self, name: str) -> None:
-        with contextlib.ExitStack() as stack:
-            rows = getattr(self, '_' + name.replace('-', '_'))(stack)
-        self.rows += [host.description() | row for row in rows]
-        # What is there if the next part fails.
+        if name == 'how-many':
+            self._how_many()
+        elif not self._has(name):
+            with contextlib.ExitStack() as stack:
+                self._add(getattr(self, '_' + name.replace('-', '_'))(stack))
+
+    def _has(self, part: str, variant: str | None = None) -> bool:
+        return any((row['part'], row.get('variant')) == (part, variant)
+                   for row in self.rows)
+
+    def _add(self, rows: Iterable[results.Row]) -> None:
+        self.rows += [self.about | row for row in rows]
+        # What is there if the next one fails.
         results.save('density', self.rows)
 
     def _in_turn(self, part: str, names: Sequence[str],
@@ -94,14 +120,19 @@ class _Run:
                                    one_guest.FIGURES, 1)}
                 for name in self._names for mib in sets]
 
-    def _how_many(self, stack: contextlib.ExitStack) -> list[results.Row]:
-        made = disks.Disks(how_many.HOT_MIB + 56, stack)
-        with progress.step('how fast the storage is'):
-            storage = host.storage(made.image(modes.MODES['pmem']))
-        rows = []
-        for variant in (('cut',) if self._quick else how_many.VARIANTS):
-            rows += [row | storage for row in self._fleets(variant, made)]
-        return rows
+    def _how_many(self) -> None:
+        variants = [name for name in (
+            ('cut',) if self._quick else how_many.VARIANTS)
+            if not self._has('how-many', name)]
+        if not variants:
+            return
+        with contextlib.ExitStack() as stack:
+            made = disks.Disks(how_many.HOT_MIB + 56, stack)
+            with progress.step('how fast the storage is'):
+                storage = host.storage(made.image(modes.MODES['pmem']))
+            for variant in variants:
+                self._add(row | storage
+                          for row in self._fleets(variant, made))
 
     def _fleets(self, variant: str, made: disks.Disks) -> list[results.Row]:
         chosen = how_many.VARIANTS[variant]
@@ -165,10 +196,14 @@ class _Run:
               help='The memory of the host in how-many.')
 @click.option('--most', default=_MOST, show_default=True,
               type=click.IntRange(min=2), help='Guests in how-many.')
+@click.option('--resume', is_flag=True,
+              help='Keep the parts, and the variants of how-many, that '
+                   'density.json has. The other options, the emulator and '
+                   'the kernel must be the same.')
 @click.option('--docs', is_flag=True,
               help='Put the tables and plots into doc/ as well.')
 def density(rounds: int, quick: bool, parts: tuple[str, ...],
-            only: tuple[str, ...], budget_mib: int, most: int,
+            only: tuple[str, ...], budget_mib: int, most: int, resume: bool,
             docs: bool) -> None:
     """Show how many guests fit into a host, by the kind of their disk.
 
@@ -204,7 +239,8 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
     Rows in .lab/bench/density.json: part, variant, mode, parameters, medians
     of the rounds with their spread; kernel and readahead of the host. Those of
     how-many are what "nova-fakedax plan --check" reads. Plots are next to it.
-    Parts of an earlier run are not kept.
+    A part is written when it is done, and a run that was cut off goes on with
+    --resume.
     """
     names = [name for name in (modes.QUICK if quick else modes.MODES)
              if name in (only or modes.MODES)]
@@ -223,6 +259,8 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
         for name in names:
             modes.MODES[name].emulator()
     run = _Run(names, rounds, budget_mib, most, quick)
+    if resume:
+        run.resume()
     for part in PARTS:
         if part in parts:
             run.part(part)
@@ -231,6 +269,12 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
         progress.say(f'plot: {plot}')
     if docs:
         report.write_docs(run.rows, _versions())
+
+
+def _emulator() -> str:
+    """The key of the emulator's build: its version and what it is made of."""
+    path = pathlib.Path(modes.MODES['pmem'].emulator())
+    return next(part for part in reversed(path.parts) if part[0].isdigit())
 
 
 def _versions() -> str:
