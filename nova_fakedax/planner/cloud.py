@@ -76,9 +76,11 @@ def read(name: str | None) -> Cloud:
         with warnings.catch_warnings():
             # Of attributes that later microversions do not have.
             warnings.simplefilter('ignore')
-            connection = openstack.connect(
-                cloud=name, compute_default_microversion=_MICROVERSION)
-            return _read(connection.compute)
+            compute = openstack.connect(cloud=name).compute
+            # Not an argument of connect(): that refuses a clouds.yaml with a
+            # microversion as compute_api_version, as many have.
+            compute.default_microversion = _MICROVERSION
+            return _read(compute)
     except (exceptions.SDKException,
             auth_exceptions.ClientException) as exc:
         which = f"cloud '{name}'" if name else "the environment's cloud"

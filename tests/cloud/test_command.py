@@ -13,6 +13,7 @@
 """What an operator asks of a compute host by nova-fakedax."""
 
 import json
+import os
 import signal
 import subprocess
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from prometheus_client import parser
 import requests
 
+from lab.deploy import config
 from lab.deploy import host
 from lab import paths
 from tests.cloud import base
@@ -87,6 +89,7 @@ class CommandTest(base.CloudTestCase):
         self.flushed_and_evicted()
         with self.server.agent() as agent:
             agent.run('probe verify /root/f 32 1', check=True)
+        self.planned_for_this_cloud()
         other, = (node for node in host.HOSTS if node != self.server.host)
         self.assertIn(f"no server '{self.server.id}'", self.ask(
             'status', self.server.id, status=1, node=other))
@@ -107,3 +110,21 @@ class CommandTest(base.CloudTestCase):
         evicted = self.row('evict')
         # The guest goes on, and keeps some of it in use.
         self.assertGreater(float(evicted['Given back MiB']), 32, evicted)
+
+    def planned_for_this_cloud(self) -> None:
+        """The plan takes hosts and flavors from the API of the cloud."""
+        done = subprocess.run(
+            [paths.STATE / 'venv/bin/nova-fakedax', 'plan', '--cloud',
+             'admin', '-f', 'json', '--guest',
+             'name=*,programs=64,hot=64@10'],
+            env=os.environ | {
+                'OS_CLIENT_CONFIG_FILE': str(config.ETC / 'clouds.yaml')},
+            capture_output=True, text=True)
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn(f'- {len(host.HOSTS)} hosts with ', done.stderr)
+        rows = json.loads(done.stdout)
+        name = self.server.show().flavor.original_name
+        guests = {row['Disks']: row['Guests'] for row in rows
+                  if row['Flavor'] == name}
+        self.assertGreater(
+            guests['fake DAX'], guests['virtio-blk, writeback'], rows)

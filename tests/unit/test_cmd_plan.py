@@ -235,10 +235,12 @@ class CloudTest(PlanTestCase):
         for name in [*os.environ]:
             if name.startswith('OS_'):
                 self.useFixture(fixtures.EnvironmentVariable(name))
+        mine = {'auth_type': 'none', 'auth': {'endpoint': NOVA},
+                'compute_endpoint_override': NOVA}
         self.useFixture(fixtures.EnvironmentVariable(
             'OS_CLIENT_CONFIG_FILE', self.write(json.dumps({'clouds': {
-                'mine': {'auth_type': 'none', 'auth': {'endpoint': NOVA},
-                         'compute_endpoint_override': NOVA}}}))))
+                'mine': mine, 'micro': mine | {
+                    'compute_api_version': '2.95'}}}))))
         self.api = self.useFixture(requests_fixture.Fixture())
         self.hypervisors = [
             self.hypervisor(1, 32768), self.hypervisor(2, 65536),
@@ -266,7 +268,13 @@ class CloudTest(PlanTestCase):
             'ephemeral': 0, 'swap': 0, 'extra_specs': {}}}
 
     def test_hosts_and_flavors(self):
-        rows = self.plan('--cloud', 'mine', '--guest',
+        self.hosts_and_flavors('mine')
+
+    def test_a_microversion_in_clouds_yaml(self):
+        self.hosts_and_flavors('micro')
+
+    def hosts_and_flavors(self, cloud):
+        rows = self.plan('--cloud', cloud, '--guest',
                          'name=*,programs=20%,hot=10%@20')
         self.assertIn('2 hosts with 96 GiB', self.errors)
         self.assertIn('m1.large: 8192 MiB of RAM', self.errors)

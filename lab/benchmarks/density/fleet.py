@@ -39,9 +39,6 @@ _LOG = '/run/work'
 _STOP_WORK = 'kill $(cat /run/worker); rm -f /run/worker'
 #: Seconds until a guest answers, however busy its host is.
 _PATIENCE = 300
-#: Seconds that a boot may take: about ten times what it takes on a host with
-#: enough memory, with others that boot beside it.
-_BOOT_SECONDS = 90
 
 
 def avoid_huge_pages() -> None:
@@ -57,9 +54,11 @@ def avoid_huge_pages() -> None:
 @contextlib.contextmanager
 def boot(mode: modes.Mode, image: pathlib.Path, ram_mib: int,
          group: cgroup.MemoryGroup | None = None,
-         extra: Sequence[str] = ()) -> Iterator[qemu.Machine]:
+         extra: Sequence[str] = (),
+         seconds: float = _PATIENCE) -> Iterator[qemu.Machine]:
     """A guest that has booted, from an image that is not cached.
 
+    :param seconds: that the boot may take
     :raises errors.LabError: it does not boot
     """
     built = guest.build()
@@ -70,8 +69,8 @@ def boot(mode: modes.Mode, image: pathlib.Path, ram_mib: int,
             '-no-reboot', *mode.options(image), *extra, memory_mib=ram_mib,
             emulator=mode.emulator(), accelerator=ACCELERATOR,
             prefix=group.prefix() if group else ()) as machine:
-        machine.wait_console('^GUEST-(READY|FAILED)', _BOOT_SECONDS)
-        machine.agent.wait_ready(_BOOT_SECONDS)
+        machine.wait_console('^GUEST-(READY|FAILED)', seconds)
+        machine.agent.wait_ready(seconds)
         yield machine
 
 
@@ -134,10 +133,13 @@ class Fleet:
 
     :param budget_mib: RAM for guests and their page cache, compressed pages
         included
+    :param boot_seconds: that the boot of a guest may take
     """
 
-    def __init__(self, mode: modes.Mode, budget_mib: int | None) -> None:
+    def __init__(self, mode: modes.Mode, budget_mib: int | None,
+                 boot_seconds: float = _PATIENCE) -> None:
         self._mode = mode
+        self._boot_seconds = boot_seconds
         self._budget = None if budget_mib is None else budget_mib << 20
         self.guests: list[Guest] = []
 
@@ -167,11 +169,21 @@ class Fleet:
         with contextlib.ExitStack() as stack:
             try:
                 machine = stack.enter_context(
-                    boot(self._mode, image, ram_mib, self.group))
+                    boot(self._mode, image, ram_mib, self.group,
+                         seconds=self._boot_seconds))
             except errors.LabError as e:
                 return e
             self.guests.append(Guest(image, machine, stack.pop_all()))
         return None
+
+    def boot(self, image: pathlib.Path, ram_mib: int) -> qemu.Machine:
+        """The only guest of a fleet.
+
+        :raises errors.LabError: it does not boot; says why
+        """
+        for error in self.add([image], ram_mib):
+            raise error
+        return self.guests[0].machine
 
     def take_away(self, one: Guest) -> None:
         self.guests.remove(one)

@@ -21,7 +21,6 @@ from lab.benchmarks.density import host
 from lab.benchmarks.density import how_many
 from lab.benchmarks.density import modes
 from lab.benchmarks import results
-from lab import errors
 from lab.machine import qemu
 from lab import wait
 
@@ -53,7 +52,7 @@ def sample(name: str, image: pathlib.Path) -> results.Sample:
 def _frozen(name: str, image: pathlib.Path) -> results.Sample:
     mode = modes.MODES[name]
     with fleet.Fleet(mode, None) as found:
-        machine = _boot(found, image, _RAM_MIB)
+        machine = found.boot(image, _RAM_MIB)
         machine.agent.run(f'dd if={disks.DATA} of=/dev/null bs=1M '
                           f'count={CLEAN_MIB}', check=True, timeout=600)
         if mode.ksm:
@@ -76,7 +75,7 @@ def _frozen(name: str, image: pathlib.Path) -> results.Sample:
 def _running(name: str, image: pathlib.Path) -> results.Sample:
     mode = modes.MODES[name]
     with fleet.Fleet(mode, None) as found:
-        machine = _boot(found, image, how_many.RAM_MIB)
+        machine = found.boot(image, how_many.RAM_MIB)
         # More than it works with, so that there is something to give.
         machine.agent.run(f'dd if={disks.DATA} of=/dev/null bs=1M', check=True,
                           timeout=600)
@@ -109,10 +108,3 @@ def _inflate(machine: qemu.Machine, target_mib: int) -> None:
                lambda: machine.qmp('query-balloon')['actual']
                <= (target_mib + 8) << 20, _BALLOON_SECONDS, interval=0.02,
                state=lambda: machine.qmp('query-balloon'))
-
-
-def _boot(found: fleet.Fleet, image: pathlib.Path,
-          ram_mib: int) -> qemu.Machine:
-    if not found.add([image], ram_mib):
-        raise errors.LabError('the guest does not boot')
-    return found.guests[0].machine

@@ -23,7 +23,6 @@ from lab.benchmarks.density import fleet
 from lab.benchmarks.density import host
 from lab.benchmarks.density import modes
 from lab.benchmarks import results
-from lab import errors
 from lab.machine import pagecache
 from lab.machine import qemu
 
@@ -86,9 +85,7 @@ def _sample(name: str, image: pathlib.Path,
     mode = modes.MODES[name]
     samples: dict[int, results.Sample] = {}
     with fleet.Fleet(mode, None) as found:
-        if not found.add([image], RAM_MIB):
-            raise errors.LabError(f'{name}: the guest does not boot')
-        machine = found.guests[0].machine
+        machine = found.boot(image, RAM_MIB)
         for mib in working_sets:
             machine.agent.run(
                 f'dd if={disks.DATA} of=/dev/null bs=1M count={mib} && '
