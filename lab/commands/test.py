@@ -268,6 +268,7 @@ PARTS: dict[str, Part] = {
     'paravirt': _stestr('paravirt'),
     'image': _stestr('image'),
     'package': _stestr('package'),
+    'bench': _stestr('bench'),
     'cloud': _cloud,
     'tempest': _tempest,
     'functional': _stestr('functional', workers=2),
@@ -279,7 +280,7 @@ PARTS: dict[str, Part] = {
 #: one core busy.
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (('style', 'unit', 'lab', 'device'),),
-    (('guest', 'image', 'package', 'functional', 'regression'),
+    (('guest', 'image', 'package', 'bench', 'functional', 'regression'),
      ('paravirt', 'libvirt', 'cloud', 'tempest')),
 )
 
@@ -295,6 +296,7 @@ ABOUT = {
     'paravirt': "the guest's driver: crashes and faults",
     'image': 'the elements, and images built by them',
     'package': 'Debian packages in a clean root, next to Debian\'s Nova',
+    'bench': 'the benchmarks that show the purpose, in short',
     'cloud': "servers in the lab's cloud, by OpenStack's API",
     'tempest': "the tests for tempest, in the lab's cloud",
     'functional': 'Nova in one process, with a libvirt that is not real',

@@ -16,6 +16,7 @@ Linux charges a page to the group of the process that was first to touch it,
 and never moves it. So what a process had before it joined is not the group's.
 """
 
+import os
 import pathlib
 import re
 import uuid
@@ -42,20 +43,15 @@ class MemoryGroup:
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        self._name = f'fakedax-{uuid.uuid4().hex[:8]}'
+        self._name = f'{prefix_of(os.getpid())}{uuid.uuid4().hex[:8]}'
         self._limit = limit
 
     def __enter__(self) -> 'MemoryGroup':
-        mounts = _mounts()
-        first = [point for kind, point, options in mounts
-                 if kind == 'cgroup' and 'memory' in options]
-        second = [point for kind, point, _options in mounts
-                  if kind == 'cgroup2']
+        first, second = _roots()
         self._second = not first
         if not first and not second:
             raise CgroupError('no cgroup file system is mounted')
-        self._paths = [pathlib.Path(root) / self._name
-                       for root in first[:1] + second[:1]]
+        self._paths = [root / self._name for root in first + second]
         try:
             if self._second:
                 (self._paths[0].parent / 'cgroup.subtree_control').write_text(
@@ -148,6 +144,22 @@ class MemoryGroup:
         self._file(second, first).write_text(str(value))
 
 
-def _mounts() -> list[tuple[str, str, list[str]]]:
-    return [(part.fstype, part.mountpoint, part.opts.split(','))
-            for part in psutil.disk_partitions(all=True)]
+def prefix_of(pid: int) -> str:
+    """What the names of a process's groups begin with."""
+    return f'fakedax-{pid}-'
+
+
+def left_by(pid: int) -> list[pathlib.Path]:
+    """The directories of the groups that a process has made, if any."""
+    return [path for roots in _roots() for root in roots
+            for path in root.glob(f'{prefix_of(pid)}*')]
+
+
+def _roots() -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Where memory is limited by version 1, and where version 2 is, if so."""
+    mounts = psutil.disk_partitions(all=True)
+    first = [pathlib.Path(part.mountpoint) for part in mounts
+             if part.fstype == 'cgroup' and 'memory' in part.opts.split(',')]
+    second = [pathlib.Path(part.mountpoint) for part in mounts
+              if part.fstype == 'cgroup2']
+    return first[:1], second[:1]

@@ -52,6 +52,8 @@ class _Run:
         self._budget_mib = budget_mib
         self._most = most
         self._quick = quick
+        # A smoke test keeps the rows of a full run.
+        self.name = 'density-quick' if quick else 'density'
         self.about = host.description() | {
             'emulator': _emulator(), 'modes': [*names], 'budget_mib':
             budget_mib, 'most': most, 'of_rounds': rounds}
@@ -62,12 +64,12 @@ class _Run:
 
         :raises click.UsageError: it was of another kind
         """
-        for row in results.load('density'):
+        for row in results.load(self.name):
             for key, value in self.about.items():
                 if row.get(key) != value:
                     raise click.UsageError(
                         f'--resume: {key} was {row.get(key)} in '
-                        f'density.json and is {value}')
+                        f'{self.name}.json and is {value}')
             self.rows.append(row)
 
     def part(self, name: str) -> None:
@@ -84,7 +86,7 @@ class _Run:
     def _add(self, rows: Iterable[results.Row]) -> None:
         self.rows += [self.about | row for row in rows]
         # What is there if the next one fails.
-        results.save('density', self.rows)
+        results.save(self.name, self.rows)
 
     def _in_turn(self, part: str, names: Sequence[str],
                  measure: Callable[[str], results.Sample],
@@ -236,9 +238,10 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
                 as in an upgrade, and is idle for two minutes
     costs       speeds, hot and cold; the time and space of a new disk
 
-    Rows in .lab/bench/density.json: part, variant, mode, parameters, medians
-    of the rounds with their spread; kernel and readahead of the host. Those of
-    how-many are what "nova-fakedax plan --check" reads. Plots are next to it.
+    Rows in .lab/bench/density.json (--quick: density-quick.json): part,
+    variant, mode, parameters, medians of the rounds with their spread; kernel
+    and readahead of the host. Those of how-many are what "nova-fakedax plan
+    --check" reads. Plots are next to it.
     A part is written when it is done, and a run that was cut off goes on with
     --resume.
     """
@@ -265,7 +268,7 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
         if part in parts:
             run.part(part)
             report.show(run.rows, part)
-    for plot in report.plot(run.rows):
+    for plot in report.plot(run.rows, run.name):
         progress.say(f'plot: {plot}')
     if docs:
         report.write_docs(run.rows, _versions())

@@ -64,19 +64,22 @@ def write_docs(rows: Sequence[results.Row], versions: str) -> None:
     for part in _COLUMNS:
         results.write_table(_DOCS / f'{part}-table.inc', *table(rows, part))
     (_DOCS / 'versions.inc').write_text(f'{versions}.\n')
-    for file in plot(rows):
+    for file in plot(rows, 'density'):
         shutil.copy(file, _DOCS / file.name)
 
 
-def plot(rows: Sequence[results.Row]) -> list[pathlib.Path]:
-    """A plot of each part that has one; without colour it reads as well."""
+def plot(rows: Sequence[results.Row], name: str) -> list[pathlib.Path]:
+    """A plot of each part that has one; without colour it reads as well.
+
+    :param name: the first word of the files' names
+    """
     made = []
     for part, draw in (('one-guest', _plot_one_guest),
                        ('how-many', _plot_how_many),
                        ('frozen', _plot_frozen)):
         mine = [row for row in rows if row['part'] == part]
         if mine:
-            file = results.DIRECTORY / f'density-{part}.png'
+            file = results.DIRECTORY / f'{name}-{part}.png'
             draw(mine, file)
             made.append(file)
     return made
