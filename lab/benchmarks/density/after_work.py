@@ -76,7 +76,7 @@ def _sample(name: str, image: pathlib.Path) -> results.Sample:
     with (fleet.Fleet(mode, None) as found,
           qemu.Machine(*view, *mode.options(image), memory_mib=_RAM_MIB,
                        emulator=mode.emulator(),
-                       accelerator=fleet.ACCELERATOR,
+                       accelerator=fleet.Accelerator.option(),
                        prefix=found.group.prefix()) as machine):
         machine.agent.wait_ready(_PATIENCE)
         machine.agent.run(_WORK, check=True, timeout=_PATIENCE)

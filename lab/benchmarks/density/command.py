@@ -14,6 +14,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
+import os
 import pathlib
 import subprocess
 
@@ -55,8 +56,9 @@ class _Run:
         # A smoke test keeps the rows of a full run.
         self.name = 'density-quick' if quick else 'density'
         self.about = host.description() | {
-            'emulator': _emulator(), 'modes': [*names], 'budget_mib':
-            budget_mib, 'most': most, 'of_rounds': rounds}
+            'emulator': _emulator(), 'kvm': fleet.Accelerator.kvm,
+            'modes': [*names], 'budget_mib': budget_mib, 'most': most,
+            'of_rounds': rounds}
         self.rows: list[results.Row] = []
 
     def resume(self) -> None:
@@ -198,6 +200,8 @@ class _Run:
               help='The memory of the host in how-many.')
 @click.option('--most', default=_MOST, show_default=True,
               type=click.IntRange(min=2), help='Guests in how-many.')
+@click.option('--kvm', is_flag=True,
+              help='Run the vCPUs by KVM, not TCG.')
 @click.option('--resume', is_flag=True,
               help='Keep the parts, and the variants of how-many, that '
                    'density.json has. The other options, the emulator and '
@@ -205,8 +209,8 @@ class _Run:
 @click.option('--docs', is_flag=True,
               help='Put the tables and plots into doc/ as well.')
 def density(rounds: int, quick: bool, parts: tuple[str, ...],
-            only: tuple[str, ...], budget_mib: int, most: int, resume: bool,
-            docs: bool) -> None:
+            only: tuple[str, ...], budget_mib: int, most: int, kvm: bool,
+            resume: bool, docs: bool) -> None:
     """Show how many guests fit into a host, by the kind of their disk.
 
     All guests of a measurement are in one memory cgroup, which is the host.
@@ -256,6 +260,9 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
         rounds, budget_mib, most = 1, min(budget_mib, 1024), min(most, 6)
     parts = parts or tuple(part for part in PARTS
                            if not quick or part != 'after-work')
+    if kvm and not os.access('/dev/kvm', os.R_OK | os.W_OK):
+        raise errors.LabError('--kvm: /dev/kvm is not usable here')
+    fleet.Accelerator.kvm = kvm
     fleet.avoid_huge_pages()
     with progress.step('QEMU and guest'):
         guest.build()
@@ -287,6 +294,7 @@ def _versions() -> str:
     if done.returncode:
         raise errors.LabError('the emulator does not say its version')
     found = host.description()
-    return (f'{done.stdout.splitlines()[0]}, TCG; Linux {found["kernel"]}, '
-            f'{found["cpus"]} processors, readahead of the images '
-            f'{found["read_ahead_kib"]} KiB')
+    accelerator = 'KVM' if fleet.Accelerator.kvm else 'TCG'
+    return (f'{done.stdout.splitlines()[0]}, {accelerator}; Linux '
+            f'{found["kernel"]}, {found["cpus"]} processors, readahead of the '
+            f'images {found["read_ahead_kib"]} KiB')

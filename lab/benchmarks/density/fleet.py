@@ -30,15 +30,26 @@ from lab.machine import qemu
 
 #: The kernel ends QEMU where it panics.
 _ARGUMENTS = 'panic=-1'
-#: 32 MiB of translated code; without a size, what a guest has used of it would
-#: be counted as its memory.
-ACCELERATOR = 'tcg,tb-size=32'
+#: TCG with 32 MiB of translated code; without a size, what a guest has used of
+#: it would be counted as its memory.
+_ACCELERATORS = {False: 'tcg,tb-size=32', True: 'kvm'}
 #: prctl(2).
 _PR_SET_THP_DISABLE = 41
 _LOG = '/run/work'
 _STOP_WORK = 'kill $(cat /run/worker); rm -f /run/worker'
 #: Seconds until a guest answers, however busy its host is.
 _PATIENCE = 300
+
+
+class Accelerator:
+    """How the vCPUs of all guests run."""
+
+    kvm = False
+
+    @classmethod
+    def option(cls) -> str:
+        """The value of QEMU's ``-accel``."""
+        return _ACCELERATORS[cls.kvm]
 
 
 def avoid_huge_pages() -> None:
@@ -67,7 +78,7 @@ def boot(mode: modes.Mode, image: pathlib.Path, ram_mib: int,
             *qemu.direct_kernel(built.kernel, built.initrd,
                                 f'{guest.COMMAND_LINE} {_ARGUMENTS}'),
             '-no-reboot', *mode.options(image), *extra, memory_mib=ram_mib,
-            emulator=mode.emulator(), accelerator=ACCELERATOR,
+            emulator=mode.emulator(), accelerator=Accelerator.option(),
             prefix=group.prefix() if group else ()) as machine:
         machine.wait_console('^GUEST-(READY|FAILED)', seconds)
         machine.agent.wait_ready(seconds)
