@@ -33,6 +33,7 @@
 #include "standard-headers/linux/virtio_pmem.h"
 #include "trace.h"
 #include "virtio-pmem-compat.h"
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 /*
@@ -60,6 +61,18 @@
  * journal, which is a flush, every 5 seconds (ext4; others less often).
  */
 #define VIRTIO_PMEM_WRITEBACK_AWAKE_MS 10000
+
+/*
+ * Readahead: how often to look at the page faults, and how many of them show
+ * whether it is of use
+ */
+#define VIRTIO_PMEM_READ_AHEAD_PERIOD_MS 1000
+#define VIRTIO_PMEM_READ_AHEAD_FAULTS 64
+
+/* How long it stays off before it is tried again, and the same of a trial */
+#define VIRTIO_PMEM_READ_AHEAD_OFF_MS 30000
+#define VIRTIO_PMEM_TRIAL_PERIOD_MS 100
+#define VIRTIO_PMEM_TRIAL_FAULTS 16
 
 /* Less is a mistake: after a sync of 1 MiB the next would wait for hours. */
 #define VIRTIO_PMEM_MIN_SYNC_BPS 1024
@@ -94,6 +107,33 @@ struct VirtIOPMEMWriteback {
     bool started;
     int error;
 };
+
+/* A count for the readahead, of all images */
+typedef struct VirtIOPMEMReadAheadCount {
+    GPtrArray *memdevs;
+    int64_t faults;
+    int64_t pages;
+    int64_t usecs;
+    int error;
+} VirtIOPMEMReadAheadCount;
+
+/*
+ * The readahead of all images: Linux counts the major faults of the process,
+ * not those of a file. Under QEMU's lock.
+ */
+static struct {
+    QEMUTimer *timer;
+    bool counting;
+    /* Linux cannot count evicted pages */
+    bool unsupported;
+    /* It is off; it is on again for a trial; when that may be (in ms) */
+    bool off;
+    bool trial;
+    int64_t off_until;
+    /* At the last count: major faults, and pages that were ever cached */
+    int64_t faults;
+    int64_t pages;
+} virtio_pmem_read_ahead;
 
 /*
  * All realized devices. Changing the list takes QEMU's lock and the mutex, so
@@ -379,6 +419,171 @@ static void virtio_pmem_writeback_wake(VirtIOPMEM *pmem)
                             VIRTIO_PMEM_WRITEBACK_AWAKE_MS;
     if (!pmem->writeback && !timer_pending(pmem->writeback_timer)) {
         virtio_pmem_writeback_schedule(pmem, VIRTIO_PMEM_WRITEBACK_PERIOD_MS);
+    }
+}
+
+/* Have Linux read ahead of a fault on the image, or read that page alone. */
+static void virtio_pmem_read_ahead_advise(VirtIOPMEM *pmem)
+{
+    uint8_t *ram = memory_region_get_ram_ptr(&pmem->memdev->mr);
+    uint64_t from = pmem->memmap.end;
+
+    pmem->reads_ahead = pmem->read_ahead == ON_OFF_AUTO_AUTO
+                        ? !virtio_pmem_read_ahead.off
+                        : pmem->read_ahead == ON_OFF_AUTO_ON;
+    madvise(ram + from, pmem->size - from,
+            pmem->reads_ahead ? MADV_NORMAL : MADV_RANDOM);
+}
+
+static void virtio_pmem_read_ahead_set(bool off)
+{
+    VirtIOPMEM *pmem;
+
+    virtio_pmem_read_ahead.off = off;
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        if (pmem->read_ahead == ON_OFF_AUTO_AUTO) {
+            virtio_pmem_read_ahead_advise(pmem);
+        }
+    }
+}
+
+/* The faults of QEMU and its guest so far that had to wait for storage */
+static int64_t virtio_pmem_major_faults(void)
+{
+    struct rusage usage;
+
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_majflt;
+}
+
+static void virtio_pmem_read_ahead_schedule(int64_t msecs)
+{
+    if (!virtio_pmem_read_ahead.unsupported &&
+        !QLIST_EMPTY(&virtio_pmem_devices)) {
+        timer_mod(virtio_pmem_read_ahead.timer,
+                  qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) + msecs);
+    }
+}
+
+static int virtio_pmem_read_ahead_run(void *opaque)
+{
+    VirtIOPMEMReadAheadCount *count = opaque;
+    int64_t start = g_get_monotonic_time();
+    struct virtio_pmem_cachestat stat;
+    guint i;
+
+    count->faults = virtio_pmem_major_faults();
+    for (i = 0; i < count->memdevs->len; i++) {
+        if (virtio_pmem_cachestat(count->memdevs->pdata[i], 0, &stat) < 0) {
+            count->error = errno;
+            return 0;
+        }
+        count->pages += stat.cache + stat.evicted;
+    }
+    count->usecs = g_get_monotonic_time() - start;
+    return 0;
+}
+
+/*
+ * Linux remembers which pages it has evicted, so a page that is read for the
+ * first time adds one to those that are cached or evicted, and a page that is
+ * read again does not. Readahead is of use to a guest that reads what is new.
+ * If the guest waits for pages that were evicted, memory is short, and what is
+ * read ahead evicts more of them.
+ */
+static void virtio_pmem_read_ahead_decide(int64_t faults, int64_t new_pages)
+{
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
+    bool was_off = virtio_pmem_read_ahead.off;
+    bool off = new_pages < faults / 2;
+
+    virtio_pmem_read_ahead.trial = false;
+    if (off && was_off && now >= virtio_pmem_read_ahead.off_until) {
+        /*
+         * After several times the host's memory, Linux forgets the pages that
+         * it has evicted, and all that is new looks old.
+         */
+        virtio_pmem_read_ahead.trial = true;
+        off = false;
+    }
+    if (off != was_off) {
+        virtio_pmem_read_ahead_set(off);
+        virtio_pmem_read_ahead.off_until = now + VIRTIO_PMEM_READ_AHEAD_OFF_MS;
+        trace_virtio_pmem_read_ahead(faults, new_pages, !off,
+                                     virtio_pmem_read_ahead.trial);
+    }
+}
+
+static void virtio_pmem_read_ahead_done(void *opaque, int ret)
+{
+    VirtIOPMEMReadAheadCount *count = opaque;
+    int64_t faults = count->faults - virtio_pmem_read_ahead.faults;
+    int64_t new_pages = count->pages - virtio_pmem_read_ahead.pages;
+
+    virtio_pmem_read_ahead.counting = false;
+    virtio_pmem_read_ahead.unsupported = count->error != 0;
+    virtio_pmem_read_ahead.faults = count->faults;
+    virtio_pmem_read_ahead.pages = count->pages;
+    if (count->error) {
+        virtio_pmem_read_ahead_set(false);
+    } else if (new_pages >= 0) {
+        /* Fewer: somebody has dropped pages, which Linux does not remember. */
+        virtio_pmem_read_ahead_decide(faults, new_pages);
+    }
+    /* Counting a large cache is slow: spend at most 1 % on it. */
+    virtio_pmem_read_ahead_schedule(MAX(virtio_pmem_read_ahead.trial
+                                        ? VIRTIO_PMEM_TRIAL_PERIOD_MS
+                                        : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS,
+                                        count->usecs / 10));
+    g_ptr_array_free(count->memdevs, true);
+    g_free(count);
+}
+
+static void virtio_pmem_read_ahead_look(void *opaque)
+{
+    int64_t faults = virtio_pmem_major_faults() -
+                     virtio_pmem_read_ahead.faults;
+    VirtIOPMEMReadAheadCount *count;
+    VirtIOPMEM *pmem;
+    bool trial;
+
+    if (qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) >=
+        virtio_pmem_read_ahead.off_until) {
+        virtio_pmem_read_ahead.trial = false;
+    }
+    trial = virtio_pmem_read_ahead.trial;
+    if (faults < (trial ? VIRTIO_PMEM_TRIAL_FAULTS
+                        : VIRTIO_PMEM_READ_AHEAD_FAULTS)) {
+        virtio_pmem_read_ahead_schedule(trial
+                                        ? VIRTIO_PMEM_TRIAL_PERIOD_MS
+                                        : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS);
+        return;
+    }
+    count = g_new0(VirtIOPMEMReadAheadCount, 1);
+    count->memdevs = g_ptr_array_new_with_free_func(object_unref);
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        g_ptr_array_add(count->memdevs, object_ref(OBJECT(pmem->memdev)));
+    }
+    virtio_pmem_read_ahead.counting = true;
+    thread_pool_submit_aio(virtio_pmem_read_ahead_run, count,
+                           virtio_pmem_read_ahead_done, count);
+}
+
+/* After a device was added to the list */
+static void virtio_pmem_read_ahead_start(VirtIOPMEM *pmem)
+{
+    virtio_pmem_read_ahead_advise(pmem);
+    if (pmem->read_ahead != ON_OFF_AUTO_AUTO) {
+        return;
+    }
+    if (!virtio_pmem_read_ahead.timer) {
+        virtio_pmem_read_ahead.timer = timer_new_ms(
+            QEMU_CLOCK_VIRTUAL, virtio_pmem_read_ahead_look, NULL);
+        virtio_pmem_read_ahead.faults = virtio_pmem_major_faults();
+    }
+    if (!virtio_pmem_read_ahead.counting &&
+        !timer_pending(virtio_pmem_read_ahead.timer)) {
+        virtio_pmem_read_ahead_schedule(VIRTIO_PMEM_READ_AHEAD_PERIOD_MS);
     }
 }
 
@@ -1319,6 +1524,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     WITH_QEMU_LOCK_GUARD(&virtio_pmem_devices_mutex) {
         QLIST_INSERT_HEAD(&virtio_pmem_devices, pmem, next);
     }
+    virtio_pmem_read_ahead_start(pmem);
     virtio_pmem_catch_sigbus();
 
     host_memory_backend_set_mapped(pmem->memdev, true);
@@ -1505,6 +1711,8 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_ON_OFF_AUTO("lock", VirtIOPMEM, lock, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_SIZE("early-writeback", VirtIOPMEM, early_writeback,
                      16 * MiB),
+    DEFINE_PROP_ON_OFF_AUTO("read-ahead", VirtIOPMEM, read_ahead,
+                            ON_OFF_AUTO_AUTO),
     DEFINE_PROP_SIZE("sync-bps", VirtIOPMEM, sync_bps, 0),
     DEFINE_PROP_BLOCKDEV_ON_ERROR("werror", VirtIOPMEM, werror,
                                   BLOCKDEV_ON_ERROR_AUTO),
@@ -1518,6 +1726,8 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_COUNTER("writebacks", writebacks),
     DEFINE_PROP_COUNTER("cache-dropped", cache_dropped),
     DEFINE_PROP_COUNTER("cache-left", cache_left),
+    DEFINE_PROP("reads-ahead", VirtIOPMEM, reads_ahead, virtio_pmem_prop_flag,
+                bool),
     DEFINE_PROP("locked", VirtIOPMEM, owner, virtio_pmem_prop_flag, bool),
     VIRTIO_PMEM_PROPERTIES_END
 };
@@ -1542,6 +1752,9 @@ static void virtio_pmem_class_init(ObjectClass *klass,
     object_class_property_set_description(klass, "early-writeback",
         "Start writeback of memdev when this many bytes of it are dirty, so"
         " that a flush finds little to write; 0: never");
+    object_class_property_set_description(klass, "read-ahead",
+        "Have the host read ahead when the guest waits for a page of memdev;"
+        " auto: unless it waits for pages that were evicted");
     object_class_property_set_description(klass, "sync-bps",
         "Bytes per second that flushes and early-writeback may write; 0: no"
         " limit");
@@ -1569,6 +1782,8 @@ static void virtio_pmem_class_init(ObjectClass *klass,
         " before it ran after a migration");
     object_class_property_set_description(klass, "cache-left",
         "Bytes that were still in the host's page cache then");
+    object_class_property_set_description(klass, "reads-ahead",
+        "Whether the host reads ahead now");
     object_class_property_set_description(klass, "locked",
         "Whether this QEMU holds the lock of memdev");
 
