@@ -63,16 +63,16 @@
 #define VIRTIO_PMEM_WRITEBACK_AWAKE_MS 10000
 
 /*
- * Readahead: how often to look at the page faults, and how many of them show
- * whether it is of use
+ * Readahead: how often to look at what was read, and how many pages show
+ * whether readahead is of use
  */
 #define VIRTIO_PMEM_READ_AHEAD_PERIOD_MS 1000
-#define VIRTIO_PMEM_READ_AHEAD_FAULTS 64
+#define VIRTIO_PMEM_READ_AHEAD_PAGES 256
 
 /* How long it stays off before it is tried again, and the same of a trial */
 #define VIRTIO_PMEM_READ_AHEAD_OFF_MS 30000
 #define VIRTIO_PMEM_TRIAL_PERIOD_MS 100
-#define VIRTIO_PMEM_TRIAL_FAULTS 16
+#define VIRTIO_PMEM_TRIAL_PAGES 64
 
 /* Less is a mistake: after a sync of 1 MiB the next would wait for hours. */
 #define VIRTIO_PMEM_MIN_SYNC_BPS 1024
@@ -108,30 +108,48 @@ struct VirtIOPMEMWriteback {
     int error;
 };
 
-/* A count for the readahead, of all images */
-typedef struct VirtIOPMEMReadAheadCount {
-    GPtrArray *memdevs;
-    int64_t faults;
+typedef struct VirtIOPMEMReadAheadImage {
+    HostMemoryBackend *memdev;
+    uint64_t from;
+    bool automatic;
+} VirtIOPMEMReadAheadImage;
+
+/* What a worker thread is to judge, and its result */
+typedef struct VirtIOPMEMReadAheadJudge {
+    GArray *images;
+    GArray *threads;
+    /* As the static variable below has it, before and after */
+    bool was_off;
+    bool off;
+    bool trial;
+    bool may_try;
+    bool comparable;
+    int64_t base_reads;
+    int64_t base_pages;
+    int64_t reads;
     int64_t pages;
     int64_t usecs;
-    int error;
-} VirtIOPMEMReadAheadCount;
+} VirtIOPMEMReadAheadJudge;
 
 /*
- * The readahead of all images: Linux counts the major faults of the process,
- * not those of a file. Under QEMU's lock.
+ * The readahead of all images: Linux counts what a thread reads, not what is
+ * read of a file. Under QEMU's lock.
  */
 static struct {
     QEMUTimer *timer;
-    bool counting;
-    /* Linux cannot count evicted pages */
-    bool unsupported;
+    bool judging;
     /* It is off; it is on again for a trial; when that may be (in ms) */
     bool off;
     bool trial;
     int64_t off_until;
-    /* At the last count: major faults, and pages that were ever cached */
-    int64_t faults;
+    /* No device was plugged in since the last count */
+    bool comparable;
+    /*
+     * At the last count: pages that QEMU has read, those of them that were
+     * read for images, and pages of images that were ever cached
+     */
+    int64_t process_reads;
+    int64_t reads;
     int64_t pages;
 } virtio_pmem_read_ahead;
 
@@ -422,166 +440,258 @@ static void virtio_pmem_writeback_wake(VirtIOPMEM *pmem)
     }
 }
 
-/* Have Linux read ahead of a fault on the image, or read that page alone. */
-static void virtio_pmem_read_ahead_advise(VirtIOPMEM *pmem)
+/* Have Linux read ahead of a fault on an image, or read that page alone. */
+static void virtio_pmem_read_ahead_advise(HostMemoryBackend *memdev,
+                                          uint64_t from, bool on)
 {
-    uint8_t *ram = memory_region_get_ram_ptr(&pmem->memdev->mr);
-    uint64_t from = pmem->memmap.end;
+    uint8_t *ram = memory_region_get_ram_ptr(&memdev->mr);
 
-    pmem->reads_ahead = pmem->read_ahead == ON_OFF_AUTO_AUTO
-                        ? !virtio_pmem_read_ahead.off
-                        : pmem->read_ahead == ON_OFF_AUTO_ON;
-    madvise(ram + from, pmem->size - from,
-            pmem->reads_ahead ? MADV_NORMAL : MADV_RANDOM);
+    madvise(ram + from, memory_region_size(&memdev->mr) - from,
+            on ? MADV_NORMAL : MADV_RANDOM);
 }
 
-static void virtio_pmem_read_ahead_set(bool off)
-{
-    VirtIOPMEM *pmem;
-
-    virtio_pmem_read_ahead.off = off;
-    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
-        if (pmem->read_ahead == ON_OFF_AUTO_AUTO) {
-            virtio_pmem_read_ahead_advise(pmem);
-        }
-    }
-}
-
-/* The faults of QEMU and its guest so far that had to wait for storage */
-static int64_t virtio_pmem_major_faults(void)
+/*
+ * The pages that QEMU has waited for so far, and those that were read ahead.
+ * Some file systems do not count what they read; their faults are counted,
+ * except under KVM, where another thread completes them.
+ */
+static int64_t virtio_pmem_process_reads(void)
 {
     struct rusage usage;
 
     getrusage(RUSAGE_SELF, &usage);
-    return usage.ru_majflt;
+    return MAX(usage.ru_inblock * 512 / (int64_t)qemu_real_host_page_size(),
+               usage.ru_majflt);
+}
+
+/*
+ * The pages that threads have read: @tids are those that touch images. The
+ * others read for other disks. If the kernel does not tell, all of QEMU.
+ */
+static int64_t virtio_pmem_thread_reads(GArray *tids)
+{
+    int64_t bytes = 0;
+    guint i;
+
+    for (i = 0; i < tids->len; i++) {
+        g_autofree char *path = g_strdup_printf("/proc/self/task/%d/io",
+                                                g_array_index(tids, int, i));
+        g_autofree char *text = NULL;
+        const char *line;
+
+        if (!g_file_get_contents(path, &text, NULL, NULL) ||
+            !(line = strstr(text, "\nread_bytes: "))) {
+            return virtio_pmem_process_reads();
+        }
+        bytes += g_ascii_strtoll(line + strlen("\nread_bytes: "), NULL, 10);
+    }
+    if (!bytes) {
+        return virtio_pmem_process_reads();
+    }
+    return bytes / (int64_t)qemu_real_host_page_size();
 }
 
 static void virtio_pmem_read_ahead_schedule(int64_t msecs)
 {
-    if (!virtio_pmem_read_ahead.unsupported &&
-        !QLIST_EMPTY(&virtio_pmem_devices)) {
-        timer_mod(virtio_pmem_read_ahead.timer,
-                  qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) + msecs);
-    }
-}
+    VirtIOPMEM *pmem;
 
-static int virtio_pmem_read_ahead_run(void *opaque)
-{
-    VirtIOPMEMReadAheadCount *count = opaque;
-    int64_t start = g_get_monotonic_time();
-    struct virtio_pmem_cachestat stat;
-    guint i;
-
-    count->faults = virtio_pmem_major_faults();
-    for (i = 0; i < count->memdevs->len; i++) {
-        if (virtio_pmem_cachestat(count->memdevs->pdata[i], 0, &stat) < 0) {
-            count->error = errno;
-            return 0;
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        if (pmem->read_ahead == ON_OFF_AUTO_AUTO) {
+            timer_mod(virtio_pmem_read_ahead.timer,
+                      qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) + msecs);
+            return;
         }
-        count->pages += stat.cache + stat.evicted;
     }
-    count->usecs = g_get_monotonic_time() - start;
-    return 0;
 }
 
 /*
  * Linux remembers which pages it has evicted, so a page that is read for the
  * first time adds one to those that are cached or evicted, and a page that is
  * read again does not. Readahead is of use to a guest that reads what is new.
- * If the guest waits for pages that were evicted, memory is short, and what is
- * read ahead evicts more of them.
+ * If most of what is read was evicted before, memory is short, and what is
+ * read ahead evicts more of it.
  */
-static void virtio_pmem_read_ahead_decide(int64_t faults, int64_t new_pages)
+static void virtio_pmem_read_ahead_decide(VirtIOPMEMReadAheadJudge *judge)
 {
-    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
-    bool was_off = virtio_pmem_read_ahead.off;
-    bool off = new_pages < faults / 2;
+    int64_t reads = judge->reads - judge->base_reads;
+    int64_t new_pages = judge->pages - judge->base_pages;
+    guint i;
 
-    virtio_pmem_read_ahead.trial = false;
-    if (off && was_off && now >= virtio_pmem_read_ahead.off_until) {
+    /* Fewer: somebody has dropped pages, which Linux does not remember. */
+    if (!judge->comparable || reads <= 0 || new_pages < 0) {
+        return;
+    }
+    judge->off = new_pages < reads / 2;
+    if (judge->off && judge->was_off && judge->may_try) {
         /*
          * After several times the host's memory, Linux forgets the pages that
          * it has evicted, and all that is new looks old.
          */
-        virtio_pmem_read_ahead.trial = true;
-        off = false;
+        judge->trial = true;
+        judge->off = false;
     }
-    if (off != was_off) {
-        virtio_pmem_read_ahead_set(off);
-        virtio_pmem_read_ahead.off_until = now + VIRTIO_PMEM_READ_AHEAD_OFF_MS;
-        trace_virtio_pmem_read_ahead(faults, new_pages, !off,
-                                     virtio_pmem_read_ahead.trial);
+    trace_virtio_pmem_read_ahead(reads, new_pages, !judge->off, judge->trial);
+    for (i = 0; judge->off != judge->was_off && i < judge->images->len; i++) {
+        VirtIOPMEMReadAheadImage *image =
+            &g_array_index(judge->images, VirtIOPMEMReadAheadImage, i);
+
+        if (image->automatic) {
+            virtio_pmem_read_ahead_advise(image->memdev, image->from,
+                                          !judge->off);
+        }
     }
+}
+
+/* In a thread, as madvise() waits while a vCPU waits for storage. */
+static int virtio_pmem_read_ahead_run(void *opaque)
+{
+    VirtIOPMEMReadAheadJudge *judge = opaque;
+    int64_t start = g_get_monotonic_time();
+    struct virtio_pmem_cachestat stat;
+    guint i;
+
+    judge->reads = virtio_pmem_thread_reads(judge->threads);
+    for (i = 0; i < judge->images->len; i++) {
+        VirtIOPMEMReadAheadImage *image =
+            &g_array_index(judge->images, VirtIOPMEMReadAheadImage, i);
+
+        if (virtio_pmem_cachestat(image->memdev, 0, &stat) < 0) {
+            judge->comparable = false;
+        } else {
+            judge->pages += stat.cache + stat.evicted;
+        }
+    }
+    judge->usecs = g_get_monotonic_time() - start;
+    virtio_pmem_read_ahead_decide(judge);
+    return 0;
 }
 
 static void virtio_pmem_read_ahead_done(void *opaque, int ret)
 {
-    VirtIOPMEMReadAheadCount *count = opaque;
-    int64_t faults = count->faults - virtio_pmem_read_ahead.faults;
-    int64_t new_pages = count->pages - virtio_pmem_read_ahead.pages;
+    VirtIOPMEMReadAheadJudge *judge = opaque;
+    VirtIOPMEM *pmem;
 
-    virtio_pmem_read_ahead.counting = false;
-    virtio_pmem_read_ahead.unsupported = count->error != 0;
-    virtio_pmem_read_ahead.faults = count->faults;
-    virtio_pmem_read_ahead.pages = count->pages;
-    if (count->error) {
-        virtio_pmem_read_ahead_set(false);
-    } else if (new_pages >= 0) {
-        /* Fewer: somebody has dropped pages, which Linux does not remember. */
-        virtio_pmem_read_ahead_decide(faults, new_pages);
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        if (pmem->read_ahead != ON_OFF_AUTO_AUTO ||
+            pmem->reads_ahead == !judge->off) {
+            continue;
+        }
+        if (!virtio_pmem_read_ahead.comparable) {
+            /* It was plugged in meanwhile. */
+            virtio_pmem_read_ahead_advise(pmem->memdev, pmem->memmap.end,
+                                          !judge->off);
+        }
+        pmem->reads_ahead = !judge->off;
     }
+    if (judge->off != judge->was_off) {
+        virtio_pmem_read_ahead.off_until =
+            qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) +
+            VIRTIO_PMEM_READ_AHEAD_OFF_MS;
+    }
+    virtio_pmem_read_ahead.judging = false;
+    virtio_pmem_read_ahead.off = judge->off;
+    virtio_pmem_read_ahead.trial = judge->trial;
+    virtio_pmem_read_ahead.reads = judge->reads;
+    virtio_pmem_read_ahead.pages = judge->pages;
     /* Counting a large cache is slow: spend at most 1 % on it. */
-    virtio_pmem_read_ahead_schedule(MAX(virtio_pmem_read_ahead.trial
+    virtio_pmem_read_ahead_schedule(MAX(judge->trial
                                         ? VIRTIO_PMEM_TRIAL_PERIOD_MS
                                         : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS,
-                                        count->usecs / 10));
-    g_ptr_array_free(count->memdevs, true);
-    g_free(count);
+                                        judge->usecs / 10));
+    g_array_free(judge->images, true);
+    g_array_free(judge->threads, true);
+    g_free(judge);
+}
+
+static void virtio_pmem_read_ahead_unref(gpointer image)
+{
+    object_unref(OBJECT(((VirtIOPMEMReadAheadImage *)image)->memdev));
+}
+
+/* The threads that touch images: vCPUs, and the one that emulates devices */
+static GArray *virtio_pmem_read_ahead_threads(void)
+{
+    GArray *threads = g_array_new(false, false, sizeof(int));
+    int last = getpid();
+    CPUState *cpu;
+
+    g_array_append_val(threads, last);
+    CPU_FOREACH(cpu) {
+        /* TCG may run all vCPUs in one thread. */
+        if (cpu->thread_id != last) {
+            last = cpu->thread_id;
+            g_array_append_val(threads, last);
+        }
+    }
+    return threads;
 }
 
 static void virtio_pmem_read_ahead_look(void *opaque)
 {
-    int64_t faults = virtio_pmem_major_faults() -
-                     virtio_pmem_read_ahead.faults;
-    VirtIOPMEMReadAheadCount *count;
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
+    int64_t reads = virtio_pmem_process_reads();
+    VirtIOPMEMReadAheadJudge *judge;
     VirtIOPMEM *pmem;
     bool trial;
 
-    if (qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) >=
-        virtio_pmem_read_ahead.off_until) {
+    if (now >= virtio_pmem_read_ahead.off_until) {
         virtio_pmem_read_ahead.trial = false;
     }
     trial = virtio_pmem_read_ahead.trial;
-    if (faults < (trial ? VIRTIO_PMEM_TRIAL_FAULTS
-                        : VIRTIO_PMEM_READ_AHEAD_FAULTS)) {
+    if (reads - virtio_pmem_read_ahead.process_reads <
+        (trial ? VIRTIO_PMEM_TRIAL_PAGES : VIRTIO_PMEM_READ_AHEAD_PAGES)) {
         virtio_pmem_read_ahead_schedule(trial
                                         ? VIRTIO_PMEM_TRIAL_PERIOD_MS
                                         : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS);
         return;
     }
-    count = g_new0(VirtIOPMEMReadAheadCount, 1);
-    count->memdevs = g_ptr_array_new_with_free_func(object_unref);
+    judge = g_new0(VirtIOPMEMReadAheadJudge, 1);
+    judge->images = g_array_new(false, false,
+                                sizeof(VirtIOPMEMReadAheadImage));
+    g_array_set_clear_func(judge->images, virtio_pmem_read_ahead_unref);
     QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
-        g_ptr_array_add(count->memdevs, object_ref(OBJECT(pmem->memdev)));
+        VirtIOPMEMReadAheadImage image = {
+            .memdev = pmem->memdev,
+            .from = pmem->memmap.end,
+            .automatic = pmem->read_ahead == ON_OFF_AUTO_AUTO,
+        };
+
+        object_ref(OBJECT(pmem->memdev));
+        g_array_append_val(judge->images, image);
     }
-    virtio_pmem_read_ahead.counting = true;
-    thread_pool_submit_aio(virtio_pmem_read_ahead_run, count,
-                           virtio_pmem_read_ahead_done, count);
+    judge->threads = virtio_pmem_read_ahead_threads();
+    judge->was_off = judge->off = virtio_pmem_read_ahead.off;
+    judge->may_try = now >= virtio_pmem_read_ahead.off_until;
+    judge->comparable = virtio_pmem_read_ahead.comparable;
+    judge->base_reads = virtio_pmem_read_ahead.reads;
+    judge->base_pages = virtio_pmem_read_ahead.pages;
+    virtio_pmem_read_ahead.process_reads = reads;
+    virtio_pmem_read_ahead.comparable = true;
+    virtio_pmem_read_ahead.judging = true;
+    thread_pool_submit_aio(virtio_pmem_read_ahead_run, judge,
+                           virtio_pmem_read_ahead_done, judge);
 }
 
 /* After a device was added to the list */
 static void virtio_pmem_read_ahead_start(VirtIOPMEM *pmem)
 {
-    virtio_pmem_read_ahead_advise(pmem);
-    if (pmem->read_ahead != ON_OFF_AUTO_AUTO) {
-        return;
+    struct virtio_pmem_cachestat stat;
+
+    if (pmem->read_ahead == ON_OFF_AUTO_AUTO &&
+        virtio_pmem_cachestat(pmem->memdev, 0, &stat) < 0) {
+        pmem->read_ahead = ON_OFF_AUTO_ON;
     }
+    pmem->reads_ahead = pmem->read_ahead == ON_OFF_AUTO_AUTO
+                        ? !virtio_pmem_read_ahead.off
+                        : pmem->read_ahead == ON_OFF_AUTO_ON;
+    virtio_pmem_read_ahead_advise(pmem->memdev, pmem->memmap.end,
+                                  pmem->reads_ahead);
+    virtio_pmem_read_ahead.comparable = false;
     if (!virtio_pmem_read_ahead.timer) {
         virtio_pmem_read_ahead.timer = timer_new_ms(
             QEMU_CLOCK_VIRTUAL, virtio_pmem_read_ahead_look, NULL);
-        virtio_pmem_read_ahead.faults = virtio_pmem_major_faults();
     }
-    if (!virtio_pmem_read_ahead.counting &&
+    if (!virtio_pmem_read_ahead.judging &&
         !timer_pending(virtio_pmem_read_ahead.timer)) {
         virtio_pmem_read_ahead_schedule(VIRTIO_PMEM_READ_AHEAD_PERIOD_MS);
     }
