@@ -114,20 +114,30 @@ typedef struct VirtIOPMEMReadAheadImage {
     bool automatic;
 } VirtIOPMEMReadAheadImage;
 
+/* Pages that were read so far */
+typedef struct VirtIOPMEMReads {
+    /* By vCPUs, -1 if not known; by all of QEMU; by faults that waited */
+    int64_t vcpus;
+    int64_t all;
+    int64_t faults;
+} VirtIOPMEMReads;
+
 /* What a worker thread is to judge, and its result */
 typedef struct VirtIOPMEMReadAheadJudge {
     GArray *images;
-    GArray *threads;
+    GArray *vcpus;
     /* As the static variable below has it, before and after */
     bool was_off;
     bool off;
     bool trial;
     bool may_try;
-    bool comparable;
-    int64_t base_reads;
+    bool changed;
+    VirtIOPMEMReads base_reads;
+    VirtIOPMEMReads reads;
     int64_t base_pages;
-    int64_t reads;
     int64_t pages;
+    /* Whether it has counted the pages, and how long that took */
+    bool counted;
     int64_t usecs;
 } VirtIOPMEMReadAheadJudge;
 
@@ -142,14 +152,10 @@ static struct {
     bool off;
     bool trial;
     int64_t off_until;
-    /* No device was plugged in since the last count */
-    bool comparable;
-    /*
-     * At the last count: pages that QEMU has read, those of them that were
-     * read for images, and pages of images that were ever cached
-     */
-    int64_t process_reads;
-    int64_t reads;
+    /* A device was plugged in or out since the last count */
+    bool changed;
+    /* At the last count: what was read, and pages that were ever cached */
+    VirtIOPMEMReads reads;
     int64_t pages;
 } virtio_pmem_read_ahead;
 
@@ -450,23 +456,23 @@ static void virtio_pmem_read_ahead_advise(HostMemoryBackend *memdev,
             on ? MADV_NORMAL : MADV_RANDOM);
 }
 
-/*
- * The pages that QEMU has waited for so far, and those that were read ahead.
- * Some file systems do not count what they read; their faults are counted,
- * except under KVM, where another thread completes them.
- */
-static int64_t virtio_pmem_process_reads(void)
+/* All but what vCPUs have read */
+static VirtIOPMEMReads virtio_pmem_count_reads(void)
 {
     struct rusage usage;
 
     getrusage(RUSAGE_SELF, &usage);
-    return MAX(usage.ru_inblock * 512 / (int64_t)qemu_real_host_page_size(),
-               usage.ru_majflt);
+    return (VirtIOPMEMReads) {
+        .vcpus = -1,
+        .all = usage.ru_inblock * 512LL / qemu_real_host_page_size(),
+        .faults = usage.ru_majflt,
+    };
 }
 
 /*
- * The pages that threads have read: @tids are those that touch images. The
- * others read for other disks. If the kernel does not tell, all of QEMU.
+ * The pages that threads have read, or -1 if the kernel does not tell: it may
+ * not have such a file, a security policy may forbid it, or a thread may have
+ * ended.
  */
 static int64_t virtio_pmem_thread_reads(GArray *tids)
 {
@@ -481,27 +487,74 @@ static int64_t virtio_pmem_thread_reads(GArray *tids)
 
         if (!g_file_get_contents(path, &text, NULL, NULL) ||
             !(line = strstr(text, "\nread_bytes: "))) {
-            return virtio_pmem_process_reads();
+            return -1;
         }
         bytes += g_ascii_strtoll(line + strlen("\nread_bytes: "), NULL, 10);
     }
-    if (!bytes) {
-        return virtio_pmem_process_reads();
-    }
-    return bytes / (int64_t)qemu_real_host_page_size();
+    return bytes / qemu_real_host_page_size();
 }
 
-static void virtio_pmem_read_ahead_schedule(int64_t msecs)
+/*
+ * The pages of images that were read. vCPUs read nothing else; other threads
+ * read for other disks, too. Faults are for what vCPUs do not read: what QEMU
+ * itself touches, and file systems that do not count what they read. KVM has
+ * another thread complete faults, so for vCPUs they are not enough.
+ */
+static int64_t virtio_pmem_reads_between(const VirtIOPMEMReads *from,
+                                         const VirtIOPMEMReads *to)
 {
+    return MAX(from->vcpus >= 0 && to->vcpus >= 0 ? to->vcpus - from->vcpus
+                                                  : to->all - from->all,
+               to->faults - from->faults);
+}
+
+/* How many pages have to be read to show whether readahead is of use */
+static int64_t virtio_pmem_read_ahead_enough(bool trial)
+{
+    return trial ? VIRTIO_PMEM_TRIAL_PAGES : VIRTIO_PMEM_READ_AHEAD_PAGES;
+}
+
+/*
+ * Look again after a while. Counting a large cache is slow: spend at most 1 %
+ * on it.
+ */
+static void virtio_pmem_read_ahead_schedule(int64_t count_usecs)
+{
+    int64_t period = virtio_pmem_read_ahead.trial
+                     ? VIRTIO_PMEM_TRIAL_PERIOD_MS
+                     : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS;
     VirtIOPMEM *pmem;
 
     QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
         if (pmem->read_ahead == ON_OFF_AUTO_AUTO) {
             timer_mod(virtio_pmem_read_ahead.timer,
-                      qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) + msecs);
+                      qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) +
+                      MAX(period, count_usecs / 10));
             return;
         }
     }
+}
+
+/*
+ * Count the pages that are cached or evicted. Return false if the kernel does
+ * not tell; on overlayfs it says that there are none.
+ */
+static bool virtio_pmem_read_ahead_count(VirtIOPMEMReadAheadJudge *judge)
+{
+    int64_t start = g_get_monotonic_time();
+    struct virtio_pmem_cachestat stat;
+    guint i;
+
+    for (i = 0; i < judge->images->len; i++) {
+        if (virtio_pmem_cachestat(
+                g_array_index(judge->images, VirtIOPMEMReadAheadImage,
+                              i).memdev, 0, &stat) < 0) {
+            return false;
+        }
+        judge->pages += stat.cache + stat.evicted;
+    }
+    judge->usecs = g_get_monotonic_time() - start;
+    return judge->pages > 0;
 }
 
 /*
@@ -511,26 +564,48 @@ static void virtio_pmem_read_ahead_schedule(int64_t msecs)
  * If most of what is read was evicted before, memory is short, and what is
  * read ahead evicts more of it.
  */
-static void virtio_pmem_read_ahead_decide(VirtIOPMEMReadAheadJudge *judge)
+static void virtio_pmem_read_ahead_decide(VirtIOPMEMReadAheadJudge *judge,
+                                          int64_t reads)
 {
-    int64_t reads = judge->reads - judge->base_reads;
     int64_t new_pages = judge->pages - judge->base_pages;
-    guint i;
 
-    /* Fewer: somebody has dropped pages, which Linux does not remember. */
-    if (!judge->comparable || reads <= 0 || new_pages < 0) {
+    if (new_pages < 0) {
+        /* Somebody has dropped pages, which Linux does not remember. */
         return;
     }
     judge->off = new_pages < reads / 2;
-    if (judge->off && judge->was_off && judge->may_try) {
-        /*
-         * After several times the host's memory, Linux forgets the pages that
-         * it has evicted, and all that is new looks old.
-         */
-        judge->trial = true;
-        judge->off = false;
-    }
+    /*
+     * After several times the host's memory, Linux forgets the pages that it
+     * has evicted, and all that is new looks old.
+     */
+    judge->trial = judge->off && judge->was_off && judge->may_try;
+    judge->off &= !judge->trial;
     trace_virtio_pmem_read_ahead(reads, new_pages, !judge->off, judge->trial);
+}
+
+/* In a thread, as madvise() waits while a vCPU waits for storage. */
+static int virtio_pmem_read_ahead_run(void *opaque)
+{
+    VirtIOPMEMReadAheadJudge *judge = opaque;
+    int64_t reads;
+    guint i;
+
+    judge->reads.vcpus = virtio_pmem_thread_reads(judge->vcpus);
+    /* A vCPU was unplugged, or the kernel no longer tells. */
+    judge->changed |= judge->reads.vcpus < judge->base_reads.vcpus;
+    reads = virtio_pmem_reads_between(&judge->base_reads, &judge->reads);
+    if (!judge->changed &&
+        reads < virtio_pmem_read_ahead_enough(judge->trial)) {
+        /* Most was for other disks. */
+        return 0;
+    }
+    judge->counted = virtio_pmem_read_ahead_count(judge);
+    if (!judge->counted) {
+        judge->off = false;
+        judge->trial = false;
+    } else if (!judge->changed) {
+        virtio_pmem_read_ahead_decide(judge, reads);
+    }
     for (i = 0; judge->off != judge->was_off && i < judge->images->len; i++) {
         VirtIOPMEMReadAheadImage *image =
             &g_array_index(judge->images, VirtIOPMEMReadAheadImage, i);
@@ -540,29 +615,6 @@ static void virtio_pmem_read_ahead_decide(VirtIOPMEMReadAheadJudge *judge)
                                           !judge->off);
         }
     }
-}
-
-/* In a thread, as madvise() waits while a vCPU waits for storage. */
-static int virtio_pmem_read_ahead_run(void *opaque)
-{
-    VirtIOPMEMReadAheadJudge *judge = opaque;
-    int64_t start = g_get_monotonic_time();
-    struct virtio_pmem_cachestat stat;
-    guint i;
-
-    judge->reads = virtio_pmem_thread_reads(judge->threads);
-    for (i = 0; i < judge->images->len; i++) {
-        VirtIOPMEMReadAheadImage *image =
-            &g_array_index(judge->images, VirtIOPMEMReadAheadImage, i);
-
-        if (virtio_pmem_cachestat(image->memdev, 0, &stat) < 0) {
-            judge->comparable = false;
-        } else {
-            judge->pages += stat.cache + stat.evicted;
-        }
-    }
-    judge->usecs = g_get_monotonic_time() - start;
-    virtio_pmem_read_ahead_decide(judge);
     return 0;
 }
 
@@ -572,16 +624,14 @@ static void virtio_pmem_read_ahead_done(void *opaque, int ret)
     VirtIOPMEM *pmem;
 
     QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
-        if (pmem->read_ahead != ON_OFF_AUTO_AUTO ||
-            pmem->reads_ahead == !judge->off) {
-            continue;
+        if (pmem->read_ahead == ON_OFF_AUTO_AUTO) {
+            pmem->reads_ahead = !judge->off;
         }
-        if (!virtio_pmem_read_ahead.comparable) {
-            /* It was plugged in meanwhile. */
+        if (virtio_pmem_read_ahead.changed) {
+            /* The thread may not know this one, or what it is now. */
             virtio_pmem_read_ahead_advise(pmem->memdev, pmem->memmap.end,
-                                          !judge->off);
+                                          pmem->reads_ahead);
         }
-        pmem->reads_ahead = !judge->off;
     }
     if (judge->off != judge->was_off) {
         virtio_pmem_read_ahead.off_until =
@@ -591,15 +641,15 @@ static void virtio_pmem_read_ahead_done(void *opaque, int ret)
     virtio_pmem_read_ahead.judging = false;
     virtio_pmem_read_ahead.off = judge->off;
     virtio_pmem_read_ahead.trial = judge->trial;
-    virtio_pmem_read_ahead.reads = judge->reads;
-    virtio_pmem_read_ahead.pages = judge->pages;
-    /* Counting a large cache is slow: spend at most 1 % on it. */
-    virtio_pmem_read_ahead_schedule(MAX(judge->trial
-                                        ? VIRTIO_PMEM_TRIAL_PERIOD_MS
-                                        : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS,
-                                        judge->usecs / 10));
+    if (judge->counted) {
+        virtio_pmem_read_ahead.reads = judge->reads;
+        virtio_pmem_read_ahead.pages = judge->pages;
+    } else {
+        virtio_pmem_read_ahead.changed |= judge->changed;
+    }
+    virtio_pmem_read_ahead_schedule(judge->usecs);
     g_array_free(judge->images, true);
-    g_array_free(judge->threads, true);
+    g_array_free(judge->vcpus, true);
     g_free(judge);
 }
 
@@ -608,47 +658,13 @@ static void virtio_pmem_read_ahead_unref(gpointer image)
     object_unref(OBJECT(((VirtIOPMEMReadAheadImage *)image)->memdev));
 }
 
-/* The threads that touch images: vCPUs, and the one that emulates devices */
-static GArray *virtio_pmem_read_ahead_threads(void)
+static GArray *virtio_pmem_read_ahead_images(void)
 {
-    GArray *threads = g_array_new(false, false, sizeof(int));
-    int last = getpid();
-    CPUState *cpu;
-
-    g_array_append_val(threads, last);
-    CPU_FOREACH(cpu) {
-        /* TCG may run all vCPUs in one thread. */
-        if (cpu->thread_id != last) {
-            last = cpu->thread_id;
-            g_array_append_val(threads, last);
-        }
-    }
-    return threads;
-}
-
-static void virtio_pmem_read_ahead_look(void *opaque)
-{
-    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
-    int64_t reads = virtio_pmem_process_reads();
-    VirtIOPMEMReadAheadJudge *judge;
+    GArray *images = g_array_new(false, false,
+                                 sizeof(VirtIOPMEMReadAheadImage));
     VirtIOPMEM *pmem;
-    bool trial;
 
-    if (now >= virtio_pmem_read_ahead.off_until) {
-        virtio_pmem_read_ahead.trial = false;
-    }
-    trial = virtio_pmem_read_ahead.trial;
-    if (reads - virtio_pmem_read_ahead.process_reads <
-        (trial ? VIRTIO_PMEM_TRIAL_PAGES : VIRTIO_PMEM_READ_AHEAD_PAGES)) {
-        virtio_pmem_read_ahead_schedule(trial
-                                        ? VIRTIO_PMEM_TRIAL_PERIOD_MS
-                                        : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS);
-        return;
-    }
-    judge = g_new0(VirtIOPMEMReadAheadJudge, 1);
-    judge->images = g_array_new(false, false,
-                                sizeof(VirtIOPMEMReadAheadImage));
-    g_array_set_clear_func(judge->images, virtio_pmem_read_ahead_unref);
+    g_array_set_clear_func(images, virtio_pmem_read_ahead_unref);
     QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
         VirtIOPMEMReadAheadImage image = {
             .memdev = pmem->memdev,
@@ -657,16 +673,52 @@ static void virtio_pmem_read_ahead_look(void *opaque)
         };
 
         object_ref(OBJECT(pmem->memdev));
-        g_array_append_val(judge->images, image);
+        g_array_append_val(images, image);
     }
-    judge->threads = virtio_pmem_read_ahead_threads();
+    return images;
+}
+
+static GArray *virtio_pmem_read_ahead_vcpus(void)
+{
+    GArray *vcpus = g_array_new(false, false, sizeof(int));
+    int last = 0;
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        /* TCG may run all of them in one thread. */
+        if (cpu->thread_id != last) {
+            last = cpu->thread_id;
+            g_array_append_val(vcpus, last);
+        }
+    }
+    return vcpus;
+}
+
+static void virtio_pmem_read_ahead_look(void *opaque)
+{
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
+    VirtIOPMEMReads reads = virtio_pmem_count_reads();
+    VirtIOPMEMReadAheadJudge *judge;
+
+    if (now >= virtio_pmem_read_ahead.off_until) {
+        virtio_pmem_read_ahead.trial = false;
+    }
+    if (virtio_pmem_reads_between(&virtio_pmem_read_ahead.reads, &reads) <
+        virtio_pmem_read_ahead_enough(virtio_pmem_read_ahead.trial)) {
+        virtio_pmem_read_ahead_schedule(0);
+        return;
+    }
+    judge = g_new0(VirtIOPMEMReadAheadJudge, 1);
+    judge->images = virtio_pmem_read_ahead_images();
+    judge->vcpus = virtio_pmem_read_ahead_vcpus();
     judge->was_off = judge->off = virtio_pmem_read_ahead.off;
+    judge->trial = virtio_pmem_read_ahead.trial;
     judge->may_try = now >= virtio_pmem_read_ahead.off_until;
-    judge->comparable = virtio_pmem_read_ahead.comparable;
+    judge->changed = virtio_pmem_read_ahead.changed;
     judge->base_reads = virtio_pmem_read_ahead.reads;
     judge->base_pages = virtio_pmem_read_ahead.pages;
-    virtio_pmem_read_ahead.process_reads = reads;
-    virtio_pmem_read_ahead.comparable = true;
+    judge->reads = reads;
+    virtio_pmem_read_ahead.changed = false;
     virtio_pmem_read_ahead.judging = true;
     thread_pool_submit_aio(virtio_pmem_read_ahead_run, judge,
                            virtio_pmem_read_ahead_done, judge);
@@ -686,15 +738,21 @@ static void virtio_pmem_read_ahead_start(VirtIOPMEM *pmem)
                         : pmem->read_ahead == ON_OFF_AUTO_ON;
     virtio_pmem_read_ahead_advise(pmem->memdev, pmem->memmap.end,
                                   pmem->reads_ahead);
-    virtio_pmem_read_ahead.comparable = false;
+    virtio_pmem_read_ahead.changed = true;
     if (!virtio_pmem_read_ahead.timer) {
         virtio_pmem_read_ahead.timer = timer_new_ms(
             QEMU_CLOCK_VIRTUAL, virtio_pmem_read_ahead_look, NULL);
     }
     if (!virtio_pmem_read_ahead.judging &&
         !timer_pending(virtio_pmem_read_ahead.timer)) {
-        virtio_pmem_read_ahead_schedule(VIRTIO_PMEM_READ_AHEAD_PERIOD_MS);
+        virtio_pmem_read_ahead_schedule(0);
     }
+}
+
+/* After a device was removed from the list */
+static void virtio_pmem_read_ahead_stop(void)
+{
+    virtio_pmem_read_ahead.changed = true;
 }
 
 static void virtio_pmem_sync_start(VirtIOPMEM *pmem);
@@ -1671,6 +1729,7 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     WITH_QEMU_LOCK_GUARD(&virtio_pmem_devices_mutex) {
         QLIST_REMOVE(pmem, next);
     }
+    virtio_pmem_read_ahead_stop();
     virtio_pmem_del_notifier(pmem->notifier);
     virtio_pmem_del_blocker(&pmem->blocker);
     virtio_pmem_unregister_hand_over(pmem);

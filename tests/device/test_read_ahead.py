@@ -12,13 +12,19 @@
 
 """Whether the host reads ahead of a guest's page faults."""
 
+import pathlib
 import random
+import re
+import subprocess
 import time
 
 import testscenarios
 
+from lab import guest
 from lab.machine import cgroup
+from lab.machine import emulators
 from lab.machine import pagecache
+from lab.machine import qemu
 from lab import wait
 from tests.device import base
 from tests.device import emulator
@@ -41,9 +47,10 @@ class ReadAheadBase(base.DeviceTestCase):
         self.random = random.Random(1)
         self.group = self.enterContext(cgroup.MemoryGroup(MEMORY))
 
-    def start(self, device: str = '',
-              name: str = 'qemu') -> emulator.Emulator:
-        vm = self.start_vm(self.image, device=device, size=SIZE, name=name)
+    def start(self, device: str = '', name: str = 'qemu',
+              machine: str = base.Q35) -> emulator.Emulator:
+        vm = self.start_vm(self.image, device=device, size=SIZE, name=name,
+                           machine=machine)
         self.group.add(vm.process.pid)
         return vm
 
@@ -66,12 +73,13 @@ class ReadAheadBase(base.DeviceTestCase):
 
         wait.until(f'reads-ahead to be {reads_ahead}', seen, 60, interval=0)
 
-    def random_access(self, vm: emulator.Emulator) -> bool:
-        return 'rr' in vm.mapping_flags(self.image)
+    def random_access(self, vm: emulator.Emulator,
+                      image: pathlib.Path | None = None) -> bool:
+        return 'rr' in vm.mapping_flags(image or self.image)
 
-    def faults(self, vm: emulator.Emulator) -> int:
-        """Major faults so far: field 12 of proc_pid_stat(5)."""
-        with open(f'/proc/{vm.process.pid}/stat') as file:
+    def faults(self, pid: int) -> int:
+        """Major faults of a process so far: field 12 of proc_pid_stat(5)."""
+        with open(f'/proc/{pid}/stat') as file:
             return int(file.read().rpartition(')')[2].split()[9])
 
 
@@ -86,10 +94,10 @@ class ReadAheadTestCase(ReadAheadBase):
         self.wait_for(vm, False)
         self.assertTrue(self.random_access(vm))
         # Then it reads one page for each that the guest waits for.
-        before = vm.io('read_bytes'), self.faults(vm)
+        before = vm.io('read_bytes'), self.faults(vm.process.pid)
         self.thrash(vm)
         pages = (vm.io('read_bytes') - before[0]) // base.PAGE
-        faults = self.faults(vm) - before[1]
+        faults = self.faults(vm.process.pid) - before[1]
         # The file system may read what it knows of the file, too.
         self.assertGreater(faults, 50)
         self.assertLess(pages, faults * 1.1)
@@ -128,6 +136,180 @@ class ReadAheadTestCase(ReadAheadBase):
             self.thrash(vm)
         self.assertIs(True, vm.pmem('reads-ahead'))
         self.assertFalse(self.random_access(vm))
+
+
+class PlugTestCase(ReadAheadBase):
+
+    scenarios = base.EACH_VERSION
+
+    def plug(self, vm: emulator.Emulator, name: str,
+             **properties: str) -> pathlib.Path:
+        image = self.image.with_name(name)
+        image.write_bytes(bytes(base.SIZE))
+        vm.qmp.cmd('object-add', **{
+            'qom-type': 'memory-backend-file', 'id': f'mem-{name}',
+            'share': True, 'mem-path': str(image), 'size': base.SIZE})
+        vm.qmp.cmd('device_add', driver='virtio-pmem-pci', id=name,
+                   memdev=f'mem-{name}', addr='0x11', **properties)
+        return image
+
+    def eject(self, vm: emulator.Emulator) -> None:
+        """Eject what :meth:`plug` has plugged in."""
+        vm.qtest.out(0xAE10, 4, 0)
+        vm.qtest.out(0xAE08, 4, 1 << 0x11)
+
+    def reads_ahead(self, vm: emulator.Emulator, name: str) -> bool:
+        value: bool = vm.qmp.cmd(
+            'qom-get', path=f'/machine/peripheral/{name}',
+            property='reads-ahead')
+        return value
+
+    def test_plugged_image_is_as_the_others(self) -> None:
+        vm = self.start(machine=base.I440FX)
+        self.wait_for(vm, False)
+        address = self.memaddr(vm)
+        image = self.plug(vm, 'second')
+        self.assertFalse(self.reads_ahead(vm, 'second'))
+        self.assertTrue(self.random_access(vm, image))
+        self.eject(vm)
+        image = self.plug(vm, 'third', **{'read-ahead': 'on'})
+        self.assertTrue(self.reads_ahead(vm, 'third'))
+        self.assertFalse(self.random_access(vm, image))
+        # The first goes on as before, for what it reads itself.
+        self.eject(vm)
+        self.assertEqual(address, self.memaddr(vm))
+        self.assertFalse(vm.pmem('reads-ahead'))
+        for offset in range(HOT, SIZE, base.PAGE):
+            vm.qtest.read(address + offset, 1)
+            if offset % base.MIB == 0 and vm.pmem('reads-ahead'):
+                break
+            time.sleep(0.001)
+        self.assertFalse(self.random_access(vm))
+
+    def test_images_that_come_and_go(self) -> None:
+        """While a thread counts their pages."""
+        vm = self.start(machine=base.I440FX)
+        self.wait_for(vm, False)
+        end = time.monotonic() + 10
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            image = self.plug(vm, f'image{number}')
+            address = self.memaddr(vm, f'image{number}')
+            vm.qtest.commands([
+                f'readb {address + offset:#x}'
+                for offset in range(0, base.SIZE, base.PAGE)])
+            self.eject(vm)
+            image.unlink()
+        vm.qmp.cmd('quit')
+        self.assertEqual(0, vm.wait_exit())
+
+
+class UncountedTestCase(ReadAheadBase):
+    """On overlayfs the kernel counts no pages."""
+
+    scenarios = base.EACH_VERSION
+
+    def setUp(self) -> None:
+        super().setUp()
+        directory = self.image.parent
+        for name in ('upper', 'work', 'lower', 'overlay'):
+            (directory / name).mkdir()
+        subprocess.run(
+            ['mount', '-t', 'overlay', '-o',
+             f'lowerdir={directory}/lower,upperdir={directory}/upper,'
+             f'workdir={directory}/work', 'overlay', directory / 'overlay'],
+            check=True)
+        # Before the directory is removed, and after the emulator has ended.
+        self.addCleanup(subprocess.run, ['umount', directory / 'overlay'],
+                        check=True)
+        self.image.rename(directory / 'upper' / 'image')
+        self.image = directory / 'overlay' / 'image'
+
+    def test_stays_on(self) -> None:
+        vm = self.start()
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            self.thrash(vm)
+        self.assertGreater(self.faults(vm.process.pid), 256)
+        self.assertTrue(vm.pmem('reads-ahead'))
+        self.assertFalse(self.random_access(vm))
+
+
+class VCPUTestCase(ReadAheadBase):
+    """What a vCPU reads, not another thread for another disk."""
+
+    scenarios = base.EACH_VERSION
+
+    def setUp(self) -> None:
+        super().setUp()
+        built = guest.build()
+        other = self.image.with_name('other')
+        other.write_bytes(bytes(SIZE))
+        # QEMU's main thread submits the reads of this one.
+        other_disk = ['-blockdev', 'driver=file,node-name=other,aio=native,'
+                                   f'cache.direct=on,filename={other}',
+                      '-device', 'virtio-blk-pci,drive=other,serial=other']
+        self.machine = qemu.Machine(
+            *qemu.direct_kernel(built.kernel, built.initrd,
+                                guest.COMMAND_LINE),
+            '-snapshot', *qemu.virtio_blk(built.disk),
+            *qemu.pmem(self.image, 'pmem0'), *other_disk,
+            *('-trace', 'virtio_pmem_read_ahead'),
+            emulator=emulators.project(self.version))
+        self.machine.__enter__()
+        self.addCleanup(self.machine.__exit__)
+        self.machine.agent.wait_ready()
+        self.group.add(self.machine.pid)
+
+    def read_disk(self, device: str, *options: str) -> None:
+        self.machine.agent.run(
+            ['dd', f'if={device}', 'of=/dev/null', 'bs=64k', 'iflag=direct',
+             *options], check=True, timeout=60)
+        # The device looks once a second.
+        time.sleep(1.2)
+
+    def reads_ahead(self) -> bool:
+        value: bool = self.machine.qmp(
+            'qom-get', path='/machine/peripheral/pmem0',
+            property='reads-ahead')
+        return value
+
+    def judged(self) -> list[tuple[int, int]]:
+        """Pages that were read, and new ones, each time it decided."""
+        return [(int(read), int(new)) for read, new in re.findall(
+            r'pages read (\d+) new pages (\d+)', self.machine.errors())]
+
+    def test_counts(self) -> None:
+        self.group.set_limit(2 * SIZE)
+        half = SIZE // 2 >> 16
+        self.read_disk('/dev/pmem0', f'count={half}')
+        faults = self.faults(self.machine.pid)
+        self.read_disk('/dev/pmem0', f'skip={half}')
+        faults = self.faults(self.machine.pid) - faults
+        # KVM hides faults from the threads, so pages are what counts.
+        self.assertGreater(sum(read for read, _new in self.judged()),
+                           4 * faults)
+        self.assertTrue(self.reads_ahead())
+
+        def off() -> bool:
+            self.read_disk('/dev/pmem0')
+            return not self.reads_ahead()
+
+        self.group.set_limit(MEMORY)
+        wait.until('reads-ahead to be off', off, 60)
+
+    def test_others_do_not(self) -> None:
+        (disk,) = self.machine.agent.run(
+            'grep -lx other /sys/block/vd*/serial', check=True).stdout.split()
+        disk = disk.replace('/sys/block', '/dev').replace('/serial', '')
+        before = self.machine.counter('io', 'read_bytes')
+        for _again in range(4):
+            self.read_disk(disk)
+        self.assertGreaterEqual(
+            self.machine.counter('io', 'read_bytes') - before, 4 * SIZE)
+        self.assertEqual([], self.judged())
+        self.assertTrue(self.reads_ahead())
 
 
 class TrialTestCase(ReadAheadBase):
