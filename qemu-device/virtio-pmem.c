@@ -152,6 +152,8 @@ static struct {
     bool off;
     bool trial;
     int64_t off_until;
+    /* At the last look that a thread was started for */
+    VirtIOPMEMReads seen;
     /* A device was plugged in or out since the last count */
     bool changed;
     /* At the last count: what was read, and pages that were ever cached */
@@ -495,10 +497,10 @@ static int64_t virtio_pmem_thread_reads(GArray *tids)
 }
 
 /*
- * The pages of images that were read. vCPUs read nothing else; other threads
- * read for other disks, too. Faults are for what vCPUs do not read: what QEMU
- * itself touches, and file systems that do not count what they read. KVM has
- * another thread complete faults, so for vCPUs they are not enough.
+ * The pages of images that were read. vCPUs read hardly anything else; other
+ * threads read for other disks. Faults are for what vCPUs do not read: what
+ * QEMU itself touches, and file systems that do not count what they read. KVM
+ * has another thread complete faults, so for vCPUs they are not enough.
  */
 static int64_t virtio_pmem_reads_between(const VirtIOPMEMReads *from,
                                          const VirtIOPMEMReads *to)
@@ -703,7 +705,7 @@ static void virtio_pmem_read_ahead_look(void *opaque)
     if (now >= virtio_pmem_read_ahead.off_until) {
         virtio_pmem_read_ahead.trial = false;
     }
-    if (virtio_pmem_reads_between(&virtio_pmem_read_ahead.reads, &reads) <
+    if (virtio_pmem_reads_between(&virtio_pmem_read_ahead.seen, &reads) <
         virtio_pmem_read_ahead_enough(virtio_pmem_read_ahead.trial)) {
         virtio_pmem_read_ahead_schedule(0);
         return;
@@ -718,6 +720,7 @@ static void virtio_pmem_read_ahead_look(void *opaque)
     judge->base_reads = virtio_pmem_read_ahead.reads;
     judge->base_pages = virtio_pmem_read_ahead.pages;
     judge->reads = reads;
+    virtio_pmem_read_ahead.seen = reads;
     virtio_pmem_read_ahead.changed = false;
     virtio_pmem_read_ahead.judging = true;
     thread_pool_submit_aio(virtio_pmem_read_ahead_run, judge,
