@@ -27,6 +27,7 @@ from lab.machine import qemu
 from lab import wait
 from tests.device import base
 from tests.device import emulator
+from tests.device import readahead
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
@@ -76,11 +77,6 @@ class ReadAheadBase(base.DeviceTestCase):
                       image: pathlib.Path | None = None) -> bool:
         return 'rr' in vm.mapping_flags(image or self.image)
 
-    def faults(self, pid: int) -> int:
-        """Major faults of a process so far: field 12 of proc_pid_stat(5)."""
-        with open(f'/proc/{pid}/stat') as file:
-            return int(file.read().rpartition(')')[2].split()[9])
-
 
 class ReadAheadTestCase(ReadAheadBase):
 
@@ -93,10 +89,10 @@ class ReadAheadTestCase(ReadAheadBase):
         self.wait_for(vm, False)
         self.assertTrue(self.random_access(vm))
         # Then it reads one page for each that the guest waits for.
-        before = vm.io('read_bytes'), self.faults(vm.process.pid)
+        before = vm.io('read_bytes'), readahead.major_faults(vm.process.pid)
         self.thrash(vm)
         pages = (vm.io('read_bytes') - before[0]) // base.PAGE
-        faults = self.faults(vm.process.pid) - before[1]
+        faults = readahead.major_faults(vm.process.pid) - before[1]
         # The file system may read what it knows of the file, too.
         self.assertGreater(faults, 50)
         self.assertLess(pages, faults * 1.1)
@@ -196,7 +192,7 @@ class UncountedTestCase(ReadAheadBase):
 
         def waited() -> bool:
             self.thrash(vm, 8)
-            return self.faults(vm.process.pid) > 1000
+            return readahead.major_faults(vm.process.pid) > 1000
 
         # It decides by the second count, after 256 faults more.
         wait.until('1000 faults', waited, 120, interval=0)
@@ -253,9 +249,9 @@ class VCPUBase(ReadAheadBase):
         self.group.set_limit(2 * SIZE)
         half = SIZE // 2 >> 16
         self.read_disk('/dev/pmem0', f'count={half}')
-        faults = self.faults(self.machine.pid)
+        faults = readahead.major_faults(self.machine.pid)
         self.read_disk('/dev/pmem0', f'skip={half}')
-        faults = self.faults(self.machine.pid) - faults
+        faults = readahead.major_faults(self.machine.pid) - faults
         # All of it was new. KVM hides faults from threads, so what counts is
         # pages.
         self.assertGreater(sum(read for read, _new in self.judged()),
