@@ -60,7 +60,7 @@ _DISKS = {'blk-writeback': guest.Disk.WRITEBACK,
 
 #: Modes in which the host reads ahead for a miss. In others the device turns
 #: that off, as most of what a guest misses had been evicted.
-_READ_AHEAD = ('pmem-stock', 'pmem-read-ahead')
+_READ_AHEAD = ('pmem-stock',)
 
 #: What is measured, by its key in a row, and the share of a lone guest's reads
 #: that each may have lost. That the host stalls is not planned: it does where
