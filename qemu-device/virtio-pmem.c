@@ -33,6 +33,7 @@
 #include "standard-headers/linux/virtio_pmem.h"
 #include "trace.h"
 #include "virtio-pmem-compat.h"
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 /*
@@ -60,6 +61,18 @@
  * journal, which is a flush, every 5 seconds (ext4; others less often).
  */
 #define VIRTIO_PMEM_WRITEBACK_AWAKE_MS 10000
+
+/*
+ * Readahead: how often to look at what was read, and how many pages show
+ * whether readahead is of use
+ */
+#define VIRTIO_PMEM_READ_AHEAD_PERIOD_MS 1000
+#define VIRTIO_PMEM_READ_AHEAD_PAGES 256
+
+/* How long it stays off before it is tried again, and the same of a trial */
+#define VIRTIO_PMEM_READ_AHEAD_OFF_MS 30000
+#define VIRTIO_PMEM_TRIAL_PERIOD_MS 100
+#define VIRTIO_PMEM_TRIAL_PAGES 64
 
 /* Less is a mistake: after a sync of 1 MiB the next would wait for hours. */
 #define VIRTIO_PMEM_MIN_SYNC_BPS 1024
@@ -94,6 +107,59 @@ struct VirtIOPMEMWriteback {
     bool started;
     int error;
 };
+
+typedef struct VirtIOPMEMReadAheadImage {
+    HostMemoryBackend *memdev;
+    uint64_t from;
+    bool automatic;
+} VirtIOPMEMReadAheadImage;
+
+/* Pages that were read so far */
+typedef struct VirtIOPMEMReads {
+    /* By vCPUs, -1 if not known; by all of QEMU; by faults that waited */
+    int64_t vcpus;
+    int64_t all;
+    int64_t faults;
+} VirtIOPMEMReads;
+
+/* What a worker thread is to judge, and its result */
+typedef struct VirtIOPMEMReadAheadJudge {
+    GArray *images;
+    GArray *vcpus;
+    /* As the static variable below has it, before and after */
+    bool was_off;
+    bool off;
+    bool trial;
+    bool may_try;
+    bool changed;
+    VirtIOPMEMReads base_reads;
+    VirtIOPMEMReads reads;
+    int64_t base_pages;
+    int64_t pages;
+    /* Whether it has counted the pages, and how long that took */
+    bool counted;
+    int64_t usecs;
+} VirtIOPMEMReadAheadJudge;
+
+/*
+ * The readahead of all images: Linux counts what a thread reads, not what is
+ * read of a file. Under QEMU's lock.
+ */
+static struct {
+    QEMUTimer *timer;
+    bool judging;
+    /* It is off; it is on again for a trial; when that may be (in ms) */
+    bool off;
+    bool trial;
+    int64_t off_until;
+    /* At the last look that a thread was started for */
+    VirtIOPMEMReads seen;
+    /* A device was plugged in or out since the last count */
+    bool changed;
+    /* At the last count: what was read, and pages that were ever cached */
+    VirtIOPMEMReads reads;
+    int64_t pages;
+} virtio_pmem_read_ahead;
 
 /*
  * All realized devices. Changing the list takes QEMU's lock and the mutex, so
@@ -380,6 +446,316 @@ static void virtio_pmem_writeback_wake(VirtIOPMEM *pmem)
     if (!pmem->writeback && !timer_pending(pmem->writeback_timer)) {
         virtio_pmem_writeback_schedule(pmem, VIRTIO_PMEM_WRITEBACK_PERIOD_MS);
     }
+}
+
+/* Have Linux read ahead of a fault on an image, or read that page alone. */
+static void virtio_pmem_read_ahead_advise(HostMemoryBackend *memdev,
+                                          uint64_t from, bool on)
+{
+    uint8_t *ram = memory_region_get_ram_ptr(&memdev->mr);
+
+    madvise(ram + from, memory_region_size(&memdev->mr) - from,
+            on ? MADV_NORMAL : MADV_RANDOM);
+}
+
+/* All but what vCPUs have read */
+static VirtIOPMEMReads virtio_pmem_count_reads(void)
+{
+    struct rusage usage;
+
+    getrusage(RUSAGE_SELF, &usage);
+    return (VirtIOPMEMReads) {
+        .vcpus = -1,
+        .all = usage.ru_inblock * 512LL / qemu_real_host_page_size(),
+        .faults = usage.ru_majflt,
+    };
+}
+
+/*
+ * The pages that threads have read, or -1 if the kernel does not tell: it may
+ * not have such a file, a security policy may forbid it, or a thread may have
+ * ended.
+ */
+static int64_t virtio_pmem_thread_reads(GArray *tids)
+{
+    int64_t bytes = 0;
+    guint i;
+
+    for (i = 0; i < tids->len; i++) {
+        g_autofree char *path = g_strdup_printf("/proc/self/task/%d/io",
+                                                g_array_index(tids, int, i));
+        g_autofree char *text = NULL;
+        const char *line;
+
+        if (!g_file_get_contents(path, &text, NULL, NULL) ||
+            !(line = strstr(text, "\nread_bytes: "))) {
+            return -1;
+        }
+        bytes += g_ascii_strtoll(line + strlen("\nread_bytes: "), NULL, 10);
+    }
+    return bytes / qemu_real_host_page_size();
+}
+
+/*
+ * The pages of images that were read. vCPUs read hardly anything else; other
+ * threads read for other disks. Faults are for what vCPUs do not read: what
+ * QEMU itself touches, and file systems that do not count what they read. KVM
+ * has another thread complete faults, so for vCPUs they are not enough.
+ */
+static int64_t virtio_pmem_reads_between(const VirtIOPMEMReads *from,
+                                         const VirtIOPMEMReads *to)
+{
+    return MAX(from->vcpus >= 0 && to->vcpus >= 0 ? to->vcpus - from->vcpus
+                                                  : to->all - from->all,
+               to->faults - from->faults);
+}
+
+/* How many pages have to be read to show whether readahead is of use */
+static int64_t virtio_pmem_read_ahead_enough(bool trial)
+{
+    return trial ? VIRTIO_PMEM_TRIAL_PAGES : VIRTIO_PMEM_READ_AHEAD_PAGES;
+}
+
+/*
+ * Look again after a while. Counting a large cache is slow: spend at most 1 %
+ * on it.
+ */
+static void virtio_pmem_read_ahead_schedule(int64_t count_usecs)
+{
+    int64_t period = virtio_pmem_read_ahead.trial
+                     ? VIRTIO_PMEM_TRIAL_PERIOD_MS
+                     : VIRTIO_PMEM_READ_AHEAD_PERIOD_MS;
+    VirtIOPMEM *pmem;
+
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        if (pmem->read_ahead == ON_OFF_AUTO_AUTO) {
+            timer_mod(virtio_pmem_read_ahead.timer,
+                      qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) +
+                      MAX(period, count_usecs / 10));
+            return;
+        }
+    }
+}
+
+/*
+ * Count the pages that are cached or evicted. Return false if the kernel does
+ * not tell; on overlayfs it says that there are none.
+ */
+static bool virtio_pmem_read_ahead_count(VirtIOPMEMReadAheadJudge *judge)
+{
+    int64_t start = g_get_monotonic_time();
+    struct virtio_pmem_cachestat stat;
+    guint i;
+
+    for (i = 0; i < judge->images->len; i++) {
+        if (virtio_pmem_cachestat(
+                g_array_index(judge->images, VirtIOPMEMReadAheadImage,
+                              i).memdev, 0, &stat) < 0) {
+            return false;
+        }
+        judge->pages += stat.cache + stat.evicted;
+    }
+    judge->usecs = g_get_monotonic_time() - start;
+    return judge->pages > 0;
+}
+
+/*
+ * Linux remembers which pages it has evicted, so a page that is read for the
+ * first time adds one to those that are cached or evicted, and a page that is
+ * read again does not. Readahead is of use to a guest that reads what is new.
+ * If most of what is read was evicted before, memory is short, and what is
+ * read ahead evicts more of it.
+ */
+static void virtio_pmem_read_ahead_decide(VirtIOPMEMReadAheadJudge *judge,
+                                          int64_t reads)
+{
+    int64_t new_pages = judge->pages - judge->base_pages;
+
+    if (new_pages < 0) {
+        /* Somebody has dropped pages, which Linux does not remember. */
+        return;
+    }
+    judge->off = new_pages < reads / 2;
+    /*
+     * After several times the host's memory, Linux forgets the pages that it
+     * has evicted, and all that is new looks old.
+     */
+    judge->trial = judge->off && judge->was_off && judge->may_try;
+    judge->off &= !judge->trial;
+    trace_virtio_pmem_read_ahead(reads, new_pages, !judge->off, judge->trial);
+}
+
+/* In a thread, as madvise() waits while a vCPU waits for storage. */
+static int virtio_pmem_read_ahead_run(void *opaque)
+{
+    VirtIOPMEMReadAheadJudge *judge = opaque;
+    int64_t reads;
+    guint i;
+
+    judge->reads.vcpus = virtio_pmem_thread_reads(judge->vcpus);
+    /* A vCPU was unplugged, or the kernel no longer tells. */
+    judge->changed |= judge->reads.vcpus < judge->base_reads.vcpus;
+    reads = virtio_pmem_reads_between(&judge->base_reads, &judge->reads);
+    if (!judge->changed &&
+        reads < virtio_pmem_read_ahead_enough(judge->trial)) {
+        /* Most was for other disks. */
+        return 0;
+    }
+    judge->counted = virtio_pmem_read_ahead_count(judge);
+    if (!judge->counted) {
+        judge->off = false;
+        judge->trial = false;
+    } else if (!judge->changed) {
+        virtio_pmem_read_ahead_decide(judge, reads);
+    }
+    for (i = 0; judge->off != judge->was_off && i < judge->images->len; i++) {
+        VirtIOPMEMReadAheadImage *image =
+            &g_array_index(judge->images, VirtIOPMEMReadAheadImage, i);
+
+        if (image->automatic) {
+            virtio_pmem_read_ahead_advise(image->memdev, image->from,
+                                          !judge->off);
+        }
+    }
+    return 0;
+}
+
+static void virtio_pmem_read_ahead_done(void *opaque, int ret)
+{
+    VirtIOPMEMReadAheadJudge *judge = opaque;
+    VirtIOPMEM *pmem;
+
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        if (pmem->read_ahead == ON_OFF_AUTO_AUTO) {
+            pmem->reads_ahead = !judge->off;
+        }
+        if (virtio_pmem_read_ahead.changed) {
+            /* The thread may not know this one, or what it is now. */
+            virtio_pmem_read_ahead_advise(pmem->memdev, pmem->memmap.end,
+                                          pmem->reads_ahead);
+        }
+    }
+    if (judge->off != judge->was_off) {
+        virtio_pmem_read_ahead.off_until =
+            qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) +
+            VIRTIO_PMEM_READ_AHEAD_OFF_MS;
+    }
+    virtio_pmem_read_ahead.judging = false;
+    virtio_pmem_read_ahead.off = judge->off;
+    virtio_pmem_read_ahead.trial = judge->trial;
+    if (judge->counted) {
+        virtio_pmem_read_ahead.reads = judge->reads;
+        virtio_pmem_read_ahead.pages = judge->pages;
+    } else {
+        virtio_pmem_read_ahead.changed |= judge->changed;
+    }
+    virtio_pmem_read_ahead_schedule(judge->usecs);
+    g_array_free(judge->images, true);
+    g_array_free(judge->vcpus, true);
+    g_free(judge);
+}
+
+static void virtio_pmem_read_ahead_unref(gpointer image)
+{
+    object_unref(OBJECT(((VirtIOPMEMReadAheadImage *)image)->memdev));
+}
+
+static GArray *virtio_pmem_read_ahead_images(void)
+{
+    GArray *images = g_array_new(false, false,
+                                 sizeof(VirtIOPMEMReadAheadImage));
+    VirtIOPMEM *pmem;
+
+    g_array_set_clear_func(images, virtio_pmem_read_ahead_unref);
+    QLIST_FOREACH(pmem, &virtio_pmem_devices, next) {
+        VirtIOPMEMReadAheadImage image = {
+            .memdev = pmem->memdev,
+            .from = pmem->memmap.end,
+            .automatic = pmem->read_ahead == ON_OFF_AUTO_AUTO,
+        };
+
+        object_ref(OBJECT(pmem->memdev));
+        g_array_append_val(images, image);
+    }
+    return images;
+}
+
+static GArray *virtio_pmem_read_ahead_vcpus(void)
+{
+    GArray *vcpus = g_array_new(false, false, sizeof(int));
+    int last = 0;
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        /* TCG may run all of them in one thread. */
+        if (cpu->thread_id != last) {
+            last = cpu->thread_id;
+            g_array_append_val(vcpus, last);
+        }
+    }
+    return vcpus;
+}
+
+static void virtio_pmem_read_ahead_look(void *opaque)
+{
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL);
+    VirtIOPMEMReads reads = virtio_pmem_count_reads();
+    VirtIOPMEMReadAheadJudge *judge;
+
+    if (now >= virtio_pmem_read_ahead.off_until) {
+        virtio_pmem_read_ahead.trial = false;
+    }
+    if (virtio_pmem_reads_between(&virtio_pmem_read_ahead.seen, &reads) <
+        virtio_pmem_read_ahead_enough(virtio_pmem_read_ahead.trial)) {
+        virtio_pmem_read_ahead_schedule(0);
+        return;
+    }
+    judge = g_new0(VirtIOPMEMReadAheadJudge, 1);
+    judge->images = virtio_pmem_read_ahead_images();
+    judge->vcpus = virtio_pmem_read_ahead_vcpus();
+    judge->was_off = judge->off = virtio_pmem_read_ahead.off;
+    judge->trial = virtio_pmem_read_ahead.trial;
+    judge->may_try = now >= virtio_pmem_read_ahead.off_until;
+    judge->changed = virtio_pmem_read_ahead.changed;
+    judge->base_reads = virtio_pmem_read_ahead.reads;
+    judge->base_pages = virtio_pmem_read_ahead.pages;
+    judge->reads = reads;
+    virtio_pmem_read_ahead.seen = reads;
+    virtio_pmem_read_ahead.changed = false;
+    virtio_pmem_read_ahead.judging = true;
+    thread_pool_submit_aio(virtio_pmem_read_ahead_run, judge,
+                           virtio_pmem_read_ahead_done, judge);
+}
+
+/* After a device was added to the list */
+static void virtio_pmem_read_ahead_start(VirtIOPMEM *pmem)
+{
+    struct virtio_pmem_cachestat stat;
+
+    if (pmem->read_ahead == ON_OFF_AUTO_AUTO &&
+        virtio_pmem_cachestat(pmem->memdev, 0, &stat) < 0) {
+        pmem->read_ahead = ON_OFF_AUTO_ON;
+    }
+    pmem->reads_ahead = pmem->read_ahead == ON_OFF_AUTO_AUTO
+                        ? !virtio_pmem_read_ahead.off
+                        : pmem->read_ahead == ON_OFF_AUTO_ON;
+    virtio_pmem_read_ahead_advise(pmem->memdev, pmem->memmap.end,
+                                  pmem->reads_ahead);
+    virtio_pmem_read_ahead.changed = true;
+    if (!virtio_pmem_read_ahead.timer) {
+        virtio_pmem_read_ahead.timer = timer_new_ms(
+            QEMU_CLOCK_VIRTUAL, virtio_pmem_read_ahead_look, NULL);
+    }
+    if (!virtio_pmem_read_ahead.judging &&
+        !timer_pending(virtio_pmem_read_ahead.timer)) {
+        virtio_pmem_read_ahead_schedule(0);
+    }
+}
+
+/* After a device was removed from the list */
+static void virtio_pmem_read_ahead_stop(void)
+{
+    virtio_pmem_read_ahead.changed = true;
 }
 
 static void virtio_pmem_sync_start(VirtIOPMEM *pmem);
@@ -1319,6 +1695,7 @@ static void virtio_pmem_realize(DeviceState *dev, Error **errp)
     WITH_QEMU_LOCK_GUARD(&virtio_pmem_devices_mutex) {
         QLIST_INSERT_HEAD(&virtio_pmem_devices, pmem, next);
     }
+    virtio_pmem_read_ahead_start(pmem);
     virtio_pmem_catch_sigbus();
 
     host_memory_backend_set_mapped(pmem->memdev, true);
@@ -1355,6 +1732,7 @@ static void virtio_pmem_unrealize(DeviceState *dev)
     WITH_QEMU_LOCK_GUARD(&virtio_pmem_devices_mutex) {
         QLIST_REMOVE(pmem, next);
     }
+    virtio_pmem_read_ahead_stop();
     virtio_pmem_del_notifier(pmem->notifier);
     virtio_pmem_del_blocker(&pmem->blocker);
     virtio_pmem_unregister_hand_over(pmem);
@@ -1505,6 +1883,8 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_ON_OFF_AUTO("lock", VirtIOPMEM, lock, ON_OFF_AUTO_AUTO),
     DEFINE_PROP_SIZE("early-writeback", VirtIOPMEM, early_writeback,
                      16 * MiB),
+    DEFINE_PROP_ON_OFF_AUTO("read-ahead", VirtIOPMEM, read_ahead,
+                            ON_OFF_AUTO_AUTO),
     DEFINE_PROP_SIZE("sync-bps", VirtIOPMEM, sync_bps, 0),
     DEFINE_PROP_BLOCKDEV_ON_ERROR("werror", VirtIOPMEM, werror,
                                   BLOCKDEV_ON_ERROR_AUTO),
@@ -1518,6 +1898,8 @@ VIRTIO_PMEM_PROPERTIES virtio_pmem_properties[] = {
     DEFINE_PROP_COUNTER("writebacks", writebacks),
     DEFINE_PROP_COUNTER("cache-dropped", cache_dropped),
     DEFINE_PROP_COUNTER("cache-left", cache_left),
+    DEFINE_PROP("reads-ahead", VirtIOPMEM, reads_ahead, virtio_pmem_prop_flag,
+                bool),
     DEFINE_PROP("locked", VirtIOPMEM, owner, virtio_pmem_prop_flag, bool),
     VIRTIO_PMEM_PROPERTIES_END
 };
@@ -1542,6 +1924,9 @@ static void virtio_pmem_class_init(ObjectClass *klass,
     object_class_property_set_description(klass, "early-writeback",
         "Start writeback of memdev when this many bytes of it are dirty, so"
         " that a flush finds little to write; 0: never");
+    object_class_property_set_description(klass, "read-ahead",
+        "Have the host read ahead when the guest waits for a page of memdev;"
+        " auto: unless it waits for pages that were evicted");
     object_class_property_set_description(klass, "sync-bps",
         "Bytes per second that flushes and early-writeback may write; 0: no"
         " limit");
@@ -1569,6 +1954,8 @@ static void virtio_pmem_class_init(ObjectClass *klass,
         " before it ran after a migration");
     object_class_property_set_description(klass, "cache-left",
         "Bytes that were still in the host's page cache then");
+    object_class_property_set_description(klass, "reads-ahead",
+        "Whether the host reads ahead now");
     object_class_property_set_description(klass, "locked",
         "Whether this QEMU holds the lock of memdev");
 

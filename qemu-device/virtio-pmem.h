@@ -122,6 +122,10 @@ struct VirtIOPMEM {
     int64_t writeback_until;
     VirtIOPMEMWriteback *writeback;
 
+    /* Whether to read ahead, and whether the mapping does */
+    OnOffAuto read_ahead;
+    bool reads_ahead;
+
     /*
      * Bytes per second that syncs and early writeback may write, 0 for no
      * limit; when the next sync may start, in ns of virtual time

@@ -84,9 +84,11 @@ _OPTIONS: Mapping[str, _Option] = {
         question.Field(1, default=500), 'MIB',
         "MiB a second that each host's storage reads at most."),
     'read-ahead': _Option(
-        question.Field(4, default=128), 'KIB',
-        "What a host reads for a miss of a guest on fake DAX: read_ahead_kb "
-        "of its block device, 128 unless somebody has set it."),
+        question.Field(lru.PAGE_KIB, default=lru.PAGE_KIB), 'KIB',
+        'What a host reads for a miss of a guest on fake DAX. A page, as this '
+        "project's device turns readahead off where memory is short "
+        '(read-ahead=auto); with another device, and before Linux 6.5, '
+        'read_ahead_kb of the block device, often 128.'),
     'lost': _Option(
         question.Field(0, 99, default=5), 'PERCENT',
         'Of the reads that a guest wants, how many it may lose by waiting.'),
@@ -362,6 +364,15 @@ def _percent(share: float) -> ty.Any:
     return round(share * 100, 1) if math.isfinite(share) else '-'
 
 
+def _miss(read_ahead_kib: float) -> str:
+    """What the host reads for a miss on fake DAX."""
+    if read_ahead_kib > lru.PAGE_KIB:
+        return (f'A miss reads {read_ahead_kib:g} KiB, all of it as hot as '
+                'what was missed: the device does not turn readahead off.')
+    return (f'A miss reads {read_ahead_kib:g} KiB: the device turns readahead '
+            'off where memory is short (read-ahead=auto, Linux 6.5 or later).')
+
+
 def _assumptions(
     options: Mapping[str, ty.Any], guests: Sequence[guest.Guest],
     memory: Sequence[float],
@@ -388,8 +399,7 @@ def _assumptions(
            'reporting give back what programs free, not the cache.')
     yield ('- Fake DAX: a guest takes what QEMU, its kernel and its programs '
            'take; the memmap is on the device. File data is in the cache of '
-           'the host, least recently used first out. A miss reads '
-           f'{options["read-ahead"]:g} KiB, all of it as hot as what was '
-           'missed.')
+           'the host, least recently used first out. '
+           + _miss(options['read-ahead']))
     yield ('- A guest has one read under way at a time. Each has an image of '
            'its own. Writes, huge pages and KSM are left out.')

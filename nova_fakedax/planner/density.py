@@ -58,6 +58,10 @@ _DISKS = {'blk-writeback': guest.Disk.WRITEBACK,
           'blk-none': guest.Disk.NONE,
           'pmem': guest.Disk.FAKE_DAX}
 
+#: Modes in which the host reads ahead for a miss. In others the device turns
+#: that off, as most of what a guest misses had been evicted.
+_READ_AHEAD = ('pmem-stock',)
+
 #: What is measured, by its key in a row, and the share of a lone guest's reads
 #: that each may have lost. That the host stalls is not planned: it does where
 #: readahead has guests wait for the storage, too.
@@ -142,8 +146,7 @@ def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
         touched=max(0.0, row['unreclaimable_mib'] - qemu - programs),
         qemu=qemu, idle=row.get('idle_mib', 0.0),
         spells=_spells(row, number), work=0.0), disk,
-        row['read_ahead_kib'] if disk is guest.Disk.FAKE_DAX
-        else lru.PAGE_KIB, swap)
+        row['read_ahead_kib'] if mode in _READ_AHEAD else lru.PAGE_KIB, swap)
     # What was measured of one guest.
     held = row['unreclaimable_mib'] - sum(
         stratum.mib for stratum in load.strata if stratum.swap)

@@ -245,8 +245,10 @@ class DeviceTestCase(base.BaseTestCase):
         for line in lines:
             self.assertEqual(1, line.count("memory backend 'mem0'"), line)
 
-    def memaddr(self, started: emulator.Emulator) -> int:
-        """The address of the image in the guest's physical memory."""
-        (info,) = started.qmp.cmd('query-memory-devices')
-        address: int = info['data']['memaddr']
+    def memaddr(self, started: emulator.Emulator, name: str = 'pmem0') -> int:
+        """The address of a device's image in the guest's physical memory."""
+        (address,) = [
+            int(info['data']['memaddr'])
+            for info in started.qmp.cmd('query-memory-devices')
+            if info['data']['id'] == name]
         return address

@@ -43,6 +43,9 @@ DENIED = 'open=13'
 ALLOWED = 'open=0 lock=0'
 NOT_LOCKED = 'open=0 lock=13'
 
+#: What a thread has read, seen from the directory of the instances.
+IO = '../../../../proc/thread-self/io'
+
 
 class AppArmorTest(test_guest.GuestTestCase):
 
@@ -145,15 +148,17 @@ class AppArmorTest(test_guest.GuestTestCase):
     ) -> None:
         policy = self.policy(self.rules_of_the_domain(self.xml()), True)
         self.assertEqual(
-            [ALLOWED, ALLOWED, DENIED, DENIED, DENIED], self.allowed(
+            [ALLOWED, ALLOWED, DENIED, DENIED, DENIED, NOT_LOCKED],
+            self.allowed(
                 policy, (f'{UUID}/disk', 'rw'), (f'{UUID}/disk.view', 'r'),
                 (f'{UUID}/disk.view', 'rw'), ('other/disk', 'r'),
-                ('other/disk', 'rw')))
+                ('other/disk', 'rw'), (IO, 'r')))
 
     def test_without_our_rules_the_image_cannot_be_locked(self) -> None:
+        """Nor does QEMU learn what its threads have read."""
         policy = self.policy(self.rules_of_the_domain(self.xml()), False)
-        self.assertEqual([NOT_LOCKED], self.allowed(
-            policy, (f'{UUID}/disk', 'rw')))
+        self.assertEqual([NOT_LOCKED, DENIED], self.allowed(
+            policy, (f'{UUID}/disk', 'rw'), (IO, 'r')))
 
     def test_a_view_of_the_same_name_denies_writes_to_the_image(self) -> None:
         """Why the boot view has a name of its own."""

@@ -102,8 +102,15 @@ class PlanTest(PlanTestCase):
         self.plan('--host-memory', '64', '--guest', WEB + ',busy=0.25')
         for text in ('Assumed:', 'reserved', 'web: 2048 MiB of RAM, 50 MiB',
                      '300 MiB, 50 times a second and 1000 MiB, 2 times',
-                     'busy 25% of the time', 'A miss reads 128 KiB'):
+                     'busy 25% of the time',
+                     'A miss reads 4 KiB: the device turns readahead off'):
             self.assertIn(text, self.errors)
+
+    def test_device_that_reads_ahead(self):
+        self.plan('--host-memory', '64', '--guest', WEB,
+                  '--read-ahead', '128')
+        self.assertIn('A miss reads 128 KiB, all of it as hot as what was '
+                      'missed: the device does not turn', self.errors)
 
     def test_a_limit_of_misses(self):
         [*_ordinary, fake_dax] = self.plan(

@@ -107,6 +107,15 @@ FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'blk-none-ksm',
 #: do it for them, as with fake DAX, where ``cache`` is ``writeback``.
 SMALL_FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'pmem-fpr')
 
-#: Of which the costs are measured.
-COSTS = {name: MODES[name]
-         for name in ('blk-writeback', 'blk-none', 'pmem-stock', 'pmem')}
+#: Of which the costs are measured: also of fake DAX that always has the host
+#: read ahead, or never.
+COSTS = {
+    **{name: MODES[name]
+       for name in ('blk-writeback', 'blk-none', 'pmem-stock', 'pmem')},
+    'pmem-read-ahead': _fake_dax(
+        'fake DAX, read-ahead=on', reporting=False,
+        disk=functools.partial(qemu.pmem, properties='read-ahead=on')),
+    'pmem-no-read-ahead': _fake_dax(
+        'fake DAX, read-ahead=off', reporting=False,
+        disk=functools.partial(qemu.pmem, properties='read-ahead=off')),
+}
