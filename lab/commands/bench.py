@@ -12,6 +12,8 @@
 
 """``lab/bench``: the benchmarks."""
 
+import signal
+
 import click
 
 from lab.benchmarks import boot
@@ -31,6 +33,14 @@ def main() -> None:
     on a shared machine. A benchmark that needs the lab's cloud starts it if
     it is down, and leaves it as it was.
     """
+    # A benchmark that is told to end takes down what it has started, also
+    # where a shell has started it in the background, without SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _raise_interrupt)
+
+
+def _raise_interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 main.add_command(boot.boot)

@@ -39,12 +39,15 @@ class MemoryGroup:
 
     :param limit: bytes of RAM that its processes and their page cache may
         take; without one, as much as there is
+    :param swap: whether its memory may go to the machine's swap, if that has
+        some
     :raises CgroupError: on entering, there can be none
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, swap: bool = False) -> None:
         self._name = f'{prefix_of(os.getpid())}{uuid.uuid4().hex[:8]}'
         self._limit = limit
+        self._swap = swap
 
     def __enter__(self) -> 'MemoryGroup':
         first, second = _roots()
@@ -58,6 +61,8 @@ class MemoryGroup:
                     '+memory')
             for path in self._paths:
                 path.mkdir()
+            if not self._swap:
+                self._write('memory.swap.max', 'memory.swappiness', 0)
             if self._limit is not None:
                 self.set_limit(self._limit)
         except OSError as e:

@@ -20,6 +20,7 @@ import subprocess
 
 from oslotest import base
 import psutil
+import testscenarios
 
 from lab.benchmarks.density import modes
 from lab.benchmarks import results
@@ -27,8 +28,10 @@ from lab.machine import cgroup
 from lab import paths
 from lab import wait
 
+load_tests = testscenarios.load_tests_apply_scenarios
 
-class DensityTest(base.BaseTestCase):
+
+class DensityTestCase(base.BaseTestCase):
 
     def start(self, *options: str) -> 'subprocess.Popen[str]':
         return subprocess.Popen(
@@ -39,7 +42,10 @@ class DensityTest(base.BaseTestCase):
         self.assertEqual([], [*results.DIRECTORY.glob('density-*.raw')])
         self.assertEqual([], cgroup.left_by(pid))
 
-    def test_quick_has_rows_of_each_part_and_mode(self) -> None:
+
+class QuickTest(DensityTestCase):
+
+    def test_it_has_rows_of_each_part_and_mode(self) -> None:
         with self.start() as bench:
             said, _ = bench.communicate()
         self.assertEqual(0, bench.returncode, said)
@@ -63,7 +69,16 @@ class DensityTest(base.BaseTestCase):
                         .stat().st_size)
         self.assert_nothing_left(bench.pid)
 
-    def test_interrupted_it_leaves_nothing(self) -> None:
+
+
+class InterruptTest(DensityTestCase):
+    """It takes down what it has started: guests, cgroup, images, swap."""
+
+    scenarios = [('by ' + number.name, {'signal': number})
+                 for number in (signal.SIGINT, signal.SIGTERM)]
+    signal: signal.Signals
+
+    def test_nothing_is_left(self) -> None:
         with self.start('--part', 'how-many', '--mode', 'pmem-fpr') as bench:
             process = psutil.Process(bench.pid)
             self.addCleanup(bench.kill)
@@ -72,7 +87,7 @@ class DensityTest(base.BaseTestCase):
                 for path in cgroup.left_by(bench.pid)), 600)
             children = process.children(recursive=True)
             self.assertNotEqual([], children)
-            bench.send_signal(signal.SIGINT)
+            bench.send_signal(self.signal)
             bench.wait(120)
         self.assertNotEqual(0, bench.returncode)
         psutil.wait_procs(children, 10)

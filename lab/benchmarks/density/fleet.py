@@ -159,7 +159,7 @@ class Fleet:
             self._swap = stack.enter_context(host.swap(self._mode.swap))
             stack.enter_context(host.ksm(self._mode.ksm))
             self.group = stack.enter_context(
-                cgroup.MemoryGroup(self._budget))
+                cgroup.MemoryGroup(self._budget, bool(self._mode.swap)))
             self._stack = stack.pop_all()
         return self
 
