@@ -15,6 +15,7 @@
 No limit on speeds or on how many guests fit: the machine has other work.
 """
 
+import pathlib
 import signal
 import subprocess
 
@@ -30,12 +31,14 @@ from lab import wait
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
+SWAPS = pathlib.Path('/proc/swaps')
+
 
 class DensityTestCase(base.BaseTestCase):
 
     def start(self, *options: str) -> 'subprocess.Popen[str]':
         return subprocess.Popen(
-            [paths.ROOT / 'lab/bench', 'density', '--quick', *options],
+            [paths.ROOT / 'lab/bench', 'density', *options],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def assert_nothing_left(self, pid: int) -> None:
@@ -46,7 +49,7 @@ class DensityTestCase(base.BaseTestCase):
 class QuickTest(DensityTestCase):
 
     def test_it_has_rows_of_each_part_and_mode(self) -> None:
-        with self.start() as bench:
+        with self.start('--quick') as bench:
             said, _ = bench.communicate()
         self.assertEqual(0, bench.returncode, said)
         rows = results.load('density-quick')
@@ -70,7 +73,6 @@ class QuickTest(DensityTestCase):
         self.assert_nothing_left(bench.pid)
 
 
-
 class InterruptTest(DensityTestCase):
     """It takes down what it has started: guests, cgroup, images, swap."""
 
@@ -79,7 +81,9 @@ class InterruptTest(DensityTestCase):
     signal: signal.Signals
 
     def test_nothing_is_left(self) -> None:
-        with self.start('--part', 'how-many', '--mode', 'pmem-fpr') as bench:
+        swaps = SWAPS.read_text()
+        with self.start('--part', 'how-many', '--mode', 'blk-none-zram',
+                        '--budget', '1024') as bench:
             process = psutil.Process(bench.pid)
             self.addCleanup(bench.kill)
             wait.until('a guest in a cgroup', lambda: any(
@@ -87,10 +91,12 @@ class InterruptTest(DensityTestCase):
                 for path in cgroup.left_by(bench.pid)), 600)
             children = process.children(recursive=True)
             self.assertNotEqual([], children)
+            self.assertNotEqual(swaps, SWAPS.read_text())
             bench.send_signal(self.signal)
             bench.wait(120)
         self.assertNotEqual(0, bench.returncode)
         psutil.wait_procs(children, 10)
         self.assertEqual([], [child for child in children
                               if child.is_running()])
+        self.assertEqual(swaps, SWAPS.read_text())
         self.assert_nothing_left(bench.pid)
