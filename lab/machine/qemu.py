@@ -34,6 +34,21 @@ from nova_fakedax import layout
 _BUTTON_SECONDS = 10
 
 
+def counter(pid: int, file: str, name: str) -> int:
+    """A number that Linux keeps of a QEMU, from a file in /proc/PID.
+
+    For example ``write_bytes`` in ``io``: the bytes that QEMU and its guest
+    have made dirty of the image (proc_pid_io(5)).
+
+    :raises MachineError: the file has no such number
+    """
+    text = pathlib.Path(f'/proc/{pid}/{file}').read_text()
+    found = re.search(rf'(?m)^{name}: +(\d+)', text)
+    if not found:
+        raise MachineError(f'/proc/PID/{file} has no {name}')
+    return int(found[1])
+
+
 class MachineError(errors.LabError):
     """QEMU, or the guest in it, failed."""
 
@@ -189,18 +204,8 @@ class Machine:
             self._qmp.close()
 
     def counter(self, file: str, name: str) -> int:
-        """A number that Linux keeps of QEMU, from a file in /proc/PID.
-
-        For example ``write_bytes`` in ``io``: the bytes that QEMU and its
-        guest have made dirty of the image (proc_pid_io(5)).
-
-        :raises MachineError: the file has no such number
-        """
-        text = pathlib.Path(f'/proc/{self.pid}/{file}').read_text()
-        found = re.search(rf'(?m)^{name}: +(\d+)', text)
-        if not found:
-            raise MachineError(f'/proc/PID/{file} has no {name}')
-        return int(found[1])
+        """A number that Linux keeps of this QEMU: see :func:`counter`."""
+        return counter(self.pid, file, name)
 
     @property
     def pid(self) -> int:

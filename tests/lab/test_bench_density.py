@@ -29,6 +29,7 @@ from lab.benchmarks.density import fleet
 from lab.benchmarks.density import how_many
 from lab.benchmarks.density import modes
 from lab.benchmarks.density import one_guest
+from lab.benchmarks.density import openstack
 from lab.benchmarks.density import report
 from lab.benchmarks import results
 from lab import errors
@@ -295,3 +296,17 @@ class ReportTestCase(base.BaseTestCase):
         self.assertEqual(len(headings), len(cells))
         self.assertEqual(['same', 'pmem', '512', 'stall', '1 (1-1)',
                           '1 (1-1)'], cells)
+
+    def test_a_line_for_each_figure_of_a_server(self):
+        rows = [{'part': part, 'mode': mode, **{
+            figure: number for number, figure in enumerate(figures)}}
+            for part, figures in openstack._FIGURES.items()
+            for mode in openstack._FLAVORS]
+        headings, lines = report._openstack(rows)
+        self.assertEqual(['part', 'figure', 'openstack-blk',
+                          'openstack-pmem'], headings)
+        # Each of them has a heading in the table of its part.
+        self.assertEqual(
+            [part for part, figures in openstack._FIGURES.items()
+             for _figure in figures], [line[0] for line in lines])
+        self.assertIn(['frozen', 'in s', '1.0', '1.0'], lines)

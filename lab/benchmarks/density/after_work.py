@@ -81,7 +81,7 @@ def _sample(name: str, image: pathlib.Path) -> results.Sample:
         machine.agent.wait_ready(_PATIENCE)
         machine.agent.run(_WORK, check=True, timeout=_PATIENCE)
         time.sleep(_IDLE_SECONDS)
-        taken = one_guest.memory(machine, image) | {
+        taken = one_guest.memory(machine.agent, machine.pid, image) | {
             'total_mib': found.group.usage() / (1 << 20)}
         before = host.swapped_out_bytes()
         found.group.reclaim(found.group.usage())

@@ -29,6 +29,7 @@ from lab.benchmarks.density import host
 from lab.benchmarks.density import how_many
 from lab.benchmarks.density import modes
 from lab.benchmarks.density import one_guest
+from lab.benchmarks.density import openstack
 from lab.benchmarks.density import report
 from lab.benchmarks import results
 from lab import errors
@@ -200,6 +201,10 @@ class _Run:
               help='The memory of the host in how-many.')
 @click.option('--most', default=_MOST, show_default=True,
               type=click.IntRange(min=2), help='Guests in how-many.')
+@click.option('--openstack', 'by_openstack', is_flag=True,
+              help="Only this: a row of each part of servers that are created "
+                   "in the lab's cloud, to check the others. In "
+                   "density-openstack.json.")
 @click.option('--kvm', is_flag=True,
               help='Run the vCPUs by KVM, not TCG.')
 @click.option('--resume', is_flag=True,
@@ -209,8 +214,8 @@ class _Run:
 @click.option('--docs', is_flag=True,
               help='Put the tables and plots into doc/ as well.')
 def density(rounds: int, quick: bool, parts: tuple[str, ...],
-            only: tuple[str, ...], budget_mib: int, most: int, kvm: bool,
-            resume: bool, docs: bool) -> None:
+            only: tuple[str, ...], budget_mib: int, most: int,
+            by_openstack: bool, kvm: bool, resume: bool, docs: bool) -> None:
     """Show how many guests fit into a host, by the kind of their disk.
 
     All guests of a measurement are in one memory cgroup, which is the host.
@@ -249,6 +254,12 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
     A part is written when it is done, and a run that was cut off goes on with
     --resume.
     """
+    if by_openstack:
+        if quick or parts or only or kvm or resume:
+            raise click.UsageError('--openstack takes no option but --budget '
+                                   'and --docs')
+        _openstack(budget_mib, docs)
+        return
     names = [name for name in (modes.QUICK if quick else modes.MODES)
              if name in (only or modes.MODES)]
     if not names:
@@ -279,6 +290,14 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
         progress.say(f'plot: {plot}')
     if docs:
         report.write_docs(run.rows, _versions())
+
+
+def _openstack(budget_mib: int, docs: bool) -> None:
+    rows = openstack.rows(budget_mib)
+    results.save('density-openstack', rows)
+    report.show_openstack(rows)
+    if docs:
+        report.write_openstack(rows)
 
 
 def _emulator() -> str:

@@ -24,6 +24,7 @@ from lab.benchmarks.density import disks
 from lab.benchmarks.density import fleet
 from lab.benchmarks.density import host
 from lab.benchmarks.density import modes
+from lab.benchmarks.density import one_guest
 from lab.benchmarks import results
 from lab import errors
 from lab.machine import qemu
@@ -236,7 +237,7 @@ class _Search:
 
     def _anonymous_mib(self) -> float:
         return statistics.mean([
-            each.machine.counter('smaps_rollup', 'Anonymous') / 1024
+            one_guest.anonymous_mib(each.machine.pid)
             for each in self._fleet.guests if each.machine.runs] or [0])
 
     def _busy(self) -> list[qemu.Machine]:

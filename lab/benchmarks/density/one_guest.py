@@ -23,6 +23,7 @@ from lab.benchmarks.density import fleet
 from lab.benchmarks.density import host
 from lab.benchmarks.density import modes
 from lab.benchmarks import results
+from lab.machine import agent
 from lab.machine import pagecache
 from lab.machine import qemu
 
@@ -94,7 +95,7 @@ def _sample(name: str, image: pathlib.Path,
             time.sleep(_REPORTING_SECONDS)
             if mode.ksm:
                 host.wait_merged(30)
-            samples[mib] = memory(machine, image) | {
+            samples[mib] = memory(machine.agent, machine.pid, image) | {
                 'total_mib': found.group.usage() / (1 << 20)}
         before = host.swapped_out_bytes()
         found.group.reclaim(found.group.usage())
@@ -104,13 +105,24 @@ def _sample(name: str, image: pathlib.Path,
     return samples
 
 
-def memory(machine: qemu.Machine, image: pathlib.Path) -> results.Sample:
-    """What a guest and its QEMU have in RAM, in MiB."""
-    kib = dict(re.findall(r'(?m)^(\w+): +(\d+) kB', machine.agent.run(
+def memory(found: agent.Agent, pid: int,
+           image: pathlib.Path) -> results.Sample:
+    """What a guest and its QEMU have in RAM, in MiB.
+
+    :param found: of the guest
+    :param pid: of QEMU
+    """
+    kib = dict(re.findall(r'(?m)^(\w+): +(\d+) kB', found.run(
         'cat /proc/meminfo', check=True, timeout=300).stdout))
+    anonymous = anonymous_mib(pid)
     return {
         'guest_cached_mib': (int(kib['Cached']) + int(kib['Buffers'])) / 1024,
-        'anonymous_mib': machine.counter('smaps_rollup', 'Anonymous') / 1024,
-        'mapped_mib': (machine.counter('smaps_rollup', 'Rss')
-                       - machine.counter('smaps_rollup', 'Anonymous')) / 1024,
+        'anonymous_mib': anonymous,
+        'mapped_mib': qemu.counter(pid, 'smaps_rollup', 'Rss') / 1024
+        - anonymous,
         'image_cached_mib': pagecache.cached_bytes(image) / (1 << 20)}
+
+
+def anonymous_mib(pid: int) -> float:
+    """What the host cannot take back of a QEMU without swap."""
+    return qemu.counter(pid, 'smaps_rollup', 'Anonymous') / 1024

@@ -68,6 +68,28 @@ def write_docs(rows: Sequence[results.Row], versions: str) -> None:
         shutil.copy(file, _DOCS / file.name)
 
 
+def show_openstack(rows: Sequence[results.Row]) -> None:
+    """The rows of servers, a figure a line."""
+    results.show('openstack server create', *_openstack(rows), whole=2,
+                 groups=1)
+
+
+def write_openstack(rows: Sequence[results.Row]) -> None:
+    results.write_table(_DOCS / 'openstack-table.inc', *_openstack(rows))
+
+
+def _openstack(rows: Sequence[results.Row]
+               ) -> tuple[list[str], list[list[str]]]:
+    modes = list(dict.fromkeys(row['mode'] for row in rows))
+    by_part = {(row['part'], row['mode']): row for row in rows}
+    return (['part', 'figure', *modes], [
+        [part, heading.strip(), *(f'{by_part[part, mode][figure]:.1f}'
+                                  for mode in modes)]
+        for part, (_names, figures, _digits) in _COLUMNS.items()
+        for figure, heading in figures.items()
+        if figure in by_part[part, modes[0]]])
+
+
 def plot(rows: Sequence[results.Row], name: str) -> list[pathlib.Path]:
     """A plot of each part that has one; without colour it reads as well.
 
