@@ -26,6 +26,8 @@ import psutil
 from lab import errors
 
 _PSI = 'memory.pressure'
+#: Bytes that are not worth asking once more.
+_LITTLE = 1 << 20
 
 
 class CgroupError(errors.LabError):
@@ -112,7 +114,21 @@ class MemoryGroup:
         return int(found[1])
 
     def reclaim(self, amount: int) -> None:
-        """Have the kernel take back bytes, as many of these as it can."""
+        """Have the kernel take back bytes, as many of these as it can.
+
+        It gives up early where it has to write to swap, so it is asked until
+        nothing comes of it.
+        """
+        before = self.usage()
+        target = max(before - amount, 0)
+        while before > target:
+            self._reclaim(before - target)
+            after = self.usage()
+            if before - after < _LITTLE:
+                return
+            before = after
+
+    def _reclaim(self, amount: int) -> None:
         if self._second:
             try:
                 (self._paths[0] / 'memory.reclaim').write_text(str(amount))

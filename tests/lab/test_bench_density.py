@@ -17,6 +17,7 @@ import dataclasses
 import itertools
 import pathlib
 import tempfile
+from typing import Any
 from unittest import mock
 
 import click
@@ -127,8 +128,8 @@ class FakeGroup:
 class SearchTestCase(base.BaseTestCase):
 
     def search(self, fits: int, most: int = 9, all_well_below: int = 99,
-               slow_from: int = 99, anonymous_mib: int = 300
-               ) -> list[how_many.Point]:
+               slow_from: int = 99, anonymous_mib: int = 300,
+               mode: str = 'pmem') -> list[how_many.Point]:
         host = FakeFleet(fits)
 
         class Search(how_many._Search):
@@ -149,14 +150,14 @@ class SearchTestCase(base.BaseTestCase):
             def image(self, mode: modes.Mode, number: int) -> pathlib.Path:
                 return pathlib.Path(str(number))
 
-        running = Search(host, modes.MODES['pmem'],
+        running = Search(host, modes.MODES[mode],
                          how_many.VARIANTS['same'], Images(), 2048, most)
         running.run()
         names = [each.image for each in host.guests]
         self.assertEqual(len(names), len(set(names)))
         return running.points
 
-    def sizes(self, *args: int, **options: int) -> list[int]:
+    def sizes(self, *args: int, **options: Any) -> list[int]:
         return [each.guests for each in self.search(*args, **options)]
 
     def test_every_limit_is_found_whatever_the_guess(self):
@@ -176,13 +177,26 @@ class SearchTestCase(base.BaseTestCase):
             self.assertEqual((7, slow - 1),
                              (found['guests'], found['guests_95']))
 
-    def test_from_a_guess_up_in_growing_steps_then_down_one_at_a_time(self):
+    def test_from_a_guess_up_one_at_a_time(self):
         # 2048 / (300 + 200) are 4.
-        self.assertEqual([1, 4, 5, 7, 6], self.sizes(6))
+        self.assertEqual([1, 4, 5, 6, 7], self.sizes(6))
+
+    def test_from_a_guess_down(self):
         self.assertEqual([1, 4, 3, 2], self.sizes(99, all_well_below=3))
 
+    def test_with_swap_two_at_a_time(self):
+        self.assertEqual([1, 6, 8, 9], self.sizes(8, mode='blk-none-swap'))
+        self.assertEqual([1, 6, 8, 7], self.sizes(7, mode='blk-none-swap'))
+
+    def test_from_a_larger_guess_with_zram(self):
+        self.assertEqual([1, 9, 8, 7], self.sizes(7, mode='blk-none-zram'))
+
+    def test_those_in_between_that_lose_some_work(self):
+        self.assertEqual([1, 4, 5, 6, 7, 3, 2],
+                         self.sizes(6, slow_from=3))
+
     def test_it_ends_at_the_most(self):
-        self.assertEqual([1, 4, 5, 7, 8], self.sizes(99, most=8))
+        self.assertEqual([1, 4, 5, 6, 7, 8], self.sizes(99, most=8))
 
     def test_a_lone_one_that_does_not_boot_is_an_error(self):
         fleet_ = FakeFleet(0)
@@ -243,7 +257,7 @@ class ResumeTestCase(base.BaseTestCase):
         self.measured: list[str] = []
 
     def run_of(self, rounds: int = 2, fails_at: str = '') -> command._Run:
-        run = command._Run(['pmem-fpr'], rounds, 2048, 8, quick=False)
+        run = command._Run(['pmem-fpr'], rounds, 1, 2048, 8, quick=False)
 
         def measure(unit: str, **row: str) -> list[results.Row]:
             if unit == fails_at:
@@ -259,15 +273,15 @@ class ResumeTestCase(base.BaseTestCase):
         return run
 
     def test_what_was_measured_is_kept(self):
-        run = self.run_of(fails_at='least')
+        run = self.run_of(fails_at='same')
         run.part('one-guest')
         self.assertRaises(errors.LabError, run.part, 'how-many')
-        self.assertEqual(['one-guest', 'same', 'cut'], self.measured)
+        self.assertEqual(['one-guest', 'cut', 'mixed'], self.measured)
         run = self.run_of()
         run.resume()
         run.part('one-guest')
         run.part('how-many')
-        self.assertEqual(['one-guest', 'same', 'cut', 'least', 'mixed'],
+        self.assertEqual(['one-guest', 'cut', 'mixed', 'same', 'least'],
                          self.measured)
         self.assertEqual(run.rows, results.load('density'))
         self.assertEqual(5, len(run.rows))

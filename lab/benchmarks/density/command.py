@@ -47,10 +47,11 @@ _MOST = 24
 class _Run:
     """What was chosen, and the rows so far."""
 
-    def __init__(self, names: Sequence[str], rounds: int, budget_mib: int,
-                 most: int, quick: bool) -> None:
+    def __init__(self, names: Sequence[str], rounds: int, fleet_rounds: int,
+                 budget_mib: int, most: int, quick: bool) -> None:
         self._names = names
         self._rounds = rounds
+        self._fleet_rounds = fleet_rounds
         self._budget_mib = budget_mib
         self._most = most
         self._quick = quick
@@ -142,7 +143,7 @@ class _Run:
     def _fleets(self, variant: str, made: disks.Disks) -> list[results.Row]:
         chosen = how_many.VARIANTS[variant]
         names = [name for name in self._names if name in chosen.modes]
-        rounds = self._rounds if chosen.repeated else 1
+        rounds = self._fleet_rounds
         runs: dict[str, list[list[how_many.Point]]] = {}
         for number in range(rounds):
             for name in results.in_turn(names, number):
@@ -157,7 +158,7 @@ class _Run:
     def _frozen(self, stack: contextlib.ExitStack) -> list[results.Row]:
         made = disks.Disks(frozen.CLEAN_MIB, stack)
         return self._in_turn(
-            'frozen', self._names,
+            'frozen', [name for name in self._names if name in modes.FROZEN],
             lambda name: frozen.sample(name, made.image(modes.MODES[name])),
             [*frozen.FIGURES], 3)
 
@@ -185,7 +186,10 @@ class _Run:
 @click.command()
 @click.option('--rounds', default=2, show_default=True,
               type=click.IntRange(min=1),
-              help='Of each part but after-work, and of how-many but "cut".')
+              help='Of each part but how-many and after-work.')
+@click.option('--fleet-rounds', default=1, show_default=True,
+              type=click.IntRange(min=1),
+              help='Of how-many; one takes about 50 minutes.')
 @click.option('--quick', is_flag=True,
               help='One round of three modes, with a budget of 1 GiB and '
                    'guests of the variant "cut", and without after-work: to '
@@ -213,9 +217,10 @@ class _Run:
                    'the kernel must be the same.')
 @click.option('--docs', is_flag=True,
               help='Put the tables and plots into doc/ as well.')
-def density(rounds: int, quick: bool, parts: tuple[str, ...],
-            only: tuple[str, ...], budget_mib: int, most: int,
-            by_openstack: bool, kvm: bool, resume: bool, docs: bool) -> None:
+def density(rounds: int, fleet_rounds: int, quick: bool,
+            parts: tuple[str, ...], only: tuple[str, ...], budget_mib: int,
+            most: int, by_openstack: bool, kvm: bool, resume: bool,
+            docs: bool) -> None:
     """Show how many guests fit into a host, by the kind of their disk.
 
     All guests of a measurement are in one memory cgroup, which is the host.
@@ -235,10 +240,10 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
                 more than 20 % of the time (PSI). Each reads 4 KiB at random in
                 200 MiB, 100 times a second. "guests_95" is the most at which
                 no more than 5 % of the reads are lost.
-                same   512 MiB of RAM each
                 cut    the RAM that the mode needs for the hot set
-                least  112 MiB or less: guests cache next to nothing
                 mixed  512 MiB; all have read their set, three work at a time
+                same   512 MiB of RAM each
+                least  112 MiB or less: guests cache next to nothing
     frozen      the vCPUs are stopped, 500 MiB of clean cache: what the host
                 takes back, in what time, and what it writes to do so. And
                 150 MiB from a guest that works: by the balloon where only the
@@ -268,7 +273,8 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
     if docs and (only or quick or parts):
         raise click.UsageError('--docs needs all parts and modes')
     if quick:
-        rounds, budget_mib, most = 1, min(budget_mib, 1024), min(most, 6)
+        rounds = fleet_rounds = 1
+        budget_mib, most = min(budget_mib, 1024), min(most, 6)
     parts = parts or tuple(part for part in PARTS
                            if not quick or part != 'after-work')
     if kvm and not os.access('/dev/kvm', os.R_OK | os.W_OK):
@@ -279,7 +285,7 @@ def density(rounds: int, quick: bool, parts: tuple[str, ...],
         guest.build()
         for name in names:
             modes.MODES[name].emulator()
-    run = _Run(names, rounds, budget_mib, most, quick)
+    run = _Run(names, rounds, fleet_rounds, budget_mib, most, quick)
     if resume:
         run.resume()
     for part in PARTS:

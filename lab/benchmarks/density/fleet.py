@@ -37,8 +37,10 @@ _ACCELERATORS = {False: 'tcg,tb-size=32', True: 'kvm'}
 _PR_SET_THP_DISABLE = 41
 _LOG = '/run/work'
 _STOP_WORK = 'kill $(cat /run/worker); rm -f /run/worker'
-#: Seconds until a guest answers, however busy its host is.
+#: Seconds until a guest has booted, however busy its host is.
 _PATIENCE = 300
+#: Seconds until it answers; if it takes longer, it has done nothing.
+_ANSWER_SECONDS = 30
 
 
 class Accelerator:
@@ -108,12 +110,12 @@ def start_work(machine: qemu.Machine, data: str, mib: int,
     machine.agent.run(
         f'rm -f {_LOG}; setsid probe work {data} {mib} {rate} {_LOG} '
         '< /dev/null > /dev/null 2>&1 & echo $! > /run/worker', check=True,
-        timeout=_PATIENCE)
+        timeout=_ANSWER_SECONDS)
 
 
 def stop_work(machine: qemu.Machine) -> None:
     """Also where none runs."""
-    machine.agent.run(_STOP_WORK, timeout=_PATIENCE)
+    machine.agent.run(_STOP_WORK, timeout=_ANSWER_SECONDS)
 
 
 def done_work(machine: qemu.Machine, seconds: int) -> list[list[int]]:
@@ -122,7 +124,7 @@ def done_work(machine: qemu.Machine, seconds: int) -> list[list[int]]:
     Fewer than ``seconds`` where a read took longer than one.
     """
     text = machine.agent.run(f'tail -n {seconds} {_LOG}', check=True,
-                             timeout=_PATIENCE).stdout
+                             timeout=_ANSWER_SECONDS).stdout
     return [[int(word) for word in line.split()]
             for line in text.splitlines()]
 

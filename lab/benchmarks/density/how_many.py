@@ -13,6 +13,7 @@
 """How many guests fit into a host's memory."""
 
 from collections.abc import Callable, Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import itertools
@@ -46,7 +47,9 @@ _WINDOW = 5
 _BUSY = 3
 #: Seconds in which a guest has booted, and in which it has read its hot set:
 #: more than ten times what both take on a host with enough memory.
-_BEGIN_SECONDS = 90
+_BEGIN_SECONDS = 45
+#: How far a kind of swap makes memory go, at least.
+_STRETCH = {'zram': 2}
 #: With which all kinds of disk boot, with some room.
 _LEAST_MIB = 112
 
@@ -58,25 +61,22 @@ class Variant:
     :ivar ram_mib: of a guest of a mode
     :ivar mixed: most are idle, and the few busy ones change
     :ivar modes: that are compared
-    :ivar repeated: whether it is measured in each round, or once
     """
 
     title: str
     ram_mib: Callable[[modes.Mode], int]
     mixed: bool = False
     modes: tuple[str, ...] = modes.FLEETS
-    repeated: bool = False
 
 
 VARIANTS = {
+    'cut': Variant('RAM cut to the hot set', lambda mode: mode.cut_mib),
+    'mixed': Variant('the same RAM, most of them idle', lambda mode: RAM_MIB,
+                     mixed=True),
     'same': Variant('the same RAM', lambda mode: RAM_MIB),
-    'cut': Variant('RAM cut to the hot set', lambda mode: mode.cut_mib,
-                   repeated=True),
     'least': Variant('the least RAM, most reads missed',
                      lambda mode: min(mode.cut_mib, _LEAST_MIB),
                      modes=modes.SMALL_FLEETS),
-    'mixed': Variant('the same RAM, most of them idle', lambda mode: RAM_MIB,
-                     mixed=True),
 }
 
 
@@ -88,8 +88,7 @@ class Point:
         without swap
     :ivar rate: the mean of the guests that had to work, in reads a second
     :ivar stopped_by: why it is too large, or nothing. ``killed``; ``boot``:
-        one does not boot and read its hot set in a minute and a half;
-        ``rate``; ``stall``
+        one does not boot, or read its hot set, in 45 s; ``rate``; ``stall``
     """
 
     guests: int
@@ -119,30 +118,30 @@ class _Search:
     def run(self) -> None:
         """A lone one; as many as ought to fit; more, until it is full.
 
-        Then fewer, one at a time, until all is well.
+        Then those in between that are not known to do well or badly. One more
+        at a time, for a host that is far too full takes minutes to say so. It
+        is not known how far swap stretches, so there it is two.
         """
+        step = 2 if self._mode.swap else 1
         self._grow_to(1)
         lone = self.points[0]
         if lone.stopped_by:
             return
-        guests, step = min(self._guess(lone), self._most), 1
-        while guests > len(self._fleet.guests) and self._grow_to(guests):
-            guests, step = min(guests + step, self._most), step * 2
-        while not self._well(self.points[-1]) and len(
-                self._fleet.guests) > 1:
-            self._shrink()
-        # Where several were killed at once, one of these may have fitted.
-        while self._well(self.points[-1]) and len(
-                self._fleet.guests) + 1 < self._least_bad():
-            self._grow_to(len(self._fleet.guests) + 1)
+        if self._grow_to(min(self._guess(lone), self._most)):
+            while len(self._fleet.guests) < self._most and self._grow_to(
+                    min(len(self._fleet.guests) + step, self._most)):
+                pass
+        while self._least_bad() - self._most_well() > 1:
+            self._resize(self._least_bad() - 1)
 
     def _guess(self, lone: Point) -> int:
-        """Guests of which the host's memory is full, without swap."""
+        """Guests of which the host's memory ought to be full."""
         hot = HOT_MIB if self._mode.fake_dax else 0
+        room, each = float(self._budget_mib), lone.anonymous_mib + hot
         if self._variant.mixed:
-            room = self._budget_mib - min(_BUSY * hot, self._budget_mib / 2)
-            return max(2, int(room / lone.anonymous_mib))
-        return max(2, int(self._budget_mib / (lone.anonymous_mib + hot)))
+            room -= min(_BUSY * hot, self._budget_mib / 2)
+            each = lone.anonymous_mib
+        return max(2, int(room / each * _STRETCH.get(self._mode.swap, 1)))
 
     def _well(self, point: Point) -> bool:
         return not point.stopped_by and (
@@ -152,13 +151,20 @@ class _Search:
         return min((point.guests for point in self.points
                     if not self._well(point)), default=self._most + 1)
 
-    def _shrink(self) -> None:
-        """One less; what the others have lost meanwhile they read again."""
-        measured = {point.guests for point in self.points}
-        if len(self._fleet.guests) in measured:
-            self._fleet.take_away(self._fleet.guests[-1])
-        self._begin_all(self._fleet.guests)
-        self._measure()
+    def _most_well(self) -> int:
+        return max((point.guests for point in self.points
+                    if self._well(point)
+                    and point.guests < self._least_bad()), default=0)
+
+    def _resize(self, guests: int) -> None:
+        for each in self._fleet.guests[guests:]:
+            self._fleet.take_away(each)
+        if len(self._fleet.guests) < guests:
+            self._grow_to(guests)
+        else:
+            # What they have lost meanwhile they read again.
+            self._begin_all(self._fleet.guests)
+            self._measure()
 
     def _grow_to(self, guests: int) -> bool:
         """Whether no guest is killed and all are quick enough then.
@@ -180,15 +186,19 @@ class _Search:
 
     def _begin_all(self, found: Sequence[fleet.Guest]
                    ) -> list[errors.LabError]:
-        failed = []
-        for each in found:
-            try:
-                self._begin(each.machine)
-            except errors.LabError as e:
-                failed.append(e)
+        with futures.ThreadPoolExecutor(max(len(found), 1)) as pool:
+            failed = [error for error in pool.map(self._try_begin, found)
+                      if error]
         if self._mode.ksm:
             host.wait_merged(20)
         return failed
+
+    def _try_begin(self, one: fleet.Guest) -> errors.LabError | None:
+        try:
+            self._begin(one.machine)
+        except errors.LabError as e:
+            return e
+        return None
 
     def _bury(self) -> None:
         for each in self._fleet.killed():

@@ -103,6 +103,9 @@ QUICK = ('blk-writeback-fpr', 'blk-none-fpr', 'pmem-fpr')
 FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'blk-none-ksm',
           'blk-none-zram', 'blk-none-swap', 'pmem-fpr', 'pmem-zram')
 
+#: Of which a guest is stopped; free page reporting needs one that runs.
+FROZEN = (*FLEETS, 'pmem-stock')
+
 #: With guests so small that they keep little themselves. The host's cache can
 #: do it for them, as with fake DAX, where ``cache`` is ``writeback``.
 SMALL_FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'pmem-fpr')
