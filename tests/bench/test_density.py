@@ -15,6 +15,7 @@
 No limit on speeds or on how many guests fit: the machine has other work.
 """
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -39,6 +40,8 @@ class DensityTestCase(base.BaseTestCase):
     def start(self, *options: str) -> 'subprocess.Popen[str]':
         return subprocess.Popen(
             [paths.ROOT / 'lab/bench', 'density', *options],
+            # A test's home directory is not the user's.
+            env=os.environ | {'XDG_CACHE_HOME': str(paths.CACHE.parent)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def assert_nothing_left(self, pid: int) -> None:
