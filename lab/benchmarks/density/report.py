@@ -68,6 +68,10 @@ def write_docs(rows: Sequence[results.Row], versions: str) -> None:
         shutil.copy(file, _DOCS / file.name)
 
 
+#: Of the figures of servers, what the tables of the parts call otherwise.
+_SERVERS = {'given_back_mib': 'given back while it is paused'}
+
+
 def show_openstack(rows: Sequence[results.Row]) -> None:
     """The rows of servers, a figure a line."""
     results.show('openstack server create', *_openstack(rows), whole=2,
@@ -83,7 +87,7 @@ def _openstack(rows: Sequence[results.Row]
     modes = list(dict.fromkeys(row['mode'] for row in rows))
     by_part = {(row['part'], row['mode']): row for row in rows}
     return (['part', 'figure', *modes], [
-        [part, heading.strip(), *(f'{by_part[part, mode][figure]:.1f}'
+        [part, _SERVERS.get(figure, heading.strip()), *(f'{by_part[part, mode][figure]:.1f}'
                                   for mode in modes)]
         for part, (_names, figures, _digits) in _COLUMNS.items()
         for figure, heading in figures.items()
