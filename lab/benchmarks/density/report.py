@@ -87,8 +87,8 @@ def _openstack(rows: Sequence[results.Row]
     modes = list(dict.fromkeys(row['mode'] for row in rows))
     by_part = {(row['part'], row['mode']): row for row in rows}
     return (['part', 'figure', *modes], [
-        [part, _SERVERS.get(figure, heading.strip()), *(f'{by_part[part, mode][figure]:.1f}'
-                                  for mode in modes)]
+        [part, _SERVERS.get(figure, heading.strip()), *(
+            f'{by_part[part, mode][figure]:.1f}' for mode in modes)]
         for part, (_names, figures, _digits) in _COLUMNS.items()
         for figure, heading in figures.items()
         if figure in by_part[part, modes[0]]])
