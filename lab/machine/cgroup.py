@@ -63,7 +63,9 @@ class MemoryGroup:
                     '+memory')
             for path in self._paths:
                 path.mkdir()
-            if not self._swap:
+            # A kernel without swap has no such file.
+            if not self._swap and self._file(
+                    'memory.swap.max', 'memory.swappiness').exists():
                 self._write('memory.swap.max', 'memory.swappiness', 0)
             if self._limit is not None:
                 self.set_limit(self._limit)

@@ -198,6 +198,40 @@ class SearchTestCase(base.BaseTestCase):
     def test_it_ends_at_the_most(self):
         self.assertEqual([1, 4, 5, 6, 7, 8], self.sizes(99, most=8))
 
+    def test_one_that_cannot_begin_again_is_not_judged_by_its_past(self):
+        host = FakeFleet(9)
+        host.guests = [fleet.Guest(pathlib.Path(str(number)), None, None)
+                       for number in range(4)]
+
+        class Search(how_many._Search):
+
+            def _begin(self, machine: object) -> None:
+                raise errors.LabError('no answer')
+
+            def _measure(self) -> str:
+                raise AssertionError('measured')
+
+        search = Search(host, modes.MODES['pmem'],
+                        how_many.VARIANTS['same'], None, 2048, 9)
+        search._resize(3)
+        self.assertEqual([(3, 'boot')], [
+            (each.guests, each.stopped_by) for each in search.points])
+
+    def test_one_that_does_not_begin_to_work_ends_the_search_only(self):
+        host = FakeFleet(9)
+        host.guests = [fleet.Guest(pathlib.Path('0'), None, None)]
+
+        class Search(how_many._Search):
+
+            def _busy(self) -> list[object]:
+                raise errors.LabError('no answer')
+
+        search = Search(host, modes.MODES['pmem'],
+                        how_many.VARIANTS['mixed'], None, 2048, 9)
+        self.assertEqual('rate', search._measure())
+        self.assertEqual([(1, 'rate')], [
+            (each.guests, each.stopped_by) for each in search.points])
+
     def test_a_lone_one_that_does_not_boot_is_an_error(self):
         fleet_ = FakeFleet(0)
         fleet_.group.killed = lambda: 0

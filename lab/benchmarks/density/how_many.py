@@ -162,9 +162,12 @@ class _Search:
         if len(self._fleet.guests) < guests:
             self._grow_to(guests)
         else:
-            # What they have lost meanwhile they read again.
-            self._begin_all(self._fleet.guests)
-            self._measure()
+            # What they have lost meanwhile they read again. One that cannot
+            # would be judged by what it did before.
+            if self._begin_all(self._fleet.guests):
+                self._give_up('boot')
+            else:
+                self._measure()
 
     def _grow_to(self, guests: int) -> bool:
         """Whether no guest is killed and all are quick enough then.
@@ -178,11 +181,17 @@ class _Search:
             raise failed[0]
         failed += self._begin_all(self._fleet.guests[first:])
         if failed or self._fleet.killed():
-            why = 'killed' if self._fleet.group.killed() > killed else 'boot'
-            self.points.append(Point(guests, 0, 0, 0, 0, 0, None, why))
-            self._bury()
+            self._give_up('killed' if self._fleet.group.killed() > killed
+                          else 'boot', guests)
             return False
         return not self._measure()
+
+    def _give_up(self, why: str, guests: int | None = None) -> str:
+        """Note that a fleet of that size, or as it is, cannot be measured."""
+        self.points.append(Point(guests or len(self._fleet.guests),
+                                 0, 0, 0, 0, 0, None, why))
+        self._bury()
+        return why
 
     def _begin_all(self, found: Sequence[fleet.Guest]
                    ) -> list[errors.LabError]:
@@ -223,7 +232,11 @@ class _Search:
     def _measure(self) -> str:
         """Measure the fleet as it is; return why it is too large."""
         guests = len(self._fleet.guests)
-        busy = self._busy()
+        try:
+            busy = self._busy()
+        except errors.LabError:
+            # One does not even begin to work.
+            return self._give_up('rate')
         self._fleet.balance()
         time.sleep(_SETTLE)
         before = self._fleet.group.stalled_seconds()
