@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import pathlib
-import shutil
 import tempfile
 from typing import Any
 
@@ -122,7 +121,7 @@ def _images(built: guest.Guest, case: Case) -> Iterator[list[pathlib.Path]]:
     with tempfile.TemporaryDirectory(
             prefix='downtime-', dir=results.DIRECTORY) as directory:
         root = pathlib.Path(directory) / 'root'
-        shutil.copyfile(built.disk, root)
+        built.copy_disk(root)
         images = [root]
         for number in range(case.disks):
             image = pathlib.Path(directory) / f'disk{number}'

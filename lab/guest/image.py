@@ -46,13 +46,16 @@ SIZE_MIB = 64
 
 _SOURCES = pathlib.Path(__file__).parent
 
+#: When a disk was last written to, as its build leaves it: seconds since 1970.
+_BUILT = 0
+
 #: Programs that grow the root and that busybox lacks; from the host.
 _HOST_PROGRAMS = ('sfdisk', 'partx', 'resize2fs')
 
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """A built guest. Its files are shared: copy the disk to write to it."""
+    """A built guest. Its files are shared: boot only a copy of the disk."""
 
     directory: pathlib.Path
 
@@ -68,6 +71,10 @@ class Guest:
     def disk(self) -> pathlib.Path:
         """Raw image that BIOS can boot; its /boot has kernel and initrd."""
         return self.directory / 'disk.raw'
+
+    def copy_disk(self, to: pathlib.Path) -> None:
+        """Copy the disk image, with its holes."""
+        tools.run('cp', '--sparse=always', self.disk, to)
 
     @property
     def probe(self) -> pathlib.Path:
@@ -89,7 +96,8 @@ def build(size_mib: int = SIZE_MIB, kernel_package: str = KERNEL_PACKAGE,
     :param with_driver: use the virtio-pmem driver of guest-image-elements
         instead of the kernel's own
     :param extra_modules: modules of the kernel to load after the usual ones
-    :raises GuestBuildError: something is missing, or does not fit
+    :raises GuestBuildError: something is missing, or does not fit; or the
+        disk was written to after it was built
     """
     disk.check_size(size_mib)
     kernel = _kernel(kernel_package)
@@ -107,13 +115,34 @@ def build(size_mib: int = SIZE_MIB, kernel_package: str = KERNEL_PACKAGE,
                 dir=target.parent, prefix='building-') as tmp:
             work = pathlib.Path(tmp)
             _build(size_mib, kernel, agent, work, with_driver, extra_modules)
+            os.utime(Guest(work / 'out').disk, (_BUILT, _BUILT))
             try:
                 (work / 'out').rename(target)
             except OSError:
                 # Another process was first, with the same result.
                 if not target.is_dir():
                     raise
-    return Guest(target)
+    guest = Guest(target)
+    _check_untouched(guest)
+    return guest
+
+
+def _check_untouched(guest: Guest) -> None:
+    """Refuse a disk that was written to: every later test would get it.
+
+    :raises GuestBuildError: it was; the next call builds it again
+    """
+    try:
+        changed = guest.disk.stat().st_mtime != _BUILT
+    except FileNotFoundError:
+        # Another process has just removed it.
+        changed = True
+    if changed:
+        shutil.rmtree(guest.directory, ignore_errors=True)
+        raise tools.GuestBuildError(
+            f'{guest.disk} was written to after it was built: something has '
+            'booted it and not a copy. It was removed, and is built again '
+            'when it is needed next.')
 
 
 def _source_files() -> Iterator[pathlib.Path]:

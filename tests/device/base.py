@@ -18,7 +18,6 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 import typing as ty
@@ -84,8 +83,7 @@ class DeviceTestCase(base.BaseTestCase):
     def make_guest_image(self, size: int) -> guest.Guest:
         """Make an image of this size, with the test guest's root on it."""
         built = guest.build()
-        subprocess.run(['cp', '--sparse=always', built.disk, self.image],
-                       check=True)
+        built.copy_disk(self.image)
         os.truncate(self.image, size)
         return built
 

@@ -209,6 +209,8 @@ class VCPUBase(ReadAheadBase):
     def setUp(self) -> None:
         super().setUp()
         built = guest.build()
+        root = self.image.with_name('root')
+        built.copy_disk(root)
         other = self.image.with_name('other')
         other.write_bytes(bytes(SIZE))
         # QEMU's main thread submits the reads of this one.
@@ -218,8 +220,8 @@ class VCPUBase(ReadAheadBase):
         self.machine = qemu.Machine(
             *qemu.direct_kernel(built.kernel, built.initrd,
                                 guest.COMMAND_LINE),
-            '-snapshot', *qemu.virtio_blk(built.disk),
-            *qemu.pmem(self.image, 'pmem0'), *other_disk,
+            *qemu.virtio_blk(root), *qemu.pmem(self.image, 'pmem0'),
+            *other_disk,
             *('-trace', 'virtio_pmem_read_ahead'), *self.options,
             emulator=self.binary())
         self.machine.__enter__()

@@ -19,7 +19,6 @@ files in the test's directory.
 import os
 import pathlib
 import shutil
-import subprocess
 import tempfile
 import threading
 
@@ -87,8 +86,7 @@ class DomainTestCase(base.BaseTestCase):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix='domain-test-'))
         self.addCleanup(shutil.rmtree, self.directory)
         self.image = self.directory / 'disk'
-        subprocess.run(['cp', '--sparse=always', guest.build().disk,
-                        self.image], check=True)
+        guest.build().copy_disk(self.image)
         os.truncate(self.image, SIZE_MIB << 20)
         (self.directory / 'etc').mkdir()
         (self.directory / 'etc/qemu.conf').write_text(

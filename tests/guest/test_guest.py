@@ -60,8 +60,7 @@ class GuestTestCase(base.BaseTestCase):
     def disk(self, size_mib: int | None = None) -> pathlib.Path:
         """Make a disk for the test, grown as Nova grows it for a flavor."""
         path = self.directory / 'disk'
-        subprocess.run(['cp', '--sparse=always', self.guest.disk, path],
-                       check=True)
+        self.guest.copy_disk(path)
         if size_mib:
             os.truncate(path, size_mib * MIB)
         return path

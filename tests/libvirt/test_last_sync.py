@@ -168,8 +168,7 @@ class LastSyncTestCase(base.BaseTestCase):
         for name, mib in DISKS.items():
             image = self.images / name
             if name == 'disk':
-                subprocess.run(['cp', '--sparse=always', guest.build().disk,
-                                image], check=True)
+                guest.build().copy_disk(image)
             else:
                 image.touch()
             os.truncate(image, mib << 20)
