@@ -17,6 +17,7 @@ import dataclasses
 import itertools
 import pathlib
 import tempfile
+import time
 from typing import Any
 from unittest import mock
 
@@ -195,6 +196,21 @@ class SearchTestCase(base.BaseTestCase):
         self.assertEqual([1, 4, 5, 6, 7, 3, 2],
                          self.sizes(6, slow_from=3))
 
+    def test_a_large_fleet_grows_and_shrinks_in_larger_steps(self):
+        self.assertEqual([1, 16, 18, 20, 22, 24, 23], self.sizes(
+            22, most=48, anonymous_mib=124, mode='blk-none-swap'))
+        self.assertEqual([1, 24, 21, 19, 17, 15, 16], self.sizes(
+            99, most=48, all_well_below=17, anonymous_mib=85,
+            mode='blk-none-swap'))
+
+    def test_both_limits_of_a_large_fleet_are_found(self):
+        for fits, slow in itertools.product(range(18, 40), range(12, 41, 4)):
+            found = how_many.sample(self.search(
+                fits, most=48, slow_from=slow, anonymous_mib=85,
+                mode='pmem-zram'), 48)
+            self.assertEqual((fits, min(fits, slow - 1)),
+                             (found['guests'], found['guests_95']))
+
     def test_it_ends_at_the_most(self):
         self.assertEqual([1, 4, 5, 6, 7, 8], self.sizes(99, most=8))
 
@@ -245,6 +261,26 @@ class SearchTestCase(base.BaseTestCase):
         self.assertEqual(
             '1 guests: 100 reads/s, p99 1.0 ms; 2 guests: not all worked, '
             'boot', how_many.sentence([point(2, 0, 'boot'), point(1)]))
+
+
+class ForEachTestCase(base.BaseTestCase):
+
+    def test_none_is_begun_after_one_has_failed(self):
+        begun = []
+
+        def call(item: int) -> None:
+            begun.append(item)
+            if item == 3:
+                time.sleep(0.2)
+                raise errors.LabError('full')
+            time.sleep(0.5)
+
+        failed = fleet.for_each(call, range(100))
+        self.assertEqual(['full'], [str(error) for error in failed])
+        self.assertEqual([*range(8)], sorted(begun))
+
+    def test_nothing_to_do(self):
+        self.assertEqual([], fleet.for_each(self.fail, []))
 
 
 class SideBySideTestCase(base.BaseTestCase):

@@ -40,7 +40,7 @@ PARTS = ('one-guest', 'how-many', 'frozen', 'after-work', 'costs')
 #: Whose guests do real work; that takes minutes.
 _AFTER_WORK = ('blk-none-fpr', 'blk-none-zram', 'pmem-fpr', 'pmem-zram')
 _BUDGET_MIB = 2048
-_MOST = 24
+_MOST = 48
 
 
 class _Run:
@@ -227,7 +227,7 @@ def density(rounds: int, fleet_rounds: int, quick: bool,
     (writeback) and without it (none); both with free page reporting, as Nova
     has it; the latter with KSM, with zram and with a swap file; QEMU's own
     virtio-pmem; this project's, also with free page reporting and with zram.
-    Needs about 20 GB of disk. KSM and swap are turned on for the whole machine
+    Needs about 30 GB of disk. KSM and swap are turned on for the whole machine
     while their modes run, and off again.
 
     \b

@@ -12,13 +12,14 @@
 
 """Guests of one host: their memory, and the work that they do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import ctypes
 import dataclasses
 import pathlib
 import statistics
+from typing import TypeVar
 
 from lab.benchmarks.density import host
 from lab.benchmarks.density import modes
@@ -41,6 +42,10 @@ _STOP_WORK = 'kill $(cat /run/worker); rm -f /run/worker'
 _PATIENCE = 300
 #: Seconds until it answers; if it takes longer, it has done nothing.
 _ANSWER_SECONDS = 30
+#: Guests that boot, or read their data, at a time.
+_AT_ONCE = 8
+
+_Item = TypeVar('_Item')
 
 
 class Accelerator:
@@ -141,6 +146,29 @@ class Guest:
     end: contextlib.ExitStack
 
 
+def for_each(function: Callable[[_Item], None],
+             items: Sequence[_Item]) -> list[errors.LabError]:
+    """Call a function for some items at a time, until it fails for one.
+
+    What a call may take does not grow with the number of items, then.
+
+    :returns: why it failed, for those that were at the same time as well
+    """
+    failed: list[errors.LabError] = []
+
+    def call(item: _Item) -> None:
+        if failed:
+            return
+        try:
+            function(item)
+        except errors.LabError as e:
+            failed.append(e)
+
+    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(call, items))
+    return failed
+
+
 class Fleet:
     """Guests of one kind on a host with so much memory.
 
@@ -172,22 +200,18 @@ class Fleet:
 
     def add(self, found: Sequence[pathlib.Path],
             ram_mib: int) -> list[errors.LabError]:
-        """Boot guests side by side; return why some of them did not."""
-        with futures.ThreadPoolExecutor(len(found)) as pool:
-            return [error for error in pool.map(
-                lambda image: self._add(image, ram_mib), found) if error]
+        """Boot guests; return why one of them did not.
 
-    def _add(self, image: pathlib.Path,
-             ram_mib: int) -> errors.LabError | None:
+        Those after it are not started.
+        """
+        return for_each(lambda image: self._add(image, ram_mib), found)
+
+    def _add(self, image: pathlib.Path, ram_mib: int) -> None:
         with contextlib.ExitStack() as stack:
-            try:
-                machine = stack.enter_context(
-                    boot(self._mode, image, ram_mib, self.group,
-                         seconds=self._boot_seconds))
-            except errors.LabError as e:
-                return e
+            machine = stack.enter_context(
+                boot(self._mode, image, ram_mib, self.group,
+                     seconds=self._boot_seconds))
             self.guests.append(Guest(image, machine, stack.pop_all()))
-        return None
 
     def boot(self, image: pathlib.Path, ram_mib: int) -> qemu.Machine:
         """The only guest of a fleet.

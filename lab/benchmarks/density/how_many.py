@@ -13,7 +13,6 @@
 """How many guests fit into a host's memory."""
 
 from collections.abc import Callable, Sequence
-from concurrent import futures
 import contextlib
 import dataclasses
 import itertools
@@ -52,6 +51,8 @@ _BEGIN_SECONDS = 45
 _STRETCH = {'zram': 2}
 #: With which all kinds of disk boot, with some room.
 _LEAST_MIB = 112
+#: A fleet grows and shrinks by such a part of its guests.
+_STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,15 @@ class Point:
     stopped_by: str
 
 
+def _runs(point: Point) -> bool:
+    return not point.stopped_by
+
+
+def _step(guests: int) -> int:
+    """How many more or fewer guests the next fleet has at least."""
+    return max(1, guests // _STEPS)
+
+
 class _Search:
     """Adds guests to a host until it is full."""
 
@@ -118,9 +128,9 @@ class _Search:
     def run(self) -> None:
         """A lone one; as many as ought to fit; more, until it is full.
 
-        Then those in between that are not known to do well or badly. One more
-        at a time, for a host that is far too full takes minutes to say so. It
-        is not known how far swap stretches, so there it is two.
+        Then those in between that are not known to do well or badly. In small
+        steps, for a host that is far too full takes minutes to say so. It is
+        not known how far swap stretches, so there it is two at least.
         """
         step = 2 if self._mode.swap else 1
         self._grow_to(1)
@@ -128,11 +138,14 @@ class _Search:
         if lone.stopped_by:
             return
         if self._grow_to(min(self._guess(lone), self._most)):
-            while len(self._fleet.guests) < self._most and self._grow_to(
-                    min(len(self._fleet.guests) + step, self._most)):
+            while (guests := len(self._fleet.guests)) < self._most and (
+                    self._grow_to(min(guests + max(step, _step(guests)),
+                                      self._most))):
                 pass
-        while self._least_bad() - self._most_well() > 1:
-            self._resize(self._least_bad() - 1)
+        for well in (_runs, self._well):
+            while (bad := self._least_bad(well)) - (
+                    good := self._most_well(well)) > 1:
+                self._resize(max((bad + good) // 2, bad - _step(bad)))
 
     def _guess(self, lone: Point) -> int:
         """Guests of which the host's memory ought to be full."""
@@ -144,42 +157,41 @@ class _Search:
         return max(2, int(room / each * _STRETCH.get(self._mode.swap, 1)))
 
     def _well(self, point: Point) -> bool:
-        return not point.stopped_by and (
+        return _runs(point) and (
             point.rate >= _LITTLE_LOST * self.points[0].rate)
 
-    def _least_bad(self) -> int:
+    def _least_bad(self, well: Callable[[Point], bool]) -> int:
         return min((point.guests for point in self.points
-                    if not self._well(point)), default=self._most + 1)
+                    if not well(point)), default=self._most + 1)
 
-    def _most_well(self) -> int:
-        return max((point.guests for point in self.points
-                    if self._well(point)
-                    and point.guests < self._least_bad()), default=0)
+    def _most_well(self, well: Callable[[Point], bool]) -> int:
+        return max((point.guests for point in self.points if well(point)
+                    and point.guests < self._least_bad(well)), default=0)
 
     def _resize(self, guests: int) -> None:
+        """A fleet of that size, after one that was too large.
+
+        All read their set anew, as they have lost some of it, or have never
+        read it. One that cannot would be judged by what it did before.
+        """
         for each in self._fleet.guests[guests:]:
             self._fleet.take_away(each)
-        if len(self._fleet.guests) < guests:
-            self._grow_to(guests)
-        else:
-            # What they have lost meanwhile they read again. One that cannot
-            # would be judged by what it did before.
-            if self._begin_all(self._fleet.guests):
-                self._give_up('boot')
-            else:
-                self._measure()
+        self._grow_to(guests, 0)
 
-    def _grow_to(self, guests: int) -> bool:
+    def _grow_to(self, guests: int, first: int | None = None) -> bool:
         """Whether no guest is killed and all are quick enough then.
 
+        :param first: of the guests that read their set; by default of those
+            that are new
         :raises errors.LabError: not even a lone one boots
         """
-        first, killed = len(self._fleet.guests), self._fleet.group.killed()
-        failed = self._fleet.add(self._free_images(guests - first),
+        now, killed = len(self._fleet.guests), self._fleet.group.killed()
+        failed = self._fleet.add(self._free_images(guests - now),
                                  self._variant.ram_mib(self._mode))
         if failed and guests == 1 and not self._fleet.group.killed():
             raise failed[0]
-        failed += self._begin_all(self._fleet.guests[first:])
+        failed += self._begin_all(
+            self._fleet.guests[now if first is None else first:])
         if failed or self._fleet.killed():
             self._give_up('killed' if self._fleet.group.killed() > killed
                           else 'boot', guests)
@@ -195,19 +207,10 @@ class _Search:
 
     def _begin_all(self, found: Sequence[fleet.Guest]
                    ) -> list[errors.LabError]:
-        with futures.ThreadPoolExecutor(max(len(found), 1)) as pool:
-            failed = [error for error in pool.map(self._try_begin, found)
-                      if error]
+        failed = fleet.for_each(lambda one: self._begin(one.machine), found)
         if self._mode.ksm:
             host.wait_merged(20)
         return failed
-
-    def _try_begin(self, one: fleet.Guest) -> errors.LabError | None:
-        try:
-            self._begin(one.machine)
-        except errors.LabError as e:
-            return e
-        return None
 
     def _bury(self) -> None:
         for each in self._fleet.killed():
