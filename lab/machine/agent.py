@@ -31,10 +31,10 @@ from typing import Any, Protocol
 import libvirt
 import libvirt_qemu
 from qemu.qmp import error as qmp_error
-from qemu.qmp import legacy
 from qemu.qmp import qmp_client
 
 from lab import errors
+from lab.machine import monitor
 from lab import wait
 
 # libvirt prints every error that it also raises.
@@ -99,7 +99,7 @@ class SocketTransport:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
-        self._connection: legacy.QEMUMonitorProtocol | None = None
+        self._connection: monitor.Monitor | None = None
 
     def call(self, command: str, arguments: Mapping[str, Any],
              timeout: float) -> Any:
@@ -122,9 +122,9 @@ class SocketTransport:
             with contextlib.suppress(qmp_error.QMPError, OSError, EOFError):
                 connection.close()
 
-    def _connected(self, timeout: float) -> legacy.QEMUMonitorProtocol:
+    def _connected(self, timeout: float) -> monitor.Monitor:
         if not self._connection:
-            connection = legacy.QEMUMonitorProtocol(self._path)
+            connection = monitor.Monitor(self._path)
             connection.connect(negotiate=False)
             self._connection = connection
             connection.settimeout(timeout)

@@ -26,8 +26,9 @@ import psutil
 from lab import errors
 
 _PSI = 'memory.pressure'
-#: Bytes that are not worth asking once more.
+#: Bytes that count as nothing, and how often Linux is asked for no more.
 _LITTLE = 1 << 20
+_FRUITLESS = 8
 
 
 class CgroupError(errors.LabError):
@@ -118,16 +119,17 @@ class MemoryGroup:
     def reclaim(self, amount: int) -> None:
         """Have the kernel take back bytes, as many of these as it can.
 
-        It gives up early where it has to write to swap, so it is asked until
-        nothing comes of it.
+        It gives up early where it has to write to swap, and at first it
+        leaves a page that was used since it last looked. So it is asked until
+        nothing has come of it several times.
         """
         before = self.usage()
         target = max(before - amount, 0)
-        while before > target:
+        fruitless = 0
+        while before > target and fruitless < _FRUITLESS:
             self._reclaim(before - target)
             after = self.usage()
-            if before - after < _LITTLE:
-                return
+            fruitless = 0 if before - after >= _LITTLE else fruitless + 1
             before = after
 
     def _reclaim(self, amount: int) -> None:

@@ -23,10 +23,10 @@ import tempfile
 from typing import Any
 
 from qemu.qmp import error as qmp_error
-from qemu.qmp import legacy
 
 from lab import errors
 from lab.machine import agent
+from lab.machine import monitor
 from lab import wait
 from nova_fakedax import layout
 
@@ -152,7 +152,7 @@ class Machine:
         self._cleanup.close()
 
     def _start(self, stack: contextlib.ExitStack) -> None:
-        monitor, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
         with theirs:
             argv = [
                 *self._prefix, self._emulator, '-accel', self._accelerator,
@@ -179,7 +179,7 @@ class Machine:
                     argv, stdin=subprocess.DEVNULL, stdout=stderr,
                     stderr=stderr, pass_fds=[theirs.fileno()])
         stack.callback(self._stop)
-        self._qmp = legacy.QEMUMonitorProtocol(monitor)
+        self._qmp = monitor.Monitor(ours)
         stack.callback(self._disconnect)
         try:
             self._qmp.connect()

@@ -24,9 +24,8 @@ import subprocess
 import time
 import typing as ty
 
-from qemu.qmp import legacy
+from lab.machine import monitor
 from qemu.qmp import protocol
-
 
 # Firmware that ends in "cli; hlt; jmp" at the reset vector. QEMU's qtest
 # accelerator would not need firmware, but distributions do not build it.
@@ -114,7 +113,7 @@ class QTest:
 class Emulator:
     """One QEMU process without a guest.
 
-    :ivar qmp: the monitor, a QEMUMonitorProtocol.
+    :ivar qmp: the monitor, a :class:`lab.machine.monitor.Monitor`.
     :ivar qtest: the guest's side.
     """
 
@@ -153,7 +152,7 @@ class Emulator:
                 stderr=log,
                 env={**os.environ, **(environment or {})},
             )
-        self.qmp = legacy.QEMUMonitorProtocol(str(qmp))
+        self.qmp = monitor.Monitor(str(qmp))
         try:
             self._connect(qmp, qtest)
         except BaseException:
