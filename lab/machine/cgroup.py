@@ -26,9 +26,11 @@ import psutil
 from lab import errors
 
 _PSI = 'memory.pressure'
-#: Bytes that count as nothing, and how often Linux is asked for no more.
+#: Bytes that are asked for at a time, that count as nothing, and how often
+#: nothing has to come of it.
+_PART = 32 << 20
 _LITTLE = 1 << 20
-_FRUITLESS = 8
+_FRUITLESS = 3
 
 
 class CgroupError(errors.LabError):
@@ -119,18 +121,19 @@ class MemoryGroup:
     def reclaim(self, amount: int) -> None:
         """Have the kernel take back bytes, as many of these as it can.
 
-        It gives up early where it has to write to swap, and at first it
-        leaves a page that was used since it last looked. So it is asked until
-        nothing has come of it several times.
+        Of much that it has to write to swap it gives up early. So what it
+        leaves is asked for in small parts, as by a host in need. It goes by
+        old counts for some seconds and takes no page that was used of late,
+        unless somebody reads them, which counts anew.
         """
-        before = self.usage()
-        target = max(before - amount, 0)
+        target = max(self.usage() - amount, 0)
+        self._reclaim(amount)
         fruitless = 0
-        while before > target and fruitless < _FRUITLESS:
-            self._reclaim(before - target)
-            after = self.usage()
-            fruitless = 0 if before - after >= _LITTLE else fruitless + 1
-            before = after
+        while (left := self.usage()) > target and fruitless < _FRUITLESS:
+            self.stat()
+            self._reclaim(min(left - target, _PART))
+            fruitless = (0 if left - self.usage() >= _LITTLE
+                         else fruitless + 1)
 
     def _reclaim(self, amount: int) -> None:
         if self._second:
