@@ -16,9 +16,14 @@ Linux charges a page to the group of the process that was first to touch it,
 and never moves it. So what a process had before it joined is not the group's.
 """
 
+from collections.abc import Iterator
+from concurrent import futures
+import contextlib
 import os
 import pathlib
 import re
+import subprocess
+import threading
 import uuid
 
 import psutil
@@ -31,6 +36,10 @@ _PSI = 'memory.pressure'
 _PART = 32 << 20
 _LITTLE = 1 << 20
 _FRUITLESS = 3
+
+_COUNT_SECONDS = 0.1
+
+_LIMIT_SECONDS = 30
 
 
 class CgroupError(errors.LabError):
@@ -96,9 +105,20 @@ class MemoryGroup:
     def set_limit(self, limit: int) -> None:
         """Bytes of RAM; the group gives back what it has above that.
 
-        :raises OSError: it cannot
+        :raises OSError: it cannot, or not in half a minute: its processes take
+            it again as fast
         """
-        self._write('memory.max', 'memory.limit_in_bytes', limit)
+        file = self._file('memory.max', 'memory.limit_in_bytes')
+        # The kernel goes on for as long as anything comes of it, or until the
+        # process that writes is killed.
+        try:
+            done = subprocess.run(
+                ['sh', '-c', 'echo "$1" > "$2"', 'sh', str(limit), str(file)],
+                stderr=subprocess.PIPE, text=True, timeout=_LIMIT_SECONDS)
+        except subprocess.TimeoutExpired as e:
+            raise TimeoutError(f'{file}: {limit} is too little') from e
+        if done.returncode:
+            raise OSError(done.stderr.strip())
 
     def usage(self) -> int:
         """The bytes of RAM that are charged to the group now."""
@@ -110,6 +130,29 @@ class MemoryGroup:
         return {name: int(value) for name, value in (
             line.split() for line in
             (self._paths[0] / 'memory.stat').read_text().splitlines())}
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Have Linux know at all times what the group has, as of a host.
+
+        It adds up a group's counts every two seconds, or when somebody reads
+        them. By old ones it takes all pages for used of late, gives up, and
+        kills a process while there still is swap (mem_cgroup_flush_stats,
+        inactive_is_low and shrink_node of Linux 6.18).
+        """
+        ended = threading.Event()
+
+        def count() -> None:
+            while not ended.wait(_COUNT_SECONDS):
+                self.stat()
+
+        with futures.ThreadPoolExecutor(1) as pool:
+            counting = pool.submit(count)
+            try:
+                yield
+            finally:
+                ended.set()
+                counting.result()
 
     def killed(self) -> int:
         """How many of its processes the kernel ended for want of memory."""

@@ -190,6 +190,7 @@ class Fleet:
             stack.enter_context(host.ksm(self._mode.ksm))
             self.group = stack.enter_context(
                 cgroup.MemoryGroup(self._budget, bool(self._mode.swap)))
+            stack.enter_context(self.group.counted())
             self._stack = stack.pop_all()
         return self
 
@@ -234,12 +235,19 @@ class Fleet:
         """RAM that guests and their page cache take, compressed pages too."""
         return self.group.usage() + self._swap.memory_bytes()
 
-    def balance(self) -> None:
-        """Charge the guests for what their swapped pages take of RAM."""
-        if self._budget is not None and self._swap.memory_bytes():
-            with contextlib.suppress(OSError):
-                self.group.set_limit(
-                    max(self._budget - self._swap.memory_bytes(), 64 << 20))
+    def balance(self) -> bool:
+        """Charge the guests for what their swapped pages take of RAM.
+
+        :returns: whether they can do with what is left
+        """
+        if self._budget is None or not self._swap.memory_bytes():
+            return True
+        try:
+            self.group.set_limit(
+                max(self._budget - self._swap.memory_bytes(), 64 << 20))
+        except OSError:
+            return False
+        return True
 
 
 def work(machines: Sequence[qemu.Machine], seconds: int,

@@ -240,7 +240,8 @@ class _Search:
         except errors.LabError:
             # One does not even begin to work.
             return self._give_up('rate')
-        self._fleet.balance()
+        if not self._fleet.balance():
+            return self._give_up('stall')
         time.sleep(_SETTLE)
         before = self._fleet.group.stalled_seconds()
         time.sleep(_WINDOW)
