@@ -248,6 +248,17 @@ class SearchTestCase(base.BaseTestCase):
         self.assertEqual([(1, 'rate')], [
             (each.guests, each.stopped_by) for each in search.points])
 
+    def test_a_host_whose_guests_take_all_again_is_full(self):
+        host = FakeFleet(9)
+        host.guests = [fleet.Guest(pathlib.Path('0'), None, None)]
+        host.balance = lambda: False
+        search = how_many._Search(
+            host, modes.MODES['blk-none-zram'], how_many.VARIANTS['same'],
+            None, 2048, 9)
+        self.assertEqual('stall', search._measure())
+        self.assertEqual([(1, 'stall')], [
+            (each.guests, each.stopped_by) for each in search.points])
+
     def test_a_lone_one_that_does_not_boot_is_an_error(self):
         fleet_ = FakeFleet(0)
         fleet_.group.killed = lambda: 0

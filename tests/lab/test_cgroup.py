@@ -12,13 +12,30 @@
 
 """Memory that a cgroup is asked to give back."""
 
+import os
+import pathlib
 from unittest import mock
 
+import fixtures
 from oslotest import base
 
 from lab.machine import cgroup
 
 MIB = 1 << 20
+
+
+class LimitTest(base.BaseTestCase):
+
+    def test_limit_that_is_never_reached_is_given_up(self):
+        self.useFixture(fixtures.MockPatchObject(
+            cgroup, '_LIMIT_SECONDS', 0.2))
+        directory = self.useFixture(fixtures.TempDir()).path
+        # Nobody reads it, so that the one who opens it to write waits.
+        os.mkfifo(os.path.join(directory, 'memory.max'))
+        group = cgroup.MemoryGroup()
+        group._second, group._paths = True, [pathlib.Path(directory)]
+        error = self.assertRaises(TimeoutError, group.set_limit, MIB)
+        self.assertIn(f'{MIB} is too little', str(error))
 
 
 class ReclaimTest(base.BaseTestCase):
