@@ -44,6 +44,10 @@ _PROGRAMS_MIB = 90.0
 #: MiB of QEMU's own, without KVM.
 _QEMU_MIB = 82.0
 
+#: MiB of these two that a guest does not use while it only reads its data.
+#: Swap can take nearly all of a guest that rests.
+_IDLE_MIB = 145.0
+
 #: Guests of the variant "mixed" that are busy, and for how many seconds.
 _BUSY, _BUSY_SECONDS = 3, 7.0
 
@@ -144,7 +148,8 @@ def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
         f"{mode}, {row['ram_mib']} MiB", row['ram_mib'], programs,
         (lru.Stratum(row['hot_mib'], row['reads_per_s']),),
         touched=max(0.0, row['unreclaimable_mib'] - qemu - programs),
-        qemu=qemu, idle=row.get('idle_mib', 0.0),
+        qemu=qemu, idle=row.get(
+            'idle_mib', min(_IDLE_MIB, qemu + programs)),
         spells=_spells(row, number), work=0.0), disk,
         row['read_ahead_kib'] if mode in _READ_AHEAD else lru.PAGE_KIB, swap)
     # What was measured of one guest.

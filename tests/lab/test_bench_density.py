@@ -248,6 +248,34 @@ class SearchTestCase(base.BaseTestCase):
         self.assertEqual([(1, 'rate')], [
             (each.guests, each.stopped_by) for each in search.points])
 
+    def watched(self, *stopped_by: str) -> how_many.Point:
+        """What is noted of a fleet that is too large for these reasons."""
+        host = FakeFleet(9)
+        host.guests = [fleet.Guest(pathlib.Path('0'), None, None)]
+        host.balance = lambda: True
+        self.useFixture(fixtures.MockPatchObject(how_many, '_SETTLE', 0))
+        reasons = iter(stopped_by)
+
+        class Search(how_many._Search):
+
+            def _watch(self, guests: int, busy: object) -> how_many.Point:
+                return point(guests, 100, stopped_by=next(reasons))
+
+        search = Search(host, modes.MODES['pmem'],
+                        how_many.VARIANTS['same'], None, 2048, 9)
+        search._measure()
+        self.assertEqual([], [*reasons])
+        return search.points[-1]
+
+    def test_a_host_may_take_a_while_to_settle(self):
+        self.assertEqual('', self.watched('').stopped_by)
+        self.assertEqual('', self.watched('stall', '').stopped_by)
+        self.assertEqual('rate', self.watched(
+            'stall', 'stall', 'rate').stopped_by)
+
+    def test_a_guest_that_was_killed_does_not_come_back(self):
+        self.assertEqual('killed', self.watched('killed').stopped_by)
+
     def test_a_host_whose_guests_take_all_again_is_full(self):
         host = FakeFleet(9)
         host.guests = [fleet.Guest(pathlib.Path('0'), None, None)]
@@ -362,10 +390,10 @@ class ResumeTestCase(base.BaseTestCase):
         run.resume()
         run.part('one-guest')
         run.part('how-many')
-        self.assertEqual(['one-guest', 'cut', 'mixed', 'same', 'least'],
+        self.assertEqual(['one-guest', 'cut', 'mixed', 'same', 'large', 'least'],
                          self.measured)
         self.assertEqual(run.rows, results.load('density'))
-        self.assertEqual(5, len(run.rows))
+        self.assertEqual(6, len(run.rows))
 
     def test_a_run_of_another_kind_is_refused_and_its_rows_stay(self):
         self.run_of().part('one-guest')

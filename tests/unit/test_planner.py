@@ -536,7 +536,7 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
             'planned': (5, 5)}),
         ('with zram', {
             'changes': {'mode': 'blk-none-zram', 'swap_left': 0.5},
-            'planned': (6, 6)}),
+            'planned': (7, 7)}),
         ('with zram for what is idle', {
             'changes': {'mode': 'pmem-zram', 'unreclaimable_mib': 172,
                         'idle_mib': 120, 'miss_ms': 0.01},

@@ -131,11 +131,12 @@ class _Run:
             if not self._has('how-many', name)]
         if not variants:
             return
-        with contextlib.ExitStack() as stack:
-            made = disks.Disks(how_many.HOT_MIB + 56, stack)
-            with progress.step('how fast the storage is'):
-                storage = host.storage(made.image(modes.MODES['pmem']))
-            for variant in variants:
+        for variant in variants:
+            with contextlib.ExitStack() as stack:
+                made = disks.Disks(how_many.VARIANTS[variant].hot_mib + 56,
+                                   stack)
+                with progress.step('how fast the storage is'):
+                    storage = host.storage(made.image(modes.MODES['pmem']))
                 self._add(row | storage
                           for row in self._fleets(variant, made))
 
@@ -243,6 +244,7 @@ def density(rounds: int, fleet_rounds: int, quick: bool,
                 cut    the RAM that the mode needs for the hot set
                 mixed  512 MiB; all have read their set, three work at a time
                 same   512 MiB of RAM each
+                large  as cut, but a hot set of 500 MiB, and twice the memory
                 least  112 MiB or less: guests cache next to nothing
     frozen      the vCPUs are stopped, 500 MiB of clean cache: what the host
                 takes back, in what time, and what it writes to do so. And

@@ -33,7 +33,7 @@ _KSM = pathlib.Path('/sys/kernel/mm/ksm')
 #: Fast enough to be done in seconds, as if it had had hours.
 _KSM_SETTINGS = {'pages_to_scan': '5000', 'sleep_millisecs': '20', 'run': '1'}
 _ZRAM = pathlib.Path('/sys/class/zram-control')
-_SWAP_MIB = 6144
+SWAP_MIB = 12288
 _PAGE = 4096
 #: Of storage that may have seeks.
 _STORAGE_READS = 2000
@@ -76,7 +76,7 @@ def swap(kind: str) -> Iterator[Swap]:
         try:
             file.touch(0o600)
             with file.open('r+b') as opened:
-                os.posix_fallocate(opened.fileno(), 0, _SWAP_MIB << 20)
+                os.posix_fallocate(opened.fileno(), 0, SWAP_MIB << 20)
             with _used(file):
                 yield Swap()
         finally:
@@ -87,7 +87,7 @@ def swap(kind: str) -> Iterator[Swap]:
         number = (_ZRAM / 'hot_add').read_text().strip()
         try:
             pathlib.Path(f'/sys/block/zram{number}/disksize').write_text(
-                f'{_SWAP_MIB}M')
+                f'{SWAP_MIB}M')
             with _used(pathlib.Path(f'/dev/zram{number}')):
                 yield _Zram(f'zram{number}')
         finally:

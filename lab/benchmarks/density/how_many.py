@@ -39,9 +39,13 @@ _LEAST_RATE = 0.5
 _MOST_STALLED = 0.2
 #: Of the work of lone guests, for the other number of guests.
 _LITTLE_LOST = 0.95
-#: Seconds until a guest that has begun has its share of the memory, and then.
+#: Seconds until a guest that has begun has its share of the memory, and in
+#: which it is watched then.
 _SETTLE = 2
 _WINDOW = 5
+#: How often it is watched, before it counts as too large: a host that has just
+#: got more guests may take a while.
+_WINDOWS = 3
 #: Of a mixed fleet, at a time.
 _BUSY = 3
 #: Seconds in which a guest has booted, and in which it has read its hot set:
@@ -51,6 +55,8 @@ _BEGIN_SECONDS = 45
 _STRETCH = {'zram': 2}
 #: With which all kinds of disk boot, with some room.
 _LEAST_MIB = 112
+#: A hot set that is large next to what QEMU and a kernel take.
+_LARGE_MIB = 500
 #: A fleet grows and shrinks by such a part of its guests.
 _STEPS = 8
 
@@ -61,12 +67,16 @@ class Variant:
 
     :ivar ram_mib: of a guest of a mode
     :ivar mixed: most are idle, and the few busy ones change
+    :ivar hot_mib: what each reads
+    :ivar hosts: of how many hosts theirs has the memory
     :ivar modes: that are compared
     """
 
     title: str
     ram_mib: Callable[[modes.Mode], int]
     mixed: bool = False
+    hot_mib: int = HOT_MIB
+    hosts: int = 1
     modes: tuple[str, ...] = modes.FLEETS
 
 
@@ -75,6 +85,10 @@ VARIANTS = {
     'mixed': Variant('the same RAM, most of them idle', lambda mode: RAM_MIB,
                      mixed=True),
     'same': Variant('the same RAM', lambda mode: RAM_MIB),
+    'large': Variant('a larger hot set, RAM cut to it',
+                     lambda mode: mode.cut_mib + (
+                         0 if mode.fake_dax else _LARGE_MIB - HOT_MIB),
+                     hot_mib=_LARGE_MIB, hosts=2, modes=modes.LARGE_FLEETS),
     'least': Variant('the least RAM, most reads missed',
                      lambda mode: min(mode.cut_mib, _LEAST_MIB),
                      modes=modes.SMALL_FLEETS),
@@ -149,7 +163,7 @@ class _Search:
 
     def _guess(self, lone: Point) -> int:
         """Guests of which the host's memory ought to be full."""
-        hot = HOT_MIB if self._mode.fake_dax else 0
+        hot = self._variant.hot_mib if self._mode.fake_dax else 0
         room, each = float(self._budget_mib), lone.anonymous_mib + hot
         if self._variant.mixed:
             room -= min(_BUSY * hot, self._budget_mib / 2)
@@ -158,7 +172,7 @@ class _Search:
 
     def _well(self, point: Point) -> bool:
         return _runs(point) and (
-            point.rate >= _LITTLE_LOST * self.points[0].rate)
+            point.rate >= _LITTLE_LOST * self._lone_rate)
 
     def _least_bad(self, well: Callable[[Point], bool]) -> int:
         return min((point.guests for point in self.points
@@ -227,10 +241,11 @@ class _Search:
     def _begin(self, machine: qemu.Machine) -> None:
         fleet.stop_work(machine)
         machine.agent.run(f'dd if={disks.DATA} of=/dev/null bs=1M '
-                          f'count={HOT_MIB}', check=True,
+                          f'count={self._variant.hot_mib}', check=True,
                           timeout=_BEGIN_SECONDS)
         if not self._variant.mixed:
-            fleet.start_work(machine, disks.DATA, HOT_MIB, RATE)
+            fleet.start_work(machine, disks.DATA, self._variant.hot_mib,
+                             RATE)
 
     def _measure(self) -> str:
         """Measure the fleet as it is; return why it is too large."""
@@ -243,24 +258,35 @@ class _Search:
         if not self._fleet.balance():
             return self._give_up('stall')
         time.sleep(_SETTLE)
+        for _window in range(_WINDOWS):
+            point = self._watch(guests, busy)
+            if point.stopped_by == 'killed' or self._well(point):
+                break
+        if self._variant.mixed:
+            for machine in busy:
+                with contextlib.suppress(errors.LabError):
+                    fleet.stop_work(machine)
+        self.points.append(point)
+        self._bury()
+        return point.stopped_by
+
+    def _watch(self, guests: int, busy: Sequence[qemu.Machine]) -> Point:
+        """What a fleet does for some seconds."""
         before = self._fleet.group.stalled_seconds()
         time.sleep(_WINDOW)
         after = self._fleet.group.stalled_seconds()
         done = fleet.work(busy, _WINDOW, None if before is None
                           or after is None else after - before)
-        if self._variant.mixed:
-            for machine in busy:
-                with contextlib.suppress(errors.LabError):
-                    fleet.stop_work(machine)
-        lone = self.points[0].rate if self.points else RATE
         why = (self._fleet.killed() and 'killed'
-               or min(done.rates) < _LEAST_RATE * lone and 'rate'
+               or min(done.rates) < _LEAST_RATE * self._lone_rate and 'rate'
                or (done.stalled or 0) > _MOST_STALLED and 'stall' or '')
-        self.points.append(Point(
+        return Point(
             guests, self._anonymous_mib(), statistics.mean(done.rates),
-            min(done.rates), done.p99_ms, done.longest_ms, done.stalled, why))
-        self._bury()
-        return why
+            min(done.rates), done.p99_ms, done.longest_ms, done.stalled, why)
+
+    @property
+    def _lone_rate(self) -> float:
+        return self.points[0].rate if self.points else RATE
 
     def _anonymous_mib(self) -> float:
         return statistics.mean([
@@ -275,7 +301,8 @@ class _Search:
                                      self._turn + min(_BUSY, len(machines))))
         self._turn += _BUSY
         for machine in busy:
-            fleet.start_work(machine, disks.DATA, HOT_MIB, RATE)
+            fleet.start_work(machine, disks.DATA, self._variant.hot_mib,
+                             RATE)
         return busy
 
 
@@ -283,6 +310,7 @@ def search(name: str, variant: str, made: disks.Disks, budget_mib: int,
            most: int) -> list[Point]:
     """Fleets of growing size, the largest not always last."""
     mode = modes.MODES[name]
+    budget_mib *= VARIANTS[variant].hosts
     with fleet.Fleet(mode, budget_mib, _BEGIN_SECONDS) as found:
         running = _Search(found, mode, VARIANTS[variant], made, budget_mib,
                           most)
@@ -311,11 +339,12 @@ def row(name: str, variant: str, budget_mib: int, most: int,
                        sorted(points, key=lambda each: each.guests)
                        if point.stopped_by), 'none') for points in runs]
     return {'part': 'how-many', 'variant': variant, 'mode': name,
-            'budget_mib': budget_mib,
+            'budget_mib': budget_mib * VARIANTS[variant].hosts,
             'ram_mib': VARIANTS[variant].ram_mib(mode),
             'unreclaimable_mib': round(statistics.median(
                 points[0].anonymous_mib for points in runs), 1),
-            'hot_mib': HOT_MIB, 'reads_per_s': RATE, 'most': most,
+            'hot_mib': VARIANTS[variant].hot_mib, 'reads_per_s': RATE,
+            'most': most, **({'swap_mib': host.SWAP_MIB} if mode.swap else {}),
             **results.summary(samples, ('guests', 'guests_95'), 1),
             'stopped_by': max(first_bad, key=first_bad.count),
             'rounds': len(runs),

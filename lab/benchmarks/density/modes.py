@@ -106,6 +106,10 @@ FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'blk-none-ksm',
 #: Of which a guest is stopped; free page reporting needs one that runs.
 FROZEN = (*FLEETS, 'pmem-stock')
 
+#: With a hot set that is large next to the rest of a guest.
+LARGE_FLEETS = ('blk-none-fpr', 'blk-none-zram', 'blk-none-swap', 'pmem-fpr',
+                'pmem-zram')
+
 #: With guests so small that they keep little themselves. The host's cache can
 #: do it for them, as with fake DAX, where ``cache`` is ``writeback``.
 SMALL_FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'pmem-fpr')
