@@ -167,7 +167,7 @@ class MemoryGroup:
         Of much that it has to write to swap it gives up early. So what it
         leaves is asked for in small parts, as by a host in need. It goes by
         old counts for some seconds and takes no page that was used of late,
-        unless somebody reads them, which counts anew.
+        unless somebody reads them, which counts again.
         """
         target = max(self.usage() - amount, 0)
         self._reclaim(amount)

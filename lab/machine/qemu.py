@@ -152,7 +152,7 @@ class Machine:
         self._cleanup.close()
 
     def _start(self, stack: contextlib.ExitStack) -> None:
-        ours, theirs = socket.socketpair()
+        near, theirs = socket.socketpair()
         with theirs:
             argv = [
                 *self._prefix, self._emulator, '-accel', self._accelerator,
@@ -179,7 +179,7 @@ class Machine:
                     argv, stdin=subprocess.DEVNULL, stdout=stderr,
                     stderr=stderr, pass_fds=[theirs.fileno()])
         stack.callback(self._stop)
-        self._qmp = monitor.Monitor(ours)
+        self._qmp = monitor.Monitor(near)
         stack.callback(self._disconnect)
         try:
             self._qmp.connect()

@@ -390,7 +390,8 @@ class ResumeTestCase(base.BaseTestCase):
         run.resume()
         run.part('one-guest')
         run.part('how-many')
-        self.assertEqual(['one-guest', 'cut', 'mixed', 'same', 'large', 'least'],
+        self.assertEqual(['one-guest', 'cut', 'mixed', 'same', 'large',
+                          'least'],
                          self.measured)
         self.assertEqual(run.rows, results.load('density'))
         self.assertEqual(6, len(run.rows))

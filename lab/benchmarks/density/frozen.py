@@ -38,7 +38,7 @@ FIGURES = {
     'seconds': 'in s',
     'written_mib': 'written to swap',
     'taken_mib': f'of {_TAKEN_MIB} MiB taken from a guest that works',
-    'taken_s': 'in s ',
+    'taken_s': 'taken in s',
     'longest_ms': 'longest read, ms',
     'rate_after': 'reads a second afterwards',
 }

@@ -185,7 +185,7 @@ class _Search:
     def _resize(self, guests: int) -> None:
         """A fleet of that size, after one that was too large.
 
-        All read their set anew, as they have lost some of it, or have never
+        All read their set again, as they have lost some of it, or have never
         read it. One that cannot would be judged by what it did before.
         """
         for each in self._fleet.guests[guests:]:
