@@ -189,7 +189,7 @@ class _Run:
               help='Of each part but how-many and after-work.')
 @click.option('--fleet-rounds', default=1, show_default=True,
               type=click.IntRange(min=1),
-              help='Of how-many; one takes about 50 minutes.')
+              help='Of how-many; one takes more than an hour.')
 @click.option('--quick', is_flag=True,
               help='One round of three modes, with a budget of 1 GiB and '
                    'guests of the variant "cut", and without after-work: to '

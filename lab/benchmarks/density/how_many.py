@@ -68,7 +68,7 @@ class Variant:
     :ivar ram_mib: of a guest of a mode
     :ivar mixed: most are idle, and the few busy ones change
     :ivar hot_mib: what each reads
-    :ivar hosts: of how many hosts theirs has the memory
+    :ivar hosts: how many times the memory of the budget they have
     :ivar modes: that are compared
     """
 
