@@ -133,12 +133,12 @@ class MemoryGroup:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Have Linux know at all times what the group has, as of a host.
+        """Keep Linux's counts of the group's pages fresh, as a host's are.
 
-        It adds up a group's counts every two seconds, or when somebody reads
-        them. By old ones it takes all pages for used of late, gives up, and
-        kills a process while there still is swap (mem_cgroup_flush_stats,
-        inactive_is_low and shrink_node of Linux 6.18).
+        Linux adds them up every two seconds, or when somebody reads them. By
+        old counts it spares pages that it could write to swap, gives up, and
+        kills a process while there still is swap (mem_cgroup_flush_stats and
+        inactive_is_low of Linux 6.18).
         """
         ended = threading.Event()
 
@@ -164,10 +164,9 @@ class MemoryGroup:
     def reclaim(self, amount: int) -> None:
         """Have the kernel take back bytes, as many of these as it can.
 
-        Of much that it has to write to swap it gives up early. So what it
-        leaves is asked for in small parts, as by a host in need. It goes by
-        old counts for some seconds and takes no page that was used of late,
-        unless somebody reads them, which counts again.
+        Asked for much, it gives up early where it has to write to swap. So
+        what it leaves is asked for in small parts. The counts are read before
+        each, as :meth:`counted` says.
         """
         target = max(self.usage() - amount, 0)
         self._reclaim(amount)
