@@ -13,6 +13,8 @@
 """lab/bench density: what it concludes from fleets, and its images."""
 
 from collections.abc import Sequence
+from concurrent import futures
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -328,9 +330,46 @@ class SideBySideTestCase(base.BaseTestCase):
         groups = one_guest.side_by_side([*modes.MODES])
         self.assertEqual(sorted(modes.MODES), sorted(sum(groups, [])))
         for group in groups:
-            if any(modes.MODES[name].swap or modes.MODES[name].ksm
-                   for name in group):
+            if any(modes.MODES[name].ksm for name in group):
                 self.assertEqual(1, len(group))
+
+
+class TakeAllTestCase(base.BaseTestCase):
+    """Fleets that are measured side by side have swap one after the other."""
+
+    def setUp(self):
+        super().setUp()
+        self.swaps: list[str] = []
+        self.most = 0
+
+        @contextlib.contextmanager
+        def swap(kind: str):
+            self.swaps.append(kind)
+            self.most = max(self.most, len(self.swaps))
+            time.sleep(0.05)
+            yield mock.Mock(**{'memory_bytes.return_value': 2 << 20})
+            self.swaps.remove(kind)
+
+        self.useFixture(fixtures.MockPatchObject(fleet.host, 'swap', swap))
+        self.useFixture(fixtures.MockPatchObject(
+            fleet.host, 'swapped_out_bytes', side_effect=itertools.count(
+                0, 3 << 20)))
+
+    def take_all(self, _number: int) -> results.Sample:
+        found = fleet.Fleet(modes.MODES['blk-none-zram'], None,
+                            late_swap=True)
+        found.group = mock.Mock(**{'usage.return_value': 5 << 20})
+        found._swap = fleet.host.Swap()
+        return found.take_all()
+
+    def test_what_is_compressed_counts_as_left(self):
+        self.assertEqual({'left_mib': 7, 'written_mib': 3}, self.take_all(0))
+
+    def test_one_at_a_time(self):
+        with futures.ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(self.take_all, range(4)))
+        self.assertEqual(1, self.most)
+        self.assertEqual([3] * 4, [one['written_mib'] for one in found])
 
 
 class ImageTestCase(base.BaseTestCase):

@@ -20,7 +20,6 @@ import subprocess
 import time
 
 from lab.benchmarks.density import fleet
-from lab.benchmarks.density import host
 from lab.benchmarks.density import modes
 from lab.benchmarks.density import one_guest
 from lab.benchmarks import images
@@ -49,8 +48,7 @@ FIGURES = {
 def samples(names: Sequence[str]) -> dict[str, results.Sample]:
     """The figures of one guest for each mode, side by side.
 
-    How much memory they take does not depend on how long the work takes. Swap
-    is the whole machine's, so a guest that has some is alone.
+    How much memory they take does not depend on how long the work takes.
     """
     built = subprocess.run(
         [paths.ROOT / 'guest-image-elements/build'], check=True,
@@ -60,20 +58,16 @@ def samples(names: Sequence[str]) -> dict[str, results.Sample]:
             f'density-work-{name}', _DISK_MIB,
             memmap=modes.MODES[name].memmap, content=pathlib.Path(built)))
             for name in names}
-        together = [name for name in names if not modes.MODES[name].swap]
-        with futures.ThreadPoolExecutor(max(len(together), 1)) as pool:
-            found = dict(zip(together, pool.map(
-                lambda name: _sample(name, made[name]), together),
-                strict=True))
-        return found | {name: _sample(name, made[name]) for name in names
-                        if modes.MODES[name].swap}
+        with futures.ThreadPoolExecutor(max(len(names), 1)) as pool:
+            return dict(zip(names, pool.map(
+                lambda name: _sample(name, made[name]), names), strict=True))
 
 
 def _sample(name: str, image: pathlib.Path) -> results.Sample:
     mode = modes.MODES[name]
     pagecache.evict(image)
     view = qemu.boot_view(image) if mode.fake_dax else []
-    with (fleet.Fleet(mode, None) as found,
+    with (fleet.Fleet(mode, None, late_swap=True) as found,
           qemu.Machine(*view, *mode.options(image), memory_mib=_RAM_MIB,
                        emulator=mode.emulator(),
                        accelerator=fleet.Accelerator.option(),
@@ -81,10 +75,5 @@ def _sample(name: str, image: pathlib.Path) -> results.Sample:
         machine.agent.wait_ready(_PATIENCE)
         machine.agent.run(_WORK, check=True, timeout=_PATIENCE)
         time.sleep(_IDLE_SECONDS)
-        taken = one_guest.memory(machine.agent, machine.pid, image) | {
-            'total_mib': found.group.usage() / (1 << 20)}
-        before = host.swapped_out_bytes()
-        found.group.reclaim(found.group.usage())
-        return taken | {
-            'left_mib': found.charged_bytes() / (1 << 20),
-            'written_mib': (host.swapped_out_bytes() - before) / (1 << 20)}
+        return one_guest.memory(machine.agent, machine.pid, image) | {
+            'total_mib': found.group.usage() / (1 << 20)} | found.take_all()

@@ -38,7 +38,8 @@ from lab import progress
 
 PARTS = ('one-guest', 'how-many', 'frozen', 'after-work', 'costs')
 #: Whose guests do real work; that takes minutes.
-_AFTER_WORK = ('blk-none-fpr', 'blk-none-zram', 'pmem-fpr', 'pmem-zram')
+_AFTER_WORK = ('blk-none-fpr', 'blk-none-zram', 'blk-none-swap', 'pmem-fpr',
+               'pmem-zram')
 _BUDGET_MIB = 2048
 _MOST = 48
 

@@ -19,10 +19,12 @@ import ctypes
 import dataclasses
 import pathlib
 import statistics
+import threading
 from typing import TypeVar
 
 from lab.benchmarks.density import host
 from lab.benchmarks.density import modes
+from lab.benchmarks import results
 from lab import errors
 from lab import guest
 from lab.machine import cgroup
@@ -44,6 +46,8 @@ _PATIENCE = 300
 _ANSWER_SECONDS = 30
 #: Guests that boot, or read their data, at a time.
 _AT_ONCE = 8
+#: Swap is the whole machine's: one fleet at a time is asked for all it has.
+_TAKING = threading.Lock()
 
 _Item = TypeVar('_Item')
 
@@ -175,18 +179,23 @@ class Fleet:
     :param budget_mib: RAM for guests and their page cache, compressed pages
         included
     :param boot_seconds: that the boot of a guest may take
+    :param late_swap: whether the machine has swap only while :meth:`take_all`
+        takes what is there, so that fleets can be measured side by side
     """
 
     def __init__(self, mode: modes.Mode, budget_mib: int | None,
-                 boot_seconds: float = _PATIENCE) -> None:
+                 boot_seconds: float = _PATIENCE,
+                 late_swap: bool = False) -> None:
         self._mode = mode
+        self._late_swap = late_swap
         self._boot_seconds = boot_seconds
         self._budget = None if budget_mib is None else budget_mib << 20
         self.guests: list[Guest] = []
 
     def __enter__(self) -> 'Fleet':
         with contextlib.ExitStack() as stack:
-            self._swap = stack.enter_context(host.swap(self._mode.swap))
+            self._swap = stack.enter_context(host.swap(
+                '' if self._late_swap else self._mode.swap))
             stack.enter_context(host.ksm(self._mode.ksm))
             self.group = stack.enter_context(
                 cgroup.MemoryGroup(self._budget, bool(self._mode.swap)))
@@ -234,6 +243,21 @@ class Fleet:
     def charged_bytes(self) -> int:
         """RAM that guests and their page cache take, compressed pages too."""
         return self.group.usage() + self._swap.memory_bytes()
+
+    def take_all(self) -> results.Sample:
+        """What is left when the host has taken back all it can, in MiB.
+
+        ``left_mib``: of RAM, compressed pages included; ``written_mib``: to
+        swap.
+        """
+        kind = self._mode.swap if self._late_swap else ''
+        with _TAKING, host.swap(kind) as swap:
+            before = host.swapped_out_bytes()
+            self.group.reclaim(self.group.usage())
+            return {'left_mib': (self.charged_bytes() + swap.memory_bytes())
+                    / (1 << 20),
+                    'written_mib': (host.swapped_out_bytes() - before)
+                    / (1 << 20)}
 
     def balance(self) -> bool:
         """Charge the guests for what their swapped pages take of RAM.

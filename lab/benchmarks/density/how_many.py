@@ -83,8 +83,9 @@ class Variant:
 VARIANTS = {
     'cut': Variant('RAM cut to the hot set', lambda mode: mode.cut_mib),
     'mixed': Variant('the same RAM, most of them idle', lambda mode: RAM_MIB,
-                     mixed=True),
-    'same': Variant('the same RAM', lambda mode: RAM_MIB),
+                     mixed=True, modes=modes.MIXED_FLEETS),
+    'same': Variant('the same RAM', lambda mode: RAM_MIB,
+                    modes=modes.SAME_FLEETS),
     'large': Variant('a larger hot set, RAM cut to it',
                      lambda mode: mode.cut_mib + (
                          0 if mode.fake_dax else _LARGE_MIB - HOT_MIB),

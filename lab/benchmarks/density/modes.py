@@ -106,6 +106,13 @@ FLEETS = ('blk-writeback-fpr', 'blk-none-fpr', 'blk-none-ksm',
 #: Of which a guest is stopped; free page reporting needs one that runs.
 FROZEN = (*FLEETS, 'pmem-stock')
 
+#: Of a mixed fleet. The host's cache as well as the guest's is no gain.
+MIXED_FLEETS = FLEETS[1:]
+
+#: Of guests with the same RAM, all busy.
+SAME_FLEETS = ('blk-none-fpr', 'blk-none-ksm', 'blk-none-zram', 'pmem-fpr',
+               'pmem-zram')
+
 #: With a hot set that is large next to the rest of a guest.
 LARGE_FLEETS = ('blk-none-fpr', 'blk-none-zram', 'blk-none-swap', 'pmem-fpr',
                 'pmem-zram')

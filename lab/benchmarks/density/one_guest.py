@@ -50,18 +50,12 @@ _REPORTING_SECONDS = 5
 def side_by_side(names: Sequence[str]) -> list[list[str]]:
     """Modes that can be measured at once, for these figures are no speeds.
 
-    Two at a time. KSM and swap are the whole machine's, so such modes are
-    alone.
+    Three at a time. KSM is the whole machine's, so such modes are alone.
     """
-    found: list[list[str]] = []
-    together: list[str] = []
-    for name in names:
-        mode = modes.MODES[name]
-        if mode.swap or mode.ksm:
-            found.append([name])
-        else:
-            together.append(name)
-    return found + [together[at:at + 2] for at in range(0, len(together), 2)]
+    alone = [name for name in names if modes.MODES[name].ksm]
+    together = [name for name in names if name not in alone]
+    return [[name] for name in alone] + [
+        together[at:at + 3] for at in range(0, len(together), 3)]
 
 
 def samples(names: Sequence[str], made: disks.Disks,
@@ -85,7 +79,7 @@ def _sample(name: str, image: pathlib.Path,
     """
     mode = modes.MODES[name]
     samples: dict[int, results.Sample] = {}
-    with fleet.Fleet(mode, None) as found:
+    with fleet.Fleet(mode, None, late_swap=True) as found:
         machine = found.boot(image, RAM_MIB)
         for mib in working_sets:
             machine.agent.run(
@@ -97,11 +91,7 @@ def _sample(name: str, image: pathlib.Path,
                 host.wait_merged(30)
             samples[mib] = memory(machine.agent, machine.pid, image) | {
                 'total_mib': found.group.usage() / (1 << 20)}
-        before = host.swapped_out_bytes()
-        found.group.reclaim(found.group.usage())
-        samples[working_sets[-1]] |= {
-            'left_mib': found.charged_bytes() / (1 << 20),
-            'written_mib': (host.swapped_out_bytes() - before) / (1 << 20)}
+        samples[working_sets[-1]] |= found.take_all()
     return samples
 
 
