@@ -188,11 +188,15 @@ class SearchTestCase(base.BaseTestCase):
         self.assertEqual([1, 4, 3, 2], self.sizes(99, all_well_below=3))
 
     def test_with_swap_two_at_a_time(self):
-        self.assertEqual([1, 6, 8, 9], self.sizes(8, mode='blk-none-swap'))
-        self.assertEqual([1, 6, 8, 7], self.sizes(7, mode='blk-none-swap'))
+        self.assertEqual([1, 6, 8, 9], self.sizes(
+            8, anonymous_mib=1000, mode='blk-none-swap'))
+        self.assertEqual([1, 6, 8, 7], self.sizes(
+            7, anonymous_mib=1000, mode='blk-none-swap'))
 
-    def test_from_a_larger_guess_with_zram(self):
+    def test_from_a_larger_guess_with_swap(self):
         self.assertEqual([1, 9, 8, 7], self.sizes(7, mode='blk-none-zram'))
+        self.assertEqual([1, 12, 11, 10], self.sizes(
+            10, most=48, anonymous_mib=500, mode='blk-none-swap'))
 
     def test_those_in_between_that_lose_some_work(self):
         self.assertEqual([1, 4, 5, 6, 7, 3, 2],
@@ -200,9 +204,9 @@ class SearchTestCase(base.BaseTestCase):
 
     def test_a_large_fleet_grows_and_shrinks_in_larger_steps(self):
         self.assertEqual([1, 16, 18, 20, 22, 24, 23], self.sizes(
-            22, most=48, anonymous_mib=124, mode='blk-none-swap'))
+            22, most=48, anonymous_mib=372, mode='blk-none-swap'))
         self.assertEqual([1, 24, 21, 19, 17, 15, 16], self.sizes(
-            99, most=48, all_well_below=17, anonymous_mib=85,
+            99, most=48, all_well_below=17, anonymous_mib=255,
             mode='blk-none-swap'))
 
     def test_both_limits_of_a_large_fleet_are_found(self):

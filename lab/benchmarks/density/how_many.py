@@ -52,7 +52,7 @@ _BUSY = 3
 #: more than ten times what both take on a host with enough memory.
 _BEGIN_SECONDS = 45
 #: How far a kind of swap makes memory go, at least.
-_STRETCH = {'zram': 2}
+_STRETCH = {'zram': 2, 'file': 3}
 #: With which all kinds of disk boot, with some room.
 _LEAST_MIB = 112
 #: A hot set that is large next to what QEMU and a kernel take.
@@ -144,8 +144,8 @@ class _Search:
         """A lone one; as many as ought to fit; more, until it is full.
 
         Then those in between that are not known to do well or badly. In small
-        steps, for a host that is far too full takes minutes to say so. It is
-        not known how far swap stretches, so there it is two at least.
+        steps, for a host that is far too full takes minutes to say so. How
+        far swap stretches is not known well, so there it is two at least.
         """
         step = 2 if self._mode.swap else 1
         self._grow_to(1)
