@@ -165,7 +165,8 @@ class _Search:
     def _guess(self, lone: Point) -> int:
         """Guests of which the host's memory ought to be full."""
         hot = self._variant.hot_mib if self._mode.fake_dax else 0
-        room, each = float(self._budget_mib), lone.anonymous_mib + hot
+        # Guests can do with a part of their data in the cache of the host.
+        room, each = float(self._budget_mib), lone.anonymous_mib + hot / 4
         if self._variant.mixed:
             room -= min(_BUSY * hot, self._budget_mib / 2)
             each = lone.anonymous_mib
