@@ -245,7 +245,7 @@ def density(rounds: int, fleet_rounds: int, quick: bool,
                 cut    the RAM that the mode needs for the hot set
                 mixed  512 MiB; all have read their set, three work at a time
                 same   512 MiB of RAM each
-                large  as cut, but a hot set of 500 MiB, and twice the memory
+                large  as cut, but a hot set of 500 MiB, read 25 times a second
                 least  112 MiB or less: guests cache next to nothing
     frozen      the vCPUs are stopped, 500 MiB of clean cache: what the host
                 takes back, in what time, and what it writes to do so. And

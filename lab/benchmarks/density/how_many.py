@@ -55,8 +55,9 @@ _BEGIN_SECONDS = 45
 _STRETCH = {'zram': 2, 'file': 3}
 #: With which all kinds of disk boot, with some room.
 _LEAST_MIB = 112
-#: A hot set that is large next to what QEMU and a kernel take.
-_LARGE_MIB = 500
+#: A hot set that is large next to what QEMU and a kernel take; so few reads
+#: that the processors do not decide how many fit.
+_LARGE_MIB, _LARGE_RATE = 500, 25
 #: A fleet grows and shrinks by such a part of its guests.
 _STEPS = 8
 
@@ -68,7 +69,7 @@ class Variant:
     :ivar ram_mib: of a guest of a mode
     :ivar mixed: most are idle, and the few busy ones change
     :ivar hot_mib: what each reads
-    :ivar hosts: how many times the memory of the budget they have
+    :ivar rate: how often a second
     :ivar modes: that are compared
     """
 
@@ -76,7 +77,7 @@ class Variant:
     ram_mib: Callable[[modes.Mode], int]
     mixed: bool = False
     hot_mib: int = HOT_MIB
-    hosts: int = 1
+    rate: int = RATE
     modes: tuple[str, ...] = modes.FLEETS
 
 
@@ -89,7 +90,8 @@ VARIANTS = {
     'large': Variant('a larger hot set, RAM cut to it',
                      lambda mode: mode.cut_mib + (
                          0 if mode.fake_dax else _LARGE_MIB - HOT_MIB),
-                     hot_mib=_LARGE_MIB, hosts=2, modes=modes.LARGE_FLEETS),
+                     hot_mib=_LARGE_MIB, rate=_LARGE_RATE,
+                     modes=modes.LARGE_FLEETS),
     'least': Variant('the least RAM, most reads missed',
                      lambda mode: min(mode.cut_mib, _LEAST_MIB),
                      modes=modes.SMALL_FLEETS),
@@ -247,7 +249,7 @@ class _Search:
                           timeout=_BEGIN_SECONDS)
         if not self._variant.mixed:
             fleet.start_work(machine, disks.DATA, self._variant.hot_mib,
-                             RATE)
+                             self._variant.rate)
 
     def _measure(self) -> str:
         """Measure the fleet as it is; return why it is too large."""
@@ -288,7 +290,7 @@ class _Search:
 
     @property
     def _lone_rate(self) -> float:
-        return self.points[0].rate if self.points else RATE
+        return self.points[0].rate if self.points else self._variant.rate
 
     def _anonymous_mib(self) -> float:
         return statistics.mean([
@@ -304,7 +306,7 @@ class _Search:
         self._turn += _BUSY
         for machine in busy:
             fleet.start_work(machine, disks.DATA, self._variant.hot_mib,
-                             RATE)
+                             self._variant.rate)
         return busy
 
 
@@ -312,7 +314,6 @@ def search(name: str, variant: str, made: disks.Disks, budget_mib: int,
            most: int) -> list[Point]:
     """Fleets of growing size, the largest not always last."""
     mode = modes.MODES[name]
-    budget_mib *= VARIANTS[variant].hosts
     with fleet.Fleet(mode, budget_mib, _BEGIN_SECONDS) as found:
         running = _Search(found, mode, VARIANTS[variant], made, budget_mib,
                           most)
@@ -341,11 +342,12 @@ def row(name: str, variant: str, budget_mib: int, most: int,
                        sorted(points, key=lambda each: each.guests)
                        if point.stopped_by), 'none') for points in runs]
     return {'part': 'how-many', 'variant': variant, 'mode': name,
-            'budget_mib': budget_mib * VARIANTS[variant].hosts,
+            'budget_mib': budget_mib,
             'ram_mib': VARIANTS[variant].ram_mib(mode),
             'unreclaimable_mib': round(statistics.median(
                 points[0].anonymous_mib for points in runs), 1),
-            'hot_mib': VARIANTS[variant].hot_mib, 'reads_per_s': RATE,
+            'hot_mib': VARIANTS[variant].hot_mib,
+            'reads_per_s': VARIANTS[variant].rate,
             'most': most, **({'swap_mib': host.SWAP_MIB} if mode.swap else {}),
             **results.summary(samples, ('guests', 'guests_95'), 1),
             'stopped_by': max(first_bad, key=first_bad.count),
