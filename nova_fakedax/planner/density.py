@@ -54,6 +54,11 @@ _BUSY, _BUSY_SECONDS = 3, 7.0
 #: MiB of swap, and what of a page of the bench stays in memory in zram.
 _SWAP_MIB, _ZRAM_LEFT = 6144.0, 0.33
 
+#: CPUs that a guest of the bench uses, at rest and for each read that it makes
+#: a second; and for each page that is read from the storage or from swap. All
+#: without KVM, which takes more.
+_REST_CPUS, _READ_CPU, _MISS_CPU_MS = 0.025, 0.0002, 0.6
+
 #: The share of the bench's file data that is the same in all guests.
 _SAME = 0.25
 
@@ -121,7 +126,8 @@ def compare(rows: Iterable[Mapping[str, ty.Any]]) -> list[Comparison]:
 def _compare(row: Mapping[str, ty.Any]) -> Iterable[Comparison]:
     where = host.Host(row['budget_mib'], host.Storage(
         row['miss_ms'] / 1000, row.get('storage_reads_per_s', math.inf),
-        row.get('storage_mib_per_s', math.inf)))
+        row.get('storage_mib_per_s', math.inf)), row.get('cpus', math.inf),
+        row.get('miss_cpu_ms', _MISS_CPU_MS) / 1000)
 
     def guests(number: int) -> host.Guests:
         return [(_load(row, number), number)]
@@ -144,13 +150,15 @@ def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
     programs = min(row['ram_mib'], row.get('programs_mib', _PROGRAMS_MIB))
     qemu = row.get('qemu_mib', _QEMU_MIB)
     swap = _swap(row)
+    spells = _spells(row, number)
     load = guest.load(guest.Guest(
         f"{mode}, {row['ram_mib']} MiB", row['ram_mib'], programs,
         (lru.Stratum(row['hot_mib'], row['reads_per_s']),),
         touched=max(0.0, row['unreclaimable_mib'] - qemu - programs),
         qemu=qemu, idle=row.get(
             'idle_mib', min(_IDLE_MIB, qemu + programs)),
-        spells=_spells(row, number), work=0.0), disk,
+        cpus=_REST_CPUS + _READ_CPU * spells.share * row['reads_per_s'],
+        spells=spells, work=0.0), disk,
         row['read_ahead_kib'] if mode in _READ_AHEAD else lru.PAGE_KIB, swap)
     # What was measured of one guest.
     held = row['unreclaimable_mib'] - sum(

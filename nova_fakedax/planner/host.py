@@ -52,11 +52,14 @@ class Host:
 
     :ivar memory: MiB for guests, what the host needs itself already taken off
     :ivar cpus: that guests can use
+    :ivar miss_cpu: seconds of a CPU for each page that is read from the
+        storage or from swap, making room for it included
     """
 
     memory: float
     storage: Storage
     cpus: float = math.inf
+    miss_cpu: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,8 @@ def judge(host: Host, guests: Guests, limits: Limits) -> Outcome:
     held = sum((load.held + load.left) * count for load, count in guests)
     if held > host.memory:
         return Outcome(held, limit=Limit.MEMORY)
-    if sum(load.guest.cpus * count for load, count in guests) > host.cpus:
+    cpus = sum(load.guest.cpus * count for load, count in guests)
+    if cpus > host.cpus:
         return Outcome(held, limit=Limit.CPU)
     time = lru.characteristic_time(readers, host.memory - held)
     swaps = {stratum.swap for load, _count in guests
@@ -137,8 +141,9 @@ def judge(host: Host, guests: Guests, limits: Limits) -> Outcome:
     seconds = _seconds_of_a_miss(host.storage, demands)
     services = tuple(demand.service(seconds) for demand in demands)
     reads = sum(demand.storage_reads(seconds) for demand in demands)
-    return Outcome(held, services, reads, _too_bad(
-        host, limits, demands, services, seconds))
+    cpus += host.miss_cpu * sum(demand.pages(seconds) for demand in demands)
+    return Outcome(held, services, reads, Limit.CPU if cpus > host.cpus
+                   else _too_bad(host, limits, demands, services, seconds))
 
 
 def most(
@@ -175,6 +180,7 @@ class _Demand:
     :ivar uncached: those of them that no memory of the host could serve
     :ivar swapped: seconds for each read of theirs, from swap that is not on
         the storage
+    :ivar from_swap: reads of such swap for each read of theirs
     """
 
     load: guest.Load
@@ -182,6 +188,7 @@ class _Demand:
     misses: float
     uncached: float
     swapped: float
+    from_swap: float
 
     def rate(self, seconds: float) -> float:
         """Reads of one guest a second, where a miss takes so long.
@@ -201,6 +208,10 @@ class _Demand:
     def storage_reads(self, seconds: float) -> float:
         return self.busy * self.rate(seconds) * self.misses
 
+    def pages(self, seconds: float) -> float:
+        """That all of them have read a second, swap included."""
+        return self.busy * self.rate(seconds) * (self.misses + self.from_swap)
+
     def service(self, seconds: float) -> Service:
         wanted = self.load.guest.reads
         return Service(
@@ -211,17 +222,19 @@ class _Demand:
 def _demand(
     load: guest.Load, count: int, readers: lru.Readers, time: float,
 ) -> _Demand:
-    from_storage = swapped = 0.0
+    from_storage = from_swap = swapped = 0.0
     for stratum in load.strata:
         missed = stratum.reads * lru.misses(stratum, readers, time)
         if stratum.swap and stratum.swap.seconds is not None:
+            from_swap += missed
             swapped += missed * stratum.swap.seconds
         else:
             from_storage += missed
     wanted = load.guest.reads or 1.0
     return _Demand(load, count * load.guest.spells.share,
                    (from_storage + load.uncached) / wanted,
-                   load.uncached / wanted, swapped / wanted)
+                   load.uncached / wanted, swapped / wanted,
+                   from_swap / wanted)
 
 
 def _seconds_of_a_miss(

@@ -322,7 +322,7 @@ class ForEachTestCase(base.BaseTestCase):
 
         failed = fleet.for_each(call, range(100))
         self.assertEqual(['full'], [str(error) for error in failed])
-        self.assertEqual([*range(8)], sorted(begun))
+        self.assertEqual([*range(fleet._AT_ONCE)], sorted(begun))
 
     def test_nothing_to_do(self):
         self.assertEqual([], fleet.for_each(self.fail, []))

@@ -17,6 +17,7 @@ from concurrent import futures
 import contextlib
 import ctypes
 import dataclasses
+import os
 import pathlib
 import statistics
 import threading
@@ -44,8 +45,9 @@ _STOP_WORK = 'kill $(cat /run/worker); rm -f /run/worker'
 _PATIENCE = 300
 #: Seconds until it answers; if it takes longer, it has done nothing.
 _ANSWER_SECONDS = 30
-#: Guests that boot, or read their data, at a time.
-_AT_ONCE = 8
+#: Guests that boot, or read their data, at a time. More of them get no more of
+#: the processors, and each takes longer.
+_AT_ONCE = 2 * (os.cpu_count() or 1)
 #: Swap is the whole machine's: one fleet at a time is asked for all it has.
 _TAKING = threading.Lock()
 
