@@ -29,6 +29,37 @@ The binary must have the device ``virtio-pmem-pci``. Other instances, and all
 instances if this is not set, run on the binary that libvirt chooses. Where
 AppArmor or SELinux confines QEMU, its policy must allow the binary.
 """),
+    cfg.IntOpt(
+        'spare_volumes',
+        default=8, min=0, max=24,
+        help="""
+How many volumes can be attached to a server on fake DAX while it runs.
+
+Counts for flavors with ``fakedax:volumes=all``. What a running guest can get
+is fixed when it starts: this many memory slots and, on machine type q35, PCIe
+root ports are kept free. The count begins again when the server is stopped
+and started, or rebooted hard: volumes that are attached by then are not
+counted. A guest takes no memory for what is spare.
+
+Related options:
+
+* ``[fakedax]spare_volumes_gib``
+"""),
+    cfg.IntOpt(
+        'spare_volumes_gib',
+        default=256, min=0,
+        help="""
+GiB of volumes that can be attached to a server on fake DAX while it runs.
+
+The size of all those that ``[fakedax]spare_volumes`` allows together. It is a
+part of the guest's physical addresses, kept free when the guest starts, and
+takes neither memory nor disk space. A guest whose CPU has 40 bits of addresses
+holds 1 TiB, RAM, disks on fake DAX and this included.
+
+Related options:
+
+* ``[fakedax]spare_volumes``
+"""),
 ]
 
 
