@@ -14,6 +14,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import functools
 import glob
@@ -104,14 +105,15 @@ class FlushFailed(exception.NovaException):
                 'stored since its last fsync may be lost')
 
 
-def flush(instance: ty.Any) -> None:
+def flush(instance: ty.Any, volumes: Sequence[str] = ()) -> None:
     """Flush an instance's images, once its guest does not run.
 
     After QEMU's end only this host's memory may have what the guest stored.
 
+    :param volumes: the paths of its volumes on fake DAX
     :raises FlushFailed: names the image
     """
-    for path in image_paths(instance):
+    for path in [*image_paths(instance), *volumes]:
         try:
             hostcache.flush(path)
         except hostcache.HelperError as exc:
@@ -123,18 +125,21 @@ def flush(instance: ty.Any) -> None:
             raise FlushFailed(path=path, reason=exc.strerror)
 
 
-def flush_early(instance: ty.Any) -> FlushFailed | None:
+def flush_early(
+    instance: ty.Any, volumes: Sequence[str] = (),
+) -> FlushFailed | None:
     """Flush an instance's images while its guest may run.
 
     So that QEMU's own sync has little to write when QEMU ends. libvirt gives
     up on a process that does not end within 40 seconds or so, and a stop, hard
     reboot or delete would fail (virProcessKillPainfully).
 
+    :param volumes: the paths of its volumes on fake DAX
     :returns: what failed, for who has to report it: Linux tells each error to
         those who have the file open then, and to the first who opens it later
     """
     failed = None
-    for path in image_paths(instance):
+    for path in [*image_paths(instance), *volumes]:
         try:
             hostcache.flush(path)
         except hostcache.HelperError as exc:
