@@ -41,6 +41,37 @@ its volumes, and resumed after them. If nova-api dies in between, nova-compute
 resumes the guest when this time is over. It must be longer than the storage
 takes for the snapshots of all volumes of a server.
 """),
+    cfg.IntOpt(
+        'spare_volumes',
+        default=8, min=0, max=24,
+        help="""
+How many volumes can be attached to a server on fake DAX while it runs.
+
+Counts for flavors with ``fakedax:volumes=all``. What a running guest can get
+is fixed when it starts: this many memory slots and, on machine type q35, PCIe
+root ports are kept free. The count begins again when the server is stopped
+and started, or rebooted hard: volumes that are attached by then are not
+counted. A guest takes no memory for what is spare.
+
+Related options:
+
+* ``[fakedax]spare_volumes_gib``
+"""),
+    cfg.IntOpt(
+        'spare_volumes_gib',
+        default=256, min=0,
+        help="""
+GiB of volumes that can be attached to a server on fake DAX while it runs.
+
+The size of all those that ``[fakedax]spare_volumes`` allows together. It is a
+part of the guest's physical addresses, kept free when the guest starts, and
+takes neither memory nor disk space. A guest whose CPU has 40 bits of addresses
+holds 1 TiB, RAM, disks on fake DAX and this included.
+
+Related options:
+
+* ``[fakedax]spare_volumes``
+"""),
 ]
 
 

@@ -29,17 +29,18 @@ class Role:
     :ivar file_name: matches the names that Nova gives the disks' files in
         the instance's directory; its group ``index`` is the disk's number,
         0 where there is no such group or it matches nothing
-        (nova.virt.libvirt.blockinfo: 'disk', 'disk.local', get_eph_disk())
-    :ivar alias: the device's alias after ALIAS_PREFIX, with ``{index}``
-        where there can be more than one such disk
+        (nova.virt.libvirt.blockinfo: 'disk', 'disk.local', get_eph_disk());
+        None if Nova makes no such file
+    :ivar alias: the device's alias after ALIAS_PREFIX, with ``{index}`` or
+        ``{volume}`` where there can be more than one such disk
     :ivar flavor_field: the field of nova.objects.Flavor that is the disk's
-        size in GiB
+        size in GiB, empty if no field is
     :ivar flavor_label: what messages call that field
     """
 
     rank: int
     name: str = dataclasses.field(compare=False)
-    file_name: re.Pattern[str] = dataclasses.field(compare=False)
+    file_name: re.Pattern[str] | None = dataclasses.field(compare=False)
     alias: str = dataclasses.field(compare=False)
     flavor_field: str = dataclasses.field(compare=False)
     flavor_label: str = dataclasses.field(compare=False)
@@ -55,24 +56,48 @@ EPHEMERAL = Role(
     1, 'ephemeral', re.compile(r'disk\.(?:local|eph(?P<index>\d+))'),
     'eph{index}', 'ephemeral_gb', 'ephemeral disk')
 
+#: A Cinder volume, root or not: a domain names it by its ID alone. Which one
+#: the server boots from is in Nova's block device mappings.
+VOLUME = Role(2, 'volume', None, '{volume}', '', '')
+
 #: All of them, by rank.
-ROLES = (ROOT, EPHEMERAL)
+ROLES = (ROOT, EPHEMERAL, VOLUME)
+
+#: Those that Nova makes as files.
+FILE_ROLES = tuple(role for role in ROLES if role.file_name)
+
+_UUID = '[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class DiskId:
-    """Which of an instance's disks: ordered as the guest numbers them.
+    """Which of an instance's disks: files ordered as the guest numbers them.
 
-    :ivar index: the disk's number among those of its role, from 0
+    :ivar index: the disk's number among those of its role, from 0; 0 for a
+        volume
+    :ivar volume: the volume's ID, empty for a file
     """
 
     role: Role
     index: int
+    volume: str = ''
+
+    @classmethod
+    def of_volume(cls, volume: str) -> 'DiskId':
+        """The disk that is the volume with this ID."""
+        return cls(VOLUME, 0, volume)
+
+    @property
+    def name(self) -> str:
+        """What operators call it: ``root``, ``ephemeral0``, a volume's ID."""
+        return self.volume or str(self.role) + (
+            str(self.index) if '{index}' in self.role.alias else '')
 
     @property
     def alias(self) -> str:
         """The device's alias in libvirt and its id in QEMU."""
-        return ALIAS_PREFIX + self.role.alias.format(index=self.index)
+        return ALIAS_PREFIX + self.role.alias.format(
+            index=self.index, volume=self.volume)
 
     @classmethod
     def from_path(cls, path: str) -> 'DiskId | None':
@@ -84,7 +109,7 @@ class DiskId:
         """
         name = os.path.basename(path)
         for role in ROLES:
-            if match := role.file_name.fullmatch(name):
+            if role.file_name and (match := role.file_name.fullmatch(name)):
                 return cls(role, int(match.groupdict().get('index') or 0))
         return None
 
@@ -95,9 +120,12 @@ class DiskId:
         :returns: None for the alias of any other device
         """
         for role in ROLES:
-            pattern = ALIAS_PREFIX + role.alias.format(index=r'(\d+)')
+            pattern = ALIAS_PREFIX + role.alias.format(
+                index=r'(?P<index>\d+)', volume=f'(?P<volume>{_UUID})')
             if match := re.fullmatch(pattern, alias):
-                return cls(role, int(match[1]) if match.groups() else 0)
+                found = match.groupdict()
+                return cls(role, int(found.get('index') or 0),
+                           found.get('volume') or '')
         return None
 
 

@@ -479,6 +479,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
             guest = self._host.get_guest(instance)
             migration.check_source(
                 CONF.host, self._migration_reasons_against, guest)
+            quiesce.check_migration(instance)
         migrate_data = super().check_can_live_migrate_source(
             context, instance, dest_check_data, block_device_info)
         if wanted:
@@ -491,13 +492,14 @@ class FakeDaxDriver(driver.LibvirtDriver):
         instance: objects.Instance, dest: str, block_migration: bool,
         migrate_data: ty.Any, guest: ty.Any, device_names: ty.Any,
     ) -> None:
-        images = imagebackend.image_paths(instance)
+        images = [*imagebackend.image_paths(instance),
+                  *self._volume_paths(instance)]
         try:
             with migration.keep_owner(images), migration.preflush(images):
                 super()._live_migration_operation(
                     context, instance, dest, block_migration, migrate_data,
                     guest, device_names)
-        except driver.libvirt.libvirtError:
+        except (driver.libvirt.libvirtError, exception.MigrationError):
             # Already logged. LibvirtDriver._live_migration would raise it
             # again after its monitor has rolled back, and ComputeManager.
             # _do_live_migration would put a healthy instance into ERROR.

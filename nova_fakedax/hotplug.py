@@ -138,20 +138,23 @@ def _reason_against(xml: str, size: int) -> str:
     devices = found.findall('./devices/memory')
     limit = found.find('./maxMemory')
     if limit is None:
-        return _('it was started with a flavor that has no volumes on fake '
-                 'DAX')
+        return _('the guest was started without room for one')
     slots = int(limit.get('slots', '0'))
     if len(devices) >= slots:
-        return _('it has %(used)d disks on fake DAX; allowed: %(slots)d') % {
-            'used': len(devices), 'slots': slots}
+        return _('it has %(used)d disks on fake DAX; allowed: %(slots)d, with '
+                 '[fakedax]spare_volumes=%(spare)d') % {
+                     'used': len(devices), 'slots': slots,
+                     'spare': CONF.fakedax.spare_volumes}
     used = sum(int(memory) for memory in [
         *(cell.get('memory', '0')
           for cell in found.findall('./cpu/numa/cell')),
         *(device.findtext('./target/size', '0') for device in devices)])
     free = int(limit.text or 0) * units.Ki - used * units.Ki
     if size > free:
-        return _('it has %(size)d bytes, and there is room for %(free)d '
-                 'more') % {'size': size, 'free': max(free, 0)}
+        return _('the volume has %(size)d bytes; allowed: %(free)d, with '
+                 '[fakedax]spare_volumes_gib=%(spare)d') % {
+                     'size': size, 'free': max(free, 0),
+                     'spare': CONF.fakedax.spare_volumes_gib}
     return _reason_against_ports(found)
 
 
@@ -168,9 +171,10 @@ def _reason_against_ports(xml: etree._Element) -> str:
     if xml.find("./devices/controller[@model='pcie-root']") is None or (
             ports - used):
         return ''
-    return _('all of its %(ports)d PCIe root ports are in use; allowed: as '
-             'many devices as [libvirt]num_pcie_ports at its start') % {
-                 'ports': len(ports)}
+    return _('all of its %(ports)d PCIe root ports are in use; allowed: '
+             'more of them by [fakedax]spare_volumes=%(spare)d or '
+             '[libvirt]num_pcie_ports') % {
+                 'ports': len(ports), 'spare': CONF.fakedax.spare_volumes}
 
 
 def device_of(

@@ -163,11 +163,31 @@ def read(path: str) -> Layout:
         module writes into a file of that size; or it cannot be read
     """
     try:
-        with open(path, 'rb') as image:
-            size = os.fstat(image.fileno()).st_size
-            block = os.pread(image.fileno(), _BLOCK_SIZE, INFO_BLOCK_OFFSET)
+        size, block = head(path)
     except OSError as exc:
         raise InvalidLayout(f'{path} cannot be read: {exc.strerror}')
+    return of_head(path, size, block)
+
+
+def head(path: str) -> tuple[int, bytes]:
+    """What says where the content lies: for who may open it, and :func:`read`.
+
+    :param path: of a file or a block device
+    :returns: its bytes, and what stands where an info block would be
+    :raises OSError: it cannot be read
+    """
+    with open(path, 'rb') as image:
+        # A block device has no size of its own (stat(2)).
+        size = os.lseek(image.fileno(), 0, os.SEEK_END)
+        return size, os.pread(
+            image.fileno(), _BLOCK_SIZE, INFO_BLOCK_OFFSET)
+
+
+def of_head(path: str, size: int, block: bytes) -> Layout:
+    """The layout, of what :func:`head` returns.
+
+    :raises InvalidLayout: as :func:`read`
+    """
     if not block.startswith(_SIGNATURE):
         return Layout(0, size)
     return _parse(path, block, size)

@@ -16,8 +16,11 @@ from collections.abc import Mapping
 from collections.abc import Set
 import dataclasses
 import itertools
+import math
 import re
 import typing as ty
+
+from oslo_utils import units
 
 from nova_fakedax import disk
 
@@ -28,8 +31,14 @@ DISKS_KEY = f'{NAMESPACE}:disks'
 #: roles, in the order of their ranks.
 DISKS_VALUES: Mapping[str, frozenset[disk.Role]] = {
     ','.join(role.name for role in roles): frozenset(roles)
-    for count in range(1, len(disk.ROLES) + 1)
-    for roles in itertools.combinations(disk.ROLES, count)}
+    for count in range(1, len(disk.FILE_ROLES) + 1)
+    for roles in itertools.combinations(disk.FILE_ROLES, count)}
+
+#: Which of an instance's Cinder volumes the guest sees as fake persistent
+#: memory: none, the one that it boots from, or that one and all others.
+VOLUMES_KEY = f'{NAMESPACE}:volumes'
+NO_VOLUMES, BOOT_VOLUME, ALL_VOLUMES = 'none', 'boot', 'all'
+VOLUMES_VALUES = (NO_VOLUMES, BOOT_VOLUME, ALL_VOLUMES)
 
 #: Where the guest keeps its struct pages of the disks, and whether that is the
 #: disks themselves (:mod:`.layout`).
@@ -74,7 +83,7 @@ class InvalidImage(InvalidSpec):
 class Flavor(ty.Protocol):
     """The part of nova.objects.Flavor that is read.
 
-    And the field that each role of :data:`nova_fakedax.disk.ROLES` names.
+    And the field that each of :data:`nova_fakedax.disk.FILE_ROLES` names.
     """
 
     extra_specs: dict[str, str]
@@ -127,6 +136,11 @@ EXTRA_SPECS: dict[str, ExtraSpec] = {row.key: row for row in (
         DISKS_KEY, tuple(DISKS_VALUES),
         'The disks that the guest sees as fake persistent memory: its root '
         'disk, its ephemeral disks or both.'),
+    ExtraSpec(
+        VOLUMES_KEY, VOLUMES_VALUES,
+        'The volumes that the guest sees as fake persistent memory: none, '
+        'the volume that it boots from, or that one and all others that are '
+        'attached to it.'),
     ExtraSpec(
         MEMMAP_KEY, tuple(MEMMAP_VALUES),
         "Where the guest's struct pages of these disks are: on the disks, "
@@ -232,14 +246,17 @@ def given(flavor: Flavor) -> dict[str, str]:
 class FakeDaxSpec:
     """The disks that a flavor puts on fake DAX; false if there are none.
 
+    :ivar roles: those of the disks that Nova makes as files
     :ivar memmap: whether new images have the memmap on the device
+    :ivar volumes: of VOLUMES_VALUES
     """
 
     roles: frozenset[disk.Role] = frozenset()
     memmap: bool = MEMMAP_VALUES[MEMMAP_DEFAULT]
+    volumes: str = NO_VOLUMES
 
     def __bool__(self) -> bool:
-        return bool(self.roles)
+        return bool(self.roles) or self.volumes != NO_VOLUMES
 
     def __str__(self) -> str:
         """The value of ``fakedax:disks``; empty if there are no disks."""
@@ -254,33 +271,54 @@ class FakeDaxSpec:
         disk_id = disk.DiskId.from_path(path)
         return disk_id is not None and disk_id.role in self.roles
 
+    def wants_volume(self, root: bool) -> bool:
+        """Whether the flavor puts a volume on fake DAX.
+
+        :param root: whether the instance boots from it
+        """
+        return self.volumes == ALL_VOLUMES or (
+            root and self.volumes == BOOT_VOLUME)
+
+    def wants_root(self, from_volume: bool) -> bool:
+        """Whether the flavor puts what the instance boots from on fake DAX.
+
+        :param from_volume: whether that is a volume
+        """
+        return (self.wants_volume(root=True) if from_volume
+                else disk.ROOT in self.roles)
+
     @classmethod
     def from_flavor(cls, flavor: Flavor) -> 'FakeDaxSpec':
         """Read the flavor's extra specs.
 
-        Other extra specs of the namespace only say more about disks on fake
-        DAX. Without ``fakedax:disks`` the flavor is refused: somebody meant
-        fake DAX, and would get ordinary disks. The API cannot refuse it, as
-        Nova's validators see one extra spec at a time.
+        ``fakedax:disks`` and ``fakedax:volumes`` name disks; others of the
+        namespace only say more about them. A flavor that names no disk is
+        refused: somebody meant fake DAX, and would get ordinary disks. The
+        API cannot refuse it, as Nova's validators see one extra spec at a
+        time.
 
         :raises InvalidSpec: an extra spec of the namespace is unknown or
             has an unknown value, which the API rejects as well, but only
             since microversion 2.86 and only where this package is
-            installed; or ``fakedax:disks`` is missing
+            installed; or no disk is named
         """
         extra_specs = given(flavor)
         for key, value in extra_specs.items():
             check_extra_spec(key, value)
         if not extra_specs:
             return cls()
-        if DISKS_KEY not in extra_specs:
+        wanted = cls(
+            (DISKS_VALUES[extra_specs[DISKS_KEY]]
+             if DISKS_KEY in extra_specs else frozenset()),
+            MEMMAP_VALUES[extra_specs.get(MEMMAP_KEY, MEMMAP_DEFAULT)],
+            extra_specs.get(VOLUMES_KEY, NO_VOLUMES))
+        if not wanted:
             raise InvalidSpec(
                 f"the flavor has {', '.join(sorted(extra_specs))}, but not "
                 f"{DISKS_KEY}; allowed: {DISKS_KEY} with "
-                f"{_quoted(DISKS_VALUES)}")
-        return cls(
-            DISKS_VALUES[extra_specs[DISKS_KEY]],
-            MEMMAP_VALUES[extra_specs.get(MEMMAP_KEY, MEMMAP_DEFAULT)])
+                f"{_quoted(DISKS_VALUES)}, or {VOLUMES_KEY} with "
+                f"{_quoted(VOLUMES_VALUES[1:])}")
+        return wanted
 
     @classmethod
     def from_instance(cls, instance: Instance) -> 'FakeDaxSpec':
@@ -327,6 +365,48 @@ class FakeDaxSpec:
                 f"{disks * _MEMMAP_MIB} MiB of it; allowed: {least} MiB or "
                 f"more, or {MEMMAP_KEY}='device'")
 
+    def check_boot(self, from_volume: bool) -> None:
+        """Check that the flavor is for what the instance boots from.
+
+        :param from_volume: whether that is a volume
+        :raises InvalidSpec: names what is on fake DAX, and what to do
+        """
+        if from_volume and disk.ROOT in self.roles and (
+                not self.wants_volume(root=True)):
+            raise InvalidSpec(
+                f"{DISKS_KEY} names the root disk, but the server boots from "
+                f"a volume; allowed: a server that boots from an image, or "
+                f"a flavor with {VOLUMES_KEY}='{BOOT_VOLUME}'")
+        if not from_volume and disk.ROOT not in self.roles and (
+                self.volumes == BOOT_VOLUME):
+            raise InvalidSpec(
+                f"{VOLUMES_KEY}='{BOOT_VOLUME}' names the volume that the "
+                f"server boots from, but it boots from an image; allowed: a "
+                f"server that boots from a volume, or a flavor with "
+                f"{DISKS_KEY}='{disk.ROOT}' as well")
+
+    def check_volumes_ram(self, flavor: Flavor, sizes: ty.Iterable[int],
+                          ) -> None:
+        """Check that the guest's RAM holds the memmap of volumes.
+
+        Their content stays at byte 0, as a volume may be attached to any
+        server; so their struct pages are the guest's. And so are those of the
+        other disks, where the flavor wants that.
+
+        :param sizes: the bytes of volumes that have no memmap
+        :raises InvalidSpec: names what it takes and what is allowed
+        """
+        volumes = sum(sizes) / units.Gi
+        files = 0 if self.memmap else sum(
+            getattr(flavor, role.flavor_field) for role in self.roles)
+        taken = math.ceil((volumes + files) * _MEMMAP_MIB)
+        if volumes and flavor.memory_mb < taken + _LEAST_RAM_MIB:
+            raise InvalidSpec(
+                f"the flavor's RAM is {flavor.memory_mb} MiB, and "
+                f"{volumes:.3g} GiB of volumes and {files} GiB of disk take "
+                f"{taken} MiB of it; allowed: {taken + _LEAST_RAM_MIB} MiB "
+                f"or more, or volumes with a memmap of their own")
+
     def check_disks(self, roles: Set[disk.Role]) -> None:
         """Check that the instance has the disks that the flavor names.
 
@@ -354,18 +434,29 @@ class FakeDaxSpec:
                     f"'{value}' is incompatible with {DISKS_KEY}: "
                     f"{conflict.why}")
 
-    def check_image(self, properties: Properties) -> None:
+    def check_image(
+        self, properties: Properties, from_volume: bool = False,
+    ) -> None:
         """Check that the image's guest knows fake DAX.
 
         Only a root disk needs that. A guest that boots from an ordinary disk
-        may use an ephemeral disk on fake DAX, or ignore it.
+        may use other disks on fake DAX, or ignore them.
 
-        :param properties: the image's properties, by name
+        :param properties: the image's properties, by name, or those in the
+            image metadata of a volume
+        :param from_volume: whether the instance boots from a volume
         :raises InvalidImage: names the property
         """
         value = str(properties.get(IMAGE_PROPERTY, ''))
-        if disk.ROOT in self.roles and value.lower() not in _TRUE:
+        if not self.wants_root(from_volume) or value.lower() in _TRUE:
+            return
+        if from_volume:
             raise InvalidImage(
-                f"{DISKS_KEY} names the root disk, but the image's property "
-                f"{IMAGE_PROPERTY} is '{value}'; allowed: 'true', for an "
-                f"image whose guest mounts its root from /dev/pmem0")
+                f"{VOLUMES_KEY} names the root volume, but the property "
+                f"{IMAGE_PROPERTY} of its image metadata is '{value}'; "
+                f"allowed: 'true', for a volume whose guest mounts its root "
+                f"from /dev/pmem0")
+        raise InvalidImage(
+            f"{DISKS_KEY} names the root disk, but the image's property "
+            f"{IMAGE_PROPERTY} is '{value}'; allowed: 'true', for an "
+            f"image whose guest mounts its root from /dev/pmem0")

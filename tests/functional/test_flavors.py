@@ -33,7 +33,7 @@ class FlavorTest(base.FakeDaxTestCase):
     def test_an_unknown_key(self):
         self.assertIn(
             "'fakedax:disk' is not an extra spec of fake DAX; allowed: "
-            "fakedax:disks, fakedax:memmap",
+            "fakedax:disks, fakedax:volumes, fakedax:memmap",
             self._refused(**{'fakedax:disk': 'root'}))
 
     def test_an_unknown_value(self):

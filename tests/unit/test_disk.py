@@ -18,6 +18,7 @@ from nova import objects
 from oslotest import base
 
 from nova_fakedax import disk
+from tests import fixtures
 
 
 class DiskIdTest(base.BaseTestCase):
@@ -60,6 +61,33 @@ class DiskIdTest(base.BaseTestCase):
             self.assertEqual(ordered, sorted(some_order))
 
 
+class VolumeIdTest(base.BaseTestCase):
+
+    def test_the_alias_is_the_volume_s_id(self):
+        found = disk.DiskId.of_volume(fixtures.UUID)
+        self.assertEqual(f'ua-fakedax-{fixtures.UUID}', found.alias)
+        self.assertEqual(found, disk.DiskId.from_alias(found.alias))
+        self.assertEqual(disk.VOLUME, found.role)
+
+    def test_what_is_no_uuid_is_no_volume(self):
+        # Nova's own alias of the <disk>, and others that begin so.
+        for alias in (f'ua-{fixtures.UUID}', 'ua-fakedax-volume',
+                      f'ua-fakedax-{fixtures.UUID}0', 'ua-fakedax-'):
+            self.assertIsNone(disk.DiskId.from_alias(alias), alias)
+
+    def test_it_has_no_file_of_the_instance(self):
+        self.assertIsNone(disk.DiskId.from_path(fixtures.UUID))
+        self.assertIsNone(disk.DiskId.from_path(f'volume-{fixtures.UUID}'))
+
+    def test_what_operators_call_the_disks(self):
+        self.assertEqual(
+            ['root', 'ephemeral0', 'ephemeral3', fixtures.UUID],
+            [disk_id.name for disk_id in (
+                disk.DiskId(disk.ROOT, 0), disk.DiskId(disk.EPHEMERAL, 0),
+                disk.DiskId(disk.EPHEMERAL, 3),
+                disk.DiskId.of_volume(fixtures.UUID))])
+
+
 class RolesTest(base.BaseTestCase):
     """A new role is a row of the table."""
 
@@ -84,7 +112,11 @@ class RolesTest(base.BaseTestCase):
             self.assertGreater(found, disk.DiskId.from_path('disk.eph9'))
 
     def test_the_flavor_has_the_fields(self):
-        for role in disk.ROLES:
+        objects.register_all()
+        self.assertEqual(
+            disk.FILE_ROLES,
+            tuple(role for role in disk.ROLES if role.flavor_field))
+        for role in disk.FILE_ROLES:
             self.assertIn(role.flavor_field, objects.Flavor.fields)
 
 

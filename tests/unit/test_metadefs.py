@@ -37,6 +37,9 @@ class MetadefsTest(base.BaseTestCase):
         self.assertEqual(
             spec.MEMMAP_DEFAULT,
             self.properties('flavor')[spec.MEMMAP_KEY]['default'])
+        self.assertEqual(
+            spec.NO_VOLUMES,
+            self.properties('flavor')[spec.VOLUMES_KEY]['default'])
 
     def test_property_of_an_image(self):
         self.assertEqual([spec.IMAGE_PROPERTY],

@@ -129,7 +129,8 @@ class FlavorThatNoHostCanRunTest(SchedulerTestCase):
         ('key', {
             'extra_specs': {'fakedax:nonsense': ''},
             'reason': "'fakedax:nonsense' is not an extra spec of fake DAX; "
-                      "allowed: fakedax:disks, fakedax:memmap"}),
+                      "allowed: fakedax:disks, fakedax:volumes, "
+                      "fakedax:memmap"}),
         ('conflict', {
             'extra_specs': {'fakedax:disks': 'root', 'hw:pmem': '4GB'},
             'reason': "hw:pmem='4GB' is incompatible with fakedax:disks"}),

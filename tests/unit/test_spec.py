@@ -112,7 +112,8 @@ class UnknownKeyTest(base.BaseTestCase):
             spec.InvalidSpec, spec.FakeDaxSpec.from_flavor, flavor)
         self.assertEqual(
             f"'{self.key}' is not an extra spec of fake DAX; "
-            f"allowed: fakedax:disks, fakedax:memmap", str(exc))
+            f"allowed: fakedax:disks, fakedax:volumes, fakedax:memmap",
+            str(exc))
 
 
 class FromInstanceTest(base.BaseTestCase):
@@ -159,6 +160,134 @@ class MemmapTest(base.BaseTestCase):
                           spec.InvalidSpec, self.read, memmap='guest')))
 
 
+class VolumesTest(base.BaseTestCase):
+
+    def wants(self, **extra_specs):
+        """Whether the root volume and another are on fake DAX."""
+        asked = _read(**extra_specs)
+        return asked.wants_volume(root=True), asked.wants_volume(root=False)
+
+    def test_none_unless_the_flavor_says_so(self):
+        self.assertEqual((False, False), self.wants(disks='root'))
+        self.assertEqual(
+            (False, False), self.wants(disks='root', volumes='none'))
+
+    def test_the_flavor_names_them(self):
+        self.assertEqual((True, False), self.wants(volumes='boot'))
+        self.assertEqual((True, True), self.wants(volumes='all'))
+
+    def test_they_may_be_all_that_is_on_fake_dax(self):
+        for value in 'boot', 'all':
+            asked = _read(volumes=value)
+            self.assertTrue(asked)
+            self.assertEqual(frozenset(), asked.roles)
+            self.assertFalse(asked.wants('disk'))
+            flavor = Flavor({'fakedax:volumes': value}, root_gb=0,
+                            ephemeral_gb=0)
+            asked.check_flavor(flavor)
+
+    def test_none_of_them_and_no_disks_are_refused(self):
+        self.assertEqual(
+            "the flavor has fakedax:volumes, but not fakedax:disks; allowed: "
+            "fakedax:disks with 'root', 'ephemeral', 'root,ephemeral', or "
+            "fakedax:volumes with 'boot', 'all'",
+            str(self.assertRaises(
+                spec.InvalidSpec, _read, volumes='none')))
+
+    def test_another_value_is_refused(self):
+        for value in '', 'root', 'Boot', 'data', 'true':
+            exc = self.assertRaises(spec.InvalidSpec, _read, volumes=value)
+            self.assertEqual(
+                f"'{value}' is not a value of fakedax:volumes; allowed: "
+                f"'none', 'boot', 'all'", str(exc))
+
+    def test_what_it_boots_from(self):
+        for asked, image, volume in (
+            ({'disks': 'root'}, True, False),
+            ({'disks': 'ephemeral'}, False, False),
+            ({'volumes': 'boot'}, False, True),
+            ({'volumes': 'all'}, False, True),
+            ({'disks': 'root', 'volumes': 'boot'}, True, True),
+        ):
+            asked = _read(**asked)
+            self.assertEqual(
+                (image, volume),
+                (asked.wants_root(False), asked.wants_root(True)))
+
+
+class CheckBootTest(base.BaseTestCase):
+    """No server silently gets an ordinary root disk."""
+
+    def test_what_the_flavor_is_for(self):
+        for asked, from_volume in (
+            ({'disks': 'root'}, False),
+            ({'disks': 'ephemeral'}, False),
+            ({'disks': 'ephemeral'}, True),
+            ({'volumes': 'boot'}, True),
+            ({'volumes': 'all'}, True),
+            # Volumes that are attached to it are on fake DAX, and no others.
+            ({'volumes': 'all'}, False),
+            ({'disks': 'root', 'volumes': 'boot'}, True),
+            ({'disks': 'root', 'volumes': 'boot'}, False),
+        ):
+            _read(**asked).check_boot(from_volume)
+
+    def refused(self, from_volume, **extra_specs):
+        return str(self.assertRaises(
+            spec.InvalidSpec, _read(**extra_specs).check_boot, from_volume))
+
+    def test_a_volume_where_a_file_should_be(self):
+        self.assertEqual(
+            "fakedax:disks names the root disk, but the server boots from a "
+            "volume; allowed: a server that boots from an image, or a flavor "
+            "with fakedax:volumes='boot'",
+            self.refused(True, disks='root,ephemeral'))
+
+    def test_an_image_where_a_volume_should_be(self):
+        for disks in {}, {'disks': 'ephemeral'}:
+            self.assertEqual(
+                "fakedax:volumes='boot' names the volume that the server "
+                "boots from, but it boots from an image; allowed: a server "
+                "that boots from a volume, or a flavor with "
+                "fakedax:disks='root' as well",
+                self.refused(False, volumes='boot', **disks))
+
+
+class VolumesRamTest(base.BaseTestCase):
+    """The memmap of a volume takes 16 MiB of RAM for each GiB."""
+
+    def check(self, memory_mb, *gib, **extra_specs):
+        flavor = Flavor({
+            f'fakedax:{key}': value for key, value in extra_specs.items()},
+            memory_mb=memory_mb, root_gb=2)
+        spec.FakeDaxSpec.from_flavor(flavor).check_volumes_ram(
+            flavor, [int(size * (1 << 30)) for size in gib])
+
+    def refused(self, *args, **extra_specs):
+        return str(self.assertRaises(
+            spec.InvalidSpec, self.check, *args, **extra_specs))
+
+    def test_as_much_as_they_take(self):
+        self.check(64 + 16 * 30, 10, 20, volumes='all')
+        self.assertEqual(
+            "the flavor's RAM is 543 MiB, and 30 GiB of volumes and 0 GiB of "
+            "disk take 480 MiB of it; allowed: 544 MiB or more, or volumes "
+            "with a memmap of their own",
+            self.refused(63 + 16 * 30, 10, 20, volumes='all'))
+
+    def test_no_volumes_take_none(self):
+        self.check(64, volumes='all')
+
+    def test_a_part_of_a_mib_counts_as_one(self):
+        self.check(65, 0.01, volumes='boot')
+        self.refused(64, 0.01, volumes='boot')
+
+    def test_disks_whose_memmap_is_in_the_guest_count_too(self):
+        self.check(64 + 32, 2, volumes='all', disks='root')
+        self.check(64 + 64, 2, volumes='all', disks='root', memmap='guest')
+        self.refused(63 + 64, 2, volumes='all', disks='root', memmap='guest')
+
+
 class TableTest(base.BaseTestCase):
     """A new extra spec is a row of the table."""
 
@@ -181,7 +310,8 @@ class TableTest(base.BaseTestCase):
     def test_it_is_refused_without_disks(self):
         self.assertEqual(
             "the flavor has fakedax:speed, but not fakedax:disks; allowed: "
-            "fakedax:disks with 'root', 'ephemeral', 'root,ephemeral'",
+            "fakedax:disks with 'root', 'ephemeral', 'root,ephemeral', or "
+            "fakedax:volumes with 'boot', 'all'",
             self.refused({'fakedax:speed': 'slow'}))
 
     def test_its_values_are_checked(self):
@@ -192,7 +322,8 @@ class TableTest(base.BaseTestCase):
     def test_it_is_named_among_those_allowed(self):
         self.assertEqual(
             "'fakedax:x' is not an extra spec of fake DAX; "
-            "allowed: fakedax:disks, fakedax:memmap, fakedax:speed",
+            "allowed: fakedax:disks, fakedax:volumes, fakedax:memmap, "
+            "fakedax:speed",
             self.refused({'fakedax:x': 'slow'}))
 
     def test_the_api_gets_a_validator_for_it(self):
