@@ -196,8 +196,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
         """
         admission.check_rebuild(
             instance,
-            self._evacuation_reasons_against if evacuate
-            else self._reasons_against,
+            self._evacuation_reasons_against
+            if evacuate and _spec(instance).roles else self._reasons_against,
             self._check_addresses(instance),
             self._hosts if evacuate else None)
         super().rebuild(
@@ -351,7 +351,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         force: bool = False,
     ) -> None:
         if _spec(instance).wants_volume(root=True):
-            hotplug.forget(connection_info)
+            hotplug.give_up(connection_info, instance)
         super()._disconnect_volume(
             context, connection_info, instance, encryption, destroy_secrets,
             force)

@@ -24,6 +24,7 @@ import typing as ty
 
 from lxml import etree
 from nova.compute import power_state
+from nova.compute import task_states
 from nova import conf as nova_conf
 from nova import context as nova_context
 from nova import exception
@@ -41,6 +42,7 @@ from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import hostcache
 from nova_fakedax import refusals
+from nova_fakedax import spec
 from nova_fakedax import volumes
 
 CONF = nova_conf.CONF
@@ -92,6 +94,7 @@ def attach(
                 'disk_bus': disk_bus, 'device_type': device_type})
         volume = volumes.of_disk_config(
             driver._get_volume_config(connection_info, disk_info))
+        _check_ram(instance, guest, volume)
         volumes.fill_holes(volume)
         _plug(driver._host, guest, volume)
     except Exception:
@@ -110,6 +113,24 @@ def attach(
                       instance=instance)
 
 
+def _check_ram(
+    instance: objects.Instance, guest: libvirt_guest.Guest,
+    volume: disk.FakeDaxDisk,
+) -> None:
+    """Check that the guest's RAM holds the memmap of one more volume.
+
+    :raises nova_fakedax.volumes.VolumeRefused: it does not
+    """
+    there = [found for found, _device in domain.fake_dax_volumes(
+        guest.get_config())]
+    try:
+        spec.FakeDaxSpec.from_instance(instance).check_volumes_ram(
+            instance.flavor, volumes.without_memmap([*there, volume]))
+    except spec.InvalidSpec as exc:
+        raise volumes.VolumeRefused(
+            volume=volume.id.volume, reason=str(exc))
+
+
 def _plug(
     host: libvirt_host.Host, guest: libvirt_guest.Guest,
     volume: disk.FakeDaxDisk,
@@ -123,7 +144,7 @@ def _plug(
                  '%(reason)s', {'volume': volume.id.volume, 'reason': reason})
         return
     guest.attach_device(
-        domain.memory_device(volume), persistent=True, live=live)
+        domain.device_of(volume), persistent=True, live=live)
 
 
 def _reason_against(xml: str, size: int) -> str:
@@ -138,23 +159,21 @@ def _reason_against(xml: str, size: int) -> str:
     devices = found.findall('./devices/memory')
     limit = found.find('./maxMemory')
     if limit is None:
-        return _('the guest was started without room for one')
+        return 'the guest was started without room for one'
     slots = int(limit.get('slots', '0'))
     if len(devices) >= slots:
-        return _('it has %(used)d disks on fake DAX; allowed: %(slots)d, with '
-                 '[fakedax]spare_volumes=%(spare)d') % {
-                     'used': len(devices), 'slots': slots,
-                     'spare': CONF.fakedax.spare_volumes}
+        return (f'the guest has {len(devices)} disks on fake DAX; allowed: '
+                f'{slots}, with [fakedax]spare_volumes='
+                f'{CONF.fakedax.spare_volumes}')
     used = sum(int(memory) for memory in [
         *(cell.get('memory', '0')
           for cell in found.findall('./cpu/numa/cell')),
         *(device.findtext('./target/size', '0') for device in devices)])
-    free = int(limit.text or 0) * units.Ki - used * units.Ki
+    free = max(int(limit.text or 0) - used, 0) * units.Ki
     if size > free:
-        return _('the volume has %(size)d bytes; allowed: %(free)d, with '
-                 '[fakedax]spare_volumes_gib=%(spare)d') % {
-                     'size': size, 'free': max(free, 0),
-                     'spare': CONF.fakedax.spare_volumes_gib}
+        return (f'it has {size} bytes; allowed: {free}, with '
+                f'[fakedax]spare_volumes_gib='
+                f'{CONF.fakedax.spare_volumes_gib}')
     return _reason_against_ports(found)
 
 
@@ -171,10 +190,9 @@ def _reason_against_ports(xml: etree._Element) -> str:
     if xml.find("./devices/controller[@model='pcie-root']") is None or (
             ports - used):
         return ''
-    return _('all of its %(ports)d PCIe root ports are in use; allowed: '
-             'more of them by [fakedax]spare_volumes=%(spare)d or '
-             '[libvirt]num_pcie_ports') % {
-                 'ports': len(ports), 'spare': CONF.fakedax.spare_volumes}
+    return (f"all of the guest's {len(ports)} PCIe root ports are in use; "
+            f'allowed: more of them, by [fakedax]spare_volumes='
+            f'{CONF.fakedax.spare_volumes} or [libvirt]num_pcie_ports')
 
 
 def device_of(
@@ -245,8 +263,7 @@ def paths(
         config = host.get_guest(instance).get_config()
     except (exception.InstanceNotFound, libvirt_host.libvirt.libvirtError):
         return []
-    return [found.path for found, _device in domain.fake_dax_disks(config)
-            if found.id.role == disk.VOLUME]
+    return [found.path for found, _device in domain.fake_dax_volumes(config)]
 
 
 def forget(connection_info: ty.Mapping[str, ty.Any]) -> None:
@@ -270,3 +287,18 @@ def forget(connection_info: ty.Mapping[str, ty.Any]) -> None:
         # The device does so, too, when a guest comes in.
         LOG.warning('Cannot drop the cached pages of %(path)s: %(exc)s',
                     {'path': path, 'exc': exc})
+
+
+def give_up(
+    connection_info: ty.Mapping[str, ty.Any], instance: objects.Instance,
+) -> None:
+    """Leave nothing of a volume on this host that is about to lose it.
+
+    In a live migration the guest boots by the same view at the destination, if
+    the volume is a file that both hosts share.
+
+    :param connection_info: as for :func:`forget`
+    """
+    forget(connection_info)
+    if instance.task_state != task_states.MIGRATING:
+        volumes.forget_view(connection_info)

@@ -396,8 +396,8 @@ def report(
                         {'alias': found.id.alias, 'exc': exc},
                         instance=instance)
             continue
-        came_in = (f'{found.id.alias} came in: {dropped} bytes of {found.path} '
-                   f'dropped from the page cache, {left} left')
+        came_in = (f'{found.id.alias} came in: {dropped} bytes of '
+                   f'{found.path} dropped from the page cache, {left} left')
         LOG.info(came_in, instance=instance)
         said.append(came_in)
         if error:
