@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import contextlib
 import json
 import os
+import stat
 import threading
 import typing as ty
 
@@ -334,9 +335,7 @@ def keep_owner(paths: Sequence[str]) -> Iterator[None]:
     (virSecurityDACRestoreAllLabel of libvirt 11.3); disks on shared storage
     it leaves alone.
     """
-    # A host has block devices of its own.
-    owners = {path: owner for path in paths
-              if os.path.isfile(path) and (owner := _owner(path))}
+    owners = {path: owner for path in paths if (owner := _owner(path))}
     try:
         yield
     finally:
@@ -355,10 +354,14 @@ def _give(path: str, uid: int, gid: int) -> None:
 
 
 def _owner(path: str) -> tuple[int, int] | None:
-    """The user and group of a file, None if there is none any more."""
+    """The user and group of a file, None if there is none any more.
+
+    Of a block device, too: that at the destination is another.
+    """
     with contextlib.suppress(OSError):
         status = os.stat(path)
-        return status.st_uid, status.st_gid
+        if not stat.S_ISBLK(status.st_mode):
+            return status.st_uid, status.st_gid
     return None
 
 
