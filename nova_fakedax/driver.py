@@ -492,6 +492,12 @@ class FakeDaxDriver(driver.LibvirtDriver):
         instance: objects.Instance, dest: str, block_migration: bool,
         migrate_data: ty.Any, guest: ty.Any, device_names: ty.Any,
     ) -> None:
+        """Flush ahead, and leave errors to the monitor.
+
+        An error is already logged. LibvirtDriver._live_migration would raise
+        it again after its monitor has rolled back, and ComputeManager.
+        _do_live_migration would put a healthy instance into ERROR.
+        """
         images = [*imagebackend.image_paths(instance),
                   *self._volume_paths(instance)]
         try:
@@ -500,9 +506,6 @@ class FakeDaxDriver(driver.LibvirtDriver):
                     context, instance, dest, block_migration, migrate_data,
                     guest, device_names)
         except (driver.libvirt.libvirtError, exception.MigrationError):
-            # Already logged. LibvirtDriver._live_migration would raise it
-            # again after its monitor has rolled back, and ComputeManager.
-            # _do_live_migration would put a healthy instance into ERROR.
             if not _spec(instance):
                 raise
 
