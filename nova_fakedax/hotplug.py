@@ -84,7 +84,7 @@ def attach(
     guest = driver._host.get_guest(instance)
     volumes.check_connection(
         block_device.get_volume_id(connection_info), connection_info,
-        encryption, CONF.workarounds.rbd_volume_local_attach)
+        encryption)
     driver._connect_volume(
         context, connection_info, instance, encryption=encryption)
     try:
@@ -95,7 +95,6 @@ def attach(
         volume = volumes.of_disk_config(
             driver._get_volume_config(connection_info, disk_info))
         _check_ram(instance, guest, volume)
-        volumes.fill_holes(volume)
         _plug(driver._host, guest, volume)
     except Exception:
         with excutils.save_and_reraise_exception():
@@ -143,6 +142,7 @@ def _plug(
         LOG.info('The next start of the guest gives it volume %(volume)s: '
                  '%(reason)s', {'volume': volume.id.volume, 'reason': reason})
         return
+    volumes.fill_holes(volume)
     guest.attach_device(
         domain.device_of(volume), persistent=True, live=live)
 
@@ -162,8 +162,8 @@ def _reason_against(xml: str, size: int) -> str:
         return 'the guest was started without room for one'
     slots = int(limit.get('slots', '0'))
     if len(devices) >= slots:
-        return (f'the guest has {len(devices)} disks on fake DAX; allowed: '
-                f'{slots}, with [fakedax]spare_volumes='
+        return (f"all of the guest's {slots} slots for disks on fake DAX are "
+                f'in use; allowed: more of them, by [fakedax]spare_volumes='
                 f'{CONF.fakedax.spare_volumes}')
     used = sum(int(memory) for memory in [
         *(cell.get('memory', '0')

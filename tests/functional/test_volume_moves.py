@@ -161,7 +161,7 @@ class AttachTest(VolumesTestCase):
         message = self.failure(
             self.server, 'attach_volume', 'compute_attach_volume')
         self.assertIn(OTHER, message)
-        self.assertIn('allowed: 2, with [fakedax]spare_volumes=1', message)
+        self.assertIn("all of the guest's 2 slots", message)
         self.assert_volumes(self.server, DATA)
         self.assertEqual({DATA}, self.attached(self.server))
         self.assertEqual([], self.hosts_of(OTHER))
