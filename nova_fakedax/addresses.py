@@ -30,8 +30,10 @@ from nova.virt.libvirt import host as libvirt_host
 from oslo_config import cfg
 from oslo_utils import units
 
+from nova_fakedax import disk
 from nova_fakedax import layout
 from nova_fakedax import spec
+from nova_fakedax import volumes
 
 _GIB: int = units.Gi
 
@@ -47,6 +49,7 @@ _AMD_HT_START = 1012 * _GIB
 def check(
     conf: cfg.ConfigOpts, host: libvirt_host.Host, flavor: objects.Flavor,
     cpu: vconfig.LibvirtConfigGuestCPU | None, machine_type: str | None,
+    attached: Sequence[volumes.Volume] = (),
 ) -> None:
     """Check that a guest of this flavor can be started on this host.
 
@@ -54,6 +57,7 @@ def check(
     :param host: the connection to libvirt
     :param cpu: as LibvirtDriver._get_guest_cpu_config makes it
     :param machine_type: as nova.virt.libvirt.utils.get_machine_type has it
+    :param attached: all volumes of the instance
     :raises nova.exception.InvalidInput: names the size, the limit and what
         raises it
     """
@@ -63,15 +67,17 @@ def check(
     limit = 1 << bits
     if bits <= _DEFAULT_BITS and not _has_intel_cpu(conf, host):
         limit = min(limit, _AMD_HT_START)
-    images = _images(flavor)
+    images = _images(conf, flavor, attached)
     end = _end(str(machine_type), flavor.memory_mb * units.Mi, images)
     if end > limit:
         # Short: a fault has 255 characters, and begins with 100 of Nova's.
         raise exception.InvalidInput(reason=_(
-            'disks on fake DAX of %(images)d GiB end at %(end)d GiB; the '
+            '%(what)s of %(images)d GiB end at %(end)d GiB; the '
             'guest addresses %(limit)d GiB (%(bits)d bits); '
             'hw_maxphysaddr_mode and hw_maxphysaddr_bits of the image raise '
             'that') % {
+                'what': ('disks on fake DAX and spare_volumes_gib'
+                         if _has_room(conf, flavor) else 'disks on fake DAX'),
                 'images': sum(images) // _GIB, 'end': end // _GIB,
                 'limit': limit // _GIB, 'bits': bits})
 
@@ -126,13 +132,35 @@ def _has_intel_cpu(conf: cfg.ConfigOpts, host: libvirt_host.Host) -> bool:
     return bool(conf.libvirt.virt_type == 'kvm' and vendor == 'Intel')
 
 
-def _images(flavor: objects.Flavor) -> list[int]:
-    """The bytes of the images: at least, as ephemeral disks can be many."""
+def _images(
+    conf: cfg.ConfigOpts, flavor: objects.Flavor,
+    attached: Sequence[volumes.Volume],
+) -> list[int]:
+    """The bytes of the images: at least, as ephemeral disks can be many.
+
+    A root volume is there in place of a root disk. Volumes that may be
+    attached later count as :mod:`.conf` has them.
+    """
     wanted = spec.FakeDaxSpec.from_flavor(flavor)
-    return [
+    roles = wanted.roles - (
+        {disk.ROOT} if any(volume.root for volume in attached) else set())
+    sizes = [
         layout.planned(getattr(flavor, role.flavor_field) * _GIB,
                        wanted.memmap).file_size
-        for role in sorted(wanted.roles)]
+        for role in sorted(roles)]
+    sizes += [(volume.size or 0) * _GIB for volume in attached
+              if wanted.wants_volume(volume.root)]
+    if _has_room(conf, flavor):
+        sizes += [conf.fakedax.spare_volumes_gib * _GIB,
+                  *[0] * (conf.fakedax.spare_volumes - 1)]
+    return sizes
+
+
+def _has_room(conf: cfg.ConfigOpts, flavor: objects.Flavor) -> bool:
+    """Whether guests of a flavor have room for more volumes."""
+    wanted = spec.FakeDaxSpec.from_flavor(flavor)
+    return bool(
+        wanted.wants_volume(root=False) and conf.fakedax.spare_volumes)
 
 
 def _end(machine_type: str, ram: int, images: Sequence[int]) -> int:

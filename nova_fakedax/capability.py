@@ -67,7 +67,7 @@ def reasons_against(
         reasons.append(
             f"libvirt is older than {wanted}, the first that can start "
             f"<memory model='virtio-pmem'>")
-    if 'apparmor' in _security_models(host) and not _may_lock(
+    if 'apparmor' in security_models(host) and not _may_lock(
             conf.instances_path):
         reasons.append(
             f'libvirt confines guests by AppArmor, and {APPARMOR_RULES} does '
@@ -86,17 +86,11 @@ def reasons_against(
     return reasons
 
 
-def labels(host: libvirt_host.Host) -> list[str]:
-    """The security models by which libvirt labels the files of a guest.
+def security_models(host: libvirt_host.Host) -> list[str]:
+    """By which libvirt confines guests: ``dac``, ``selinux``, ``apparmor``.
 
-    AppArmor has rules in place of labels.
+    https://libvirt.org/formatcaps.html, ``secmodel``
     """
-    return [model for model in _security_models(host)
-            if model in ('dac', 'selinux')]
-
-
-def _security_models(host: libvirt_host.Host) -> list[str]:
-    """https://libvirt.org/formatcaps.html, ``secmodel``"""
     capabilities = etree.fromstring(host.get_connection().getCapabilities())
     return [node.text or '' for node in capabilities.findall(
         './host/secmodel/model')]

@@ -21,8 +21,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 import typing as ty
 
+from nova import exception
 from nova import objects
+from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import host as libvirt_host
 from oslo_utils import units
 
 from nova_fakedax import domain
@@ -61,6 +64,25 @@ def correct_legacy(
             if counter in counters:
                 diagnostics[f'pmem{number}_{key}'] = counters[counter]
     return diagnostics
+
+
+def is_boot_view(
+    host: libvirt_host.Host, instance: objects.Instance, name: str,
+) -> bool:
+    """Whether a ``<disk>`` is the boot view of a root on fake DAX.
+
+    :param host: the connection to libvirt
+    :param name: such as ``vda``
+    """
+    try:
+        guest = host.get_guest(instance).get_config()
+    except exception.InstanceNotFound:
+        return False
+    return any(
+        isinstance(device, vconfig.LibvirtConfigGuestDisk)
+        and device.target_dev == name
+        and device.serial == domain.BOOT_VIEW_SERIAL
+        for device in guest.devices)
 
 
 def _images_size(guest: libvirt_guest.Guest) -> int:

@@ -88,12 +88,6 @@ class DiskId:
         return cls(VOLUME, 0, volume)
 
     @property
-    def name(self) -> str:
-        """What operators call it: ``root``, ``ephemeral0``, a volume's ID."""
-        return self.volume or str(self.role) + (
-            str(self.index) if '{index}' in self.role.alias else '')
-
-    @property
     def alias(self) -> str:
         """The device's alias in libvirt and its id in QEMU."""
         return ALIAS_PREFIX + self.role.alias.format(

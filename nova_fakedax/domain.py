@@ -16,8 +16,12 @@ As in nova.virt.libvirt.config: objects to XML and back. The alias of a device
 says which disk it is, so that a domain can be read back by itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Sequence
+import dataclasses
 import os
 import string
 import typing as ty
@@ -25,11 +29,16 @@ import typing as ty
 from lxml import etree
 from nova import exception
 from nova.i18n import _
+from nova import objects
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import host as libvirt_host
+from oslo_config import cfg
 from oslo_utils import units
 
 from nova_fakedax import disk
 from nova_fakedax import layout
+from nova_fakedax import spec
+from nova_fakedax import volumes
 
 #: The serial number of the read-only view of the root disk's file, by which
 #: firmware and GRUB read the kernel.
@@ -42,6 +51,33 @@ PMEM = 'pmem'
 #: The buses that it can be on: libvirt has no read-only disks on ide and sata,
 #: and SeaBIOS does not boot from it on usb.
 _BOOT_VIEW_BUSES = ('virtio', 'scsi')
+
+#: Security models by which libvirt labels files. AppArmor has rules instead.
+_LABELS = ('dac', 'selinux')
+_APPARMOR = 'apparmor'
+
+#: Devices that libvirt adds to a guest by itself and that take a PCIe root
+#: port: the controllers of USB and of virtio-serial, and the balloon.
+_IMPLICIT_DEVICES = 3
+
+#: Devices of Nova's that take no port.
+_NOT_ON_PCI = (
+    vconfig.LibvirtConfigGuestSerial, vconfig.LibvirtConfigGuestConsole,
+    vconfig.LibvirtConfigGuestInput, vconfig.LibvirtConfigGuestGraphics,
+    vconfig.LibvirtConfigGuestPCIeRootController,
+    vconfig.LibvirtConfigGuestPCIeRootPortController)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spare:
+    """Room in a guest for volumes that are attached while it runs.
+
+    :ivar count: how many they can be
+    :ivar size: their KiB together
+    """
+
+    count: int = 0
+    size: int = 0
 
 
 class LibvirtConfigGuestVirtioPMEM(vconfig.LibvirtConfigGuestDevice):
@@ -181,7 +217,12 @@ def parse_slices(
 def fake_dax_disks(
     guest: vconfig.LibvirtConfigGuest,
 ) -> list[tuple[disk.FakeDaxDisk, LibvirtConfigGuestVirtioPMEM]]:
-    """The disks on fake DAX of a guest, with their devices, in order."""
+    """The disks on fake DAX of a guest, with their devices, in order.
+
+    As :func:`convert` has put them into the domain, and as the guest numbers
+    them: the root, a volume or a file, the other files, the other volumes.
+    libvirt adds those that are attached later at the end.
+    """
     found = []
     for device in guest.devices:
         if isinstance(device, LibvirtConfigGuestVirtioPMEM):
@@ -191,15 +232,60 @@ def fake_dax_disks(
                     disk.FakeDaxDisk(disk_id, device.source_path,
                                      device.target_size * units.Ki),
                     device))
-    return sorted(found, key=lambda pair: pair[0])
+    attached = [pair for pair in found if pair[0].id.role == disk.VOLUME]
+    roots = attached[:1] if found[:1] == attached[:1] else []
+    files = sorted((pair for pair in found if pair not in attached),
+                   key=lambda pair: pair[0])
+    return [*roots, *files, *attached[len(roots):]]
+
+
+def spare(conf: cfg.ConfigOpts, asked: spec.FakeDaxSpec) -> Spare:
+    """The room that guests of a flavor keep.
+
+    :param conf: nova's configuration, with ``[fakedax]``
+    """
+    if not asked.wants_volume(root=False):
+        return Spare()
+    return Spare(conf.fakedax.spare_volumes,
+                 conf.fakedax.spare_volumes_gib * units.Gi // units.Ki)
 
 
 def root_disk(guest: vconfig.LibvirtConfigGuest) -> disk.FakeDaxDisk | None:
-    """The root disk of a guest, None if it is not on fake DAX."""
+    """The root disk of a guest, None if it is no file on fake DAX."""
     for fake_dax_disk, _device in fake_dax_disks(guest):
         if fake_dax_disk.id.role == disk.ROOT:
             return fake_dax_disk
     return None
+
+
+def fake_dax_volumes(guest: vconfig.LibvirtConfigGuest) -> list[
+        tuple[disk.FakeDaxDisk, LibvirtConfigGuestVirtioPMEM]]:
+    """The volumes on fake DAX of a guest, with their devices."""
+    return [pair for pair in fake_dax_disks(guest)
+            if pair[0].id.role == disk.VOLUME]
+
+
+def volume_paths(
+    host: libvirt_host.Host, instance: objects.Instance,
+) -> list[str]:
+    """The paths of the volumes on fake DAX of a guest that libvirt knows.
+
+    :param host: the connection to libvirt
+    :returns: none if libvirt does not know it
+    """
+    try:
+        guest = host.get_guest(instance).get_config()
+    except exception.InstanceNotFound:
+        return []
+    return [found.path for found, _device in fake_dax_volumes(guest)]
+
+
+def fake_dax_volume(
+    guest: vconfig.LibvirtConfigGuest, volume: str,
+) -> tuple[disk.FakeDaxDisk, LibvirtConfigGuestVirtioPMEM] | None:
+    """The volume with this ID, None if the guest has none on fake DAX."""
+    return next((pair for pair in fake_dax_volumes(guest)
+                 if pair[0].id.volume == volume), None)
 
 
 def with_fake_dax_disks(
@@ -217,7 +303,9 @@ def with_fake_dax_disks(
         {'type': 'raw', 'path': fake_dax_disk.path, 'backing_file': '',
          'virt_disk_size': fake_dax_disk.size,
          'disk_size': fake_dax_disk.size, 'over_committed_disk_size': 0}
-        for fake_dax_disk, _device in fake_dax_disks(guest)]
+        for fake_dax_disk, _device in fake_dax_disks(guest)
+        # What Nova asks for is not on volumes.
+        if fake_dax_disk.id.role != disk.VOLUME]
     if not found:
         return infos
     # A boot view may have the path of the image.
@@ -231,7 +319,9 @@ def convert(
     instance_path: str,
     wants: Callable[[str], bool],
     emulator: str | None = None,
-    security_models: Sequence[str] = (),
+    security_models: Collection[str] = (),
+    attached: Sequence[volumes.Volume] = (),
+    spare: Spare = Spare(),
 ) -> None:
     """Turn ordinary disks of a guest into disks on fake DAX.
 
@@ -239,59 +329,160 @@ def convert(
     :param instance_path: the directory of the instance's own disks
     :param wants: whether the flavor puts the disk with this path on fake DAX
     :param emulator: the QEMU binary to run it, None for libvirt's choice
-    :param security_models: by which libvirt labels files
+    :param security_models: of libvirt on this host
+    :param attached: the volumes that the flavor puts on fake DAX, connected,
+        the root volume first
+    :param spare: room to leave for more of them
     :raises nova.exception.InvalidInput: a device or setting of the guest
         is incompatible with fake DAX
+    :raises nova_fakedax.volumes.VolumeRefused: a volume cannot be mapped
     :raises nova_fakedax.layout.InvalidLayout: a backing file is missing or
         cannot be mapped
     """
-    disks = []
-    for device in _wanted_disks(guest, instance_path, wants):
-        disk_id = disk.DiskId.from_path(device.source_path)
-        assert disk_id is not None  # Otherwise it would not be wanted.
-        disks.append(disk.FakeDaxDisk(
-            disk_id, device.source_path,
-            layout.mapped_size(device.source_path)))
-        # Also where it is not used: of a device whose info block is not valid
-        # the guest's kernel takes all for the content.
-        content = _content_of(device)
-        guest.devices.remove(device)
-        if disk_id.role == disk.ROOT and not guest.os_kernel:
-            content.unlabelled = security_models
-            _add_boot_view(guest, content)
-    if not disks:
+    files = sorted(
+        _convert_file(guest, device, security_models)
+        for device in _wanted_disks(guest, instance_path, wants))
+    roots = [_convert_volume(guest, volume, security_models)
+             for volume in attached if volume.root]
+    others = [_convert_volume(guest, volume, security_models)
+              for volume in attached if not volume.root]
+    disks = [*roots, *files, *others]
+    if not disks and not spare.count:
         return
     _refuse_conflicts(guest)
     _add_numa_cell(guest)
-    guest.max_memory_size = guest.memory
-    guest.max_memory_slots = len(disks)
-    for fake_dax_disk in sorted(disks):
-        pmem = LibvirtConfigGuestVirtioPMEM()
-        pmem.source_path = fake_dax_disk.path
-        pmem.target_size = fake_dax_disk.size // units.Ki
-        pmem.alias = fake_dax_disk.id.alias
+    guest.max_memory_size = guest.memory + spare.size
+    guest.max_memory_slots = len(disks) + spare.count
+    for fake_dax_disk in disks:
+        pmem = device_of(fake_dax_disk)
         guest.max_memory_size += pmem.target_size
         guest.add_device(pmem)
+    if spare.count:
+        _add_root_ports(guest, spare.count)
     if emulator:
         guest.add_device(LibvirtConfigGuestEmulator(emulator))
+
+
+def device_of(
+    fake_dax_disk: disk.FakeDaxDisk,
+) -> LibvirtConfigGuestVirtioPMEM:
+    """The device by which a guest sees a disk."""
+    pmem = LibvirtConfigGuestVirtioPMEM()
+    pmem.source_path = fake_dax_disk.path
+    pmem.target_size = fake_dax_disk.size // units.Ki
+    pmem.alias = fake_dax_disk.id.alias
+    return pmem
+
+
+def _convert_file(
+    guest: vconfig.LibvirtConfigGuest,
+    device: vconfig.LibvirtConfigGuestDisk,
+    security_models: Collection[str],
+) -> disk.FakeDaxDisk:
+    """Take a disk that is a file of the instance off the guest.
+
+    Leaves its boot view, if it needs one.
+    """
+    disk_id = disk.DiskId.from_path(device.source_path)
+    assert disk_id is not None  # Otherwise it would not be wanted.
+    found = disk.FakeDaxDisk(disk_id, device.source_path,
+                             layout.mapped_size(device.source_path))
+    # Also where it is not used: of a device whose info block is not valid
+    # the guest's kernel takes all for the content.
+    content = _content_of(device)
+    guest.devices.remove(device)
+    if disk_id.role == disk.ROOT and not guest.os_kernel:
+        _add_boot_view(guest, content, layout.view(device.source_path),
+                       security_models)
+    return found
+
+
+def _convert_volume(
+    guest: vconfig.LibvirtConfigGuest, volume: volumes.Volume,
+    security_models: Collection[str],
+) -> disk.FakeDaxDisk:
+    """Do the same with a volume."""
+    device = volume_disk(guest, volume.id)
+    found = volumes.of_disk_config(device)
+    volumes.fill_holes(found)
+    content = LibvirtConfigGuestSlicedDisk.of(
+        device, volumes.read(device.source_path))
+    guest.devices.remove(device)
+    if volume.root and not guest.os_kernel:
+        # Nova's alias is that of the volume, which this is not.
+        content.alias = None
+        _add_boot_view(guest, content, volumes.view(
+            found, _APPARMOR in security_models), security_models)
+    return found
+
+
+def volume_disk(
+    guest: vconfig.LibvirtConfigGuest, volume: str,
+) -> vconfig.LibvirtConfigGuestDisk:
+    """The ``<disk>`` of a volume, as LibvirtDriver has made it.
+
+    LibvirtBaseVolumeDriver.get_config gives it the volume's ID for a serial
+    number.
+
+    :raises nova.exception.DiskNotFound: it has none
+    """
+    for device in guest.devices:
+        if isinstance(device, vconfig.LibvirtConfigGuestDisk) and (
+                device.serial == volume):
+            return device
+    raise exception.DiskNotFound(location=volume)
+
+
+def _add_root_ports(guest: vconfig.LibvirtConfigGuest, spare: int) -> None:
+    """Keep PCIe root ports free, on the machine type that has them.
+
+    libvirt puts each device on a port of its own, and adds as many as there
+    are devices. To those of ``[libvirt]num_pcie_ports`` so many are added that
+    the spare ones are left.
+    """
+    if 'q35' not in (guest.os_mach_type or ''):
+        return
+    ports = taken = 0
+    root = False
+    for device in guest.devices:
+        root |= isinstance(
+            device, vconfig.LibvirtConfigGuestPCIeRootController)
+        ports += isinstance(
+            device, vconfig.LibvirtConfigGuestPCIeRootPortController)
+        taken += not isinstance(device, _NOT_ON_PCI)
+    if not root:
+        guest.add_device(vconfig.LibvirtConfigGuestPCIeRootController())
+    for _port in range(taken + _IMPLICIT_DEVICES + spare - ports):
+        guest.add_device(vconfig.LibvirtConfigGuestPCIeRootPortController())
 
 
 def convert_rescue(
     guest: vconfig.LibvirtConfigGuest,
     instance_path: str,
     wants: Callable[[str], bool],
+    attached: Sequence[volumes.Volume] = (),
 ) -> None:
-    """Let a rescued guest see the content of its images on ordinary disks.
+    """Let a rescued guest see the content of its disks on ordinary disks.
 
-    Any rescue image will do: it need not know fake DAX.
+    Any rescue image will do: it need not know fake DAX. Nova gives a rescued
+    guest its volumes, or none of them.
 
     The parameters are those of :func:`convert`.
 
     :raises nova_fakedax.layout.InvalidLayout: an info block is not valid
     """
-    for device in _wanted_disks(guest, instance_path, wants):
-        index = guest.devices.index(device)
-        ordinary = guest.devices[index] = _content_of(device)
+    ids = {volume.id for volume in attached}
+    files = _wanted_disks(guest, instance_path, wants)
+    for index, device in enumerate(guest.devices):
+        if device in files:
+            ordinary = _content_of(device)
+        elif isinstance(device, vconfig.LibvirtConfigGuestDisk) and (
+                device.serial in ids):
+            ordinary = LibvirtConfigGuestSlicedDisk.of(
+                device, volumes.read(device.source_path))
+        else:
+            continue
+        guest.devices[index] = ordinary
         if ordinary.target_dev.startswith(PMEM):
             ordinary.target_dev = _free_name(guest)
 
@@ -327,6 +518,7 @@ def _content_of(
 def _add_boot_view(
     guest: vconfig.LibvirtConfigGuest,
     device: LibvirtConfigGuestSlicedDisk,
+    path: str, security_models: Collection[str],
 ) -> None:
     """Let firmware, which has no pmem driver, read the kernel from the file.
 
@@ -334,11 +526,16 @@ def _add_boot_view(
     libvirt labels the file for the pmem device alone: a label for the view
     could conflict with that, and keeps the file from its owner afterwards.
 
+    :param device: the content
+    :param path: the name of the file, or block device, for the view
+    :param security_models: as for :func:`convert`
     :raises nova.exception.InvalidInput: it cannot be the first
     """
     if device.target_bus not in _BOOT_VIEW_BUSES:
         _move_to_virtio(guest, device)
-    device.source_path = layout.view(device.source_path)
+    device.source_path = path
+    device.unlabelled = [
+        model for model in security_models if model in _LABELS]
     device.readonly = True
     device.serial = BOOT_VIEW_SERIAL
     # The guest cannot write to it, and so cannot discard.

@@ -20,6 +20,7 @@ they are: an instance's disks are made raw, and turned from ``<disk>`` into
 
 from __future__ import annotations
 
+import functools
 import itertools
 import typing as ty
 
@@ -53,6 +54,7 @@ from nova_fakedax import refusals
 from nova_fakedax import resize
 from nova_fakedax import snapshot
 from nova_fakedax import spec
+from nova_fakedax import volumes
 
 CONF = nova_conf.CONF
 
@@ -149,12 +151,22 @@ class FakeDaxDriver(driver.LibvirtDriver):
 
     # Making an instance.
 
-    def _check_build(self, instance: objects.Instance) -> None:
+    def _check_build(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, block_device_info: ty.Any,
+    ) -> None:
         admission.check_build(
-            instance, self._reasons_against, self._check_addresses(instance))
+            instance, self._reasons_against,
+            self._check_addresses(instance, block_device_info),
+            volumes.attached(block_device_info), self._encryption(context))
+
+    def _encryption(
+        self, context: nova_context.RequestContext,
+    ) -> admission.Encryption:
+        return functools.partial(self._get_volume_encryption, context)
 
     def _check_addresses(
-        self, instance: objects.Instance,
+        self, instance: objects.Instance, block_device_info: ty.Any,
     ) -> admission.CheckAddresses:
         """The check of a flavor for this instance, on this host."""
         def check(flavor: objects.Flavor) -> None:
@@ -162,7 +174,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
             addresses.check(
                 CONF, self._host, flavor,
                 self._get_guest_cpu_config(flavor, image_meta, None, None),
-                libvirt_utils.get_machine_type(image_meta))
+                libvirt_utils.get_machine_type(image_meta),
+                volumes.attached(block_device_info))
 
         return check
 
@@ -173,7 +186,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         network_info: ty.Any = None, block_device_info: ty.Any = None,
         power_on: bool = True, accel_info: ty.Any = None,
     ) -> None:
-        self._check_build(instance)
+        self._check_build(context, instance, block_device_info)
         super().spawn(
             context, instance, image_meta, injected_files, admin_password,
             allocations, network_info, block_device_info, power_on,
@@ -198,8 +211,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
             instance,
             self._evacuation_reasons_against
             if evacuate and _spec(instance).roles else self._reasons_against,
-            self._check_addresses(instance),
-            self._hosts if evacuate else None)
+            self._check_addresses(instance, block_device_info),
+            self._hosts if evacuate else None,
+            volumes.attached(block_device_info), self._encryption(context))
         super().rebuild(
             context, instance, image_meta, injected_files, admin_password,
             allocations, bdms, detach_block_devices, attach_block_devices,
@@ -234,23 +248,37 @@ class FakeDaxDriver(driver.LibvirtDriver):
     def _get_guest_config(
         self, instance: objects.Instance, network_info: ty.Any,
         image_meta: objects.ImageMeta, disk_info: ty.Any,
-        rescue: ty.Any = None, *args: ty.Any, **kwargs: ty.Any,
+        rescue: ty.Any = None, block_device_info: ty.Any = None,
+        *args: ty.Any, **kwargs: ty.Any,
     ) -> vconfig.LibvirtConfigGuest:
         guest = super()._get_guest_config(
-            instance, network_info, image_meta, disk_info, rescue, *args,
-            **kwargs)
-        wanted = _spec(instance)
-        instance_path = libvirt_utils.get_instance_path(instance)
-        if wanted and rescue:
-            domain.convert_rescue(guest, instance_path, wanted.wants)
-        elif wanted:
-            domain.convert(guest, instance_path, wanted.wants,
-                           CONF.fakedax.emulator, self._labels())
-            admission.check_disks(wanted, guest)
+            instance, network_info, image_meta, disk_info, rescue,
+            block_device_info, *args, **kwargs)
+        attached = volumes.wanted(_spec(instance), block_device_info)
+        if rescue:
+            domain.convert_rescue(
+                guest, libvirt_utils.get_instance_path(instance),
+                _spec(instance).wants, attached)
+        elif _spec(instance):
+            self._convert(guest, instance, attached)
+            metadata.name_volumes(block_device_info, guest)
         return guest
 
-    def _labels(self) -> list[str]:
-        return capability.labels(self._host)
+    def _convert(
+        self, guest: vconfig.LibvirtConfigGuest, instance: objects.Instance,
+        attached: list[volumes.Volume],
+    ) -> None:
+        """Put the disks of a guest on fake DAX that the flavor wants there.
+
+        :param attached: the volumes among them
+        """
+        wanted = _spec(instance)
+        domain.convert(
+            guest, libvirt_utils.get_instance_path(instance), wanted.wants,
+            CONF.fakedax.emulator, capability.security_models(self._host),
+            attached, domain.spare(CONF, wanted))
+        admission.check_disks(wanted, guest, attached)
+        admission.check_ram(instance.flavor, guest)
 
     # Reading it back.
 
@@ -288,7 +316,24 @@ class FakeDaxDriver(driver.LibvirtDriver):
             diagnostics.correct_legacy(found, self._host.get_guest(instance))
             if _spec(instance) else found)
 
+    def block_stats(
+        self, instance: objects.Instance, disk_id: str,
+    ) -> ty.Any:
+        """The figures of a ``<disk>``, unless it is only a boot view.
+
+        Nova would take these for the use of the root volume.
+        """
+        if _spec(instance) and diagnostics.is_boot_view(
+                self._host, instance, disk_id):
+            return None
+        return super().block_stats(instance, disk_id)
+
     # Turning it off and on.
+
+    def _volume_paths(self, instance: objects.Instance) -> list[str]:
+        """The paths of the volumes on fake DAX, of the guest as it is."""
+        return (domain.volume_paths(self._host, instance)
+                if _spec(instance).volumes != spec.NO_VOLUMES else [])
 
     def reboot(
         self, context: nova_context.RequestContext,
@@ -307,12 +352,12 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, instance: objects.Instance, timeout: int = 0,
         retry_interval: int = 0,
     ) -> None:
-        volumes = self._volume_paths(instance)
-        failed = imagebackend.flush_early(instance, volumes)
+        paths = self._volume_paths(instance)
+        failed = imagebackend.flush_early(instance, paths)
         super().power_off(instance, timeout, retry_interval)
         if failed:
             raise failed
-        imagebackend.flush(instance, volumes)
+        imagebackend.flush(instance, paths)
 
     def destroy(
         self, context: nova_context.RequestContext,
@@ -329,10 +374,6 @@ class FakeDaxDriver(driver.LibvirtDriver):
             destroy_secrets)
 
     # Volumes that come and go.
-
-    def _volume_paths(self, instance: objects.Instance) -> list[str]:
-        return (hotplug.paths(self._host, instance)
-                if _spec(instance).wants_volume(root=True) else [])
 
     def _connect_volume(
         self, context: nova_context.RequestContext,
@@ -540,7 +581,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
                  if resize.concerns(instance.flavor, flavor) else [])
         admission.check_resize(
             instance, flavor, [info['path'] for info in disks],
-            self._check_addresses(instance))
+            self._check_addresses(instance, block_device_info),
+            volumes.attached(block_device_info), self._encryption(context))
         with resize.copies(instance, flavor, disks):
             return super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,
@@ -556,7 +598,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         power_on: bool = True, share_info: ty.Any = None,
     ) -> None:
         """Flush the copies of the disks: soon they may be the only ones."""
-        self._check_build(instance)
+        self._check_build(context, instance, block_device_info)
         disk_info = resize.to_convert(instance, disk_info, self.image_backend)
         imagebackend.flush(instance)
         self._rename_disks(instance, block_device_info)
@@ -622,9 +664,9 @@ class FakeDaxDriver(driver.LibvirtDriver):
         instance: objects.Instance, image_meta: objects.ImageMeta,
     ) -> None:
         """Pause a guest whose volumes Cinder takes snapshots of."""
-        volumes = self._volume_paths(instance)
-        if volumes:
-            quiesce.quiesce(self, context, instance, image_meta, volumes)
+        paths = self._volume_paths(instance)
+        if paths:
+            quiesce.quiesce(self, context, instance, image_meta, paths)
         else:
             super().quiesce(context, instance, image_meta)
 

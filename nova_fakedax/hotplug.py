@@ -255,17 +255,6 @@ def refuse_detach(
             device=volume_id, reason=exc.format_message())
 
 
-def paths(
-    host: libvirt_host.Host, instance: objects.Instance,
-) -> list[str]:
-    """The paths of a guest's volumes on fake DAX, as its domain has them."""
-    try:
-        config = host.get_guest(instance).get_config()
-    except (exception.InstanceNotFound, libvirt_host.libvirt.libvirtError):
-        return []
-    return [found.path for found, _device in domain.fake_dax_volumes(config)]
-
-
 def forget(connection_info: ty.Mapping[str, ty.Any]) -> None:
     """Drop what this host has cached of a volume that no guest here has.
 

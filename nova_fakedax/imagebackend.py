@@ -13,8 +13,8 @@
 """The raw backend that makes images for fake DAX."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Sequence
 import contextlib
 import functools
 import glob
@@ -105,7 +105,7 @@ class FlushFailed(exception.NovaException):
                 'stored since its last fsync may be lost')
 
 
-def flush(instance: ty.Any, volumes: Sequence[str] = ()) -> None:
+def flush(instance: ty.Any, volumes: Iterable[str] = ()) -> None:
     """Flush an instance's images, once its guest does not run.
 
     After QEMU's end only this host's memory may have what the guest stored.
@@ -126,7 +126,7 @@ def flush(instance: ty.Any, volumes: Sequence[str] = ()) -> None:
 
 
 def flush_early(
-    instance: ty.Any, volumes: Sequence[str] = (),
+    instance: ty.Any, volumes: Iterable[str] = (),
 ) -> FlushFailed | None:
     """Flush an instance's images while its guest may run.
 
@@ -134,7 +134,7 @@ def flush_early(
     up on a process that does not end within 40 seconds or so, and a stop, hard
     reboot or delete would fail (virProcessKillPainfully).
 
-    :param volumes: the paths of its volumes on fake DAX
+    :param volumes: as for :func:`flush`
     :returns: what failed, for who has to report it: Linux tells each error to
         those who have the file open then, and to the first who opens it later
     """

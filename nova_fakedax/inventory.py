@@ -57,8 +57,10 @@ class Image:
 
     @property
     def name(self) -> str:
-        """What the flavor calls it: ``root``, ``ephemeral0``."""
+        """``root``, ``ephemeral0``, or the ID of a volume."""
         role, index = self.disk.id.role, self.disk.id.index
+        if role == disk.VOLUME:
+            return self.disk.id.volume
         return str(role) if role == disk.ROOT else f'{role}{index}'
 
 
@@ -127,7 +129,8 @@ def images(
                 f"no server '{server}' with disks on fake DAX is on this "
                 f"host; there {'are ' if known else 'is '}"
                 f"{', '.join(sorted(known)) or 'none'}")
-    return sorted(found, key=lambda image: (image.server, image.disk.id))
+    # Of a server they are in order.
+    return sorted(found, key=lambda image: image.server)
 
 
 def _images_of(virt_domain: ty.Any) -> Iterator[Image]:

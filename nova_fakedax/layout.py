@@ -538,6 +538,15 @@ def view(path: str) -> str:
     return name
 
 
+def remove_view(path: str) -> None:
+    """Remove what :func:`view` has made, if it has.
+
+    :raises OSError: it cannot be removed
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + _VIEW)
+
+
 def is_view(path: str) -> bool:
     """Whether a path is one that :func:`view` makes."""
     return path.endswith(_VIEW)

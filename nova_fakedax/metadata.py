@@ -25,6 +25,7 @@ from nova.virt.libvirt import config as vconfig
 
 from nova_fakedax import disk
 from nova_fakedax import domain
+from nova_fakedax import volumes
 
 _PMEM = f'/dev/{domain.PMEM}'
 
@@ -38,7 +39,7 @@ def with_fake_dax_disks(
     """Give tagged disks on fake DAX the address of their pmem device.
 
     LibvirtDriver._build_device_metadata gives the root disk that of its boot
-    view, and the ephemeral disks none.
+    view, and the other disks none.
 
     :param metadata: as LibvirtDriver makes it, None for no devices
     :param guest: the guest, as libvirt runs it
@@ -49,33 +50,58 @@ def with_fake_dax_disks(
     devices = list(metadata.devices) if metadata else []
     for number, (fake_dax_disk, device) in enumerate(
             domain.fake_dax_disks(guest)):
-        tag = _tag(fake_dax_disk.id, bdms)
-        if tag is None:
+        bdm = _mapping(fake_dax_disk.id, bdms)
+        if bdm is None or not bdm.tag:
             continue
         devices = [other for other in devices
-                   if getattr(other, 'tags', None) != [tag]]
-        devices.append(objects.DiskMetadata(
-            tags=[tag], path=f'{_PMEM}{number}',
-            bus=bus(device)))
+                   if getattr(other, 'tags', None) != [bdm.tag]]
+        found = objects.DiskMetadata(
+            tags=[bdm.tag], path=f'{_PMEM}{number}', bus=bus(device))
+        if fake_dax_disk.id.volume:
+            # By which Nova removes it when the volume is detached.
+            found.serial = fake_dax_disk.id.volume
+        devices.append(found)
     return (objects.InstanceDeviceMetadata(devices=devices)
             if devices else None)
 
 
-def _tag(
+def _mapping(
     disk_id: disk.DiskId, bdms: objects.BlockDeviceMappingList,
-) -> str | None:
-    """The tag of a disk, None if the user gave it none.
+) -> objects.BlockDeviceMapping | None:
+    """The mapping of a disk, None if there is none.
 
     Ephemeral disks have their numbers in the order of their mappings
     (nova.virt.libvirt.blockinfo.get_disk_mapping).
     """
     of_role = [
         bdm for bdm in bdms
-        if (bdm.is_root if disk_id.role == disk.ROOT
+        if (bdm.volume_id == disk_id.volume if disk_id.volume
+            else bdm.is_root if disk_id.role == disk.ROOT
             else block_device.new_format_is_ephemeral(bdm))]
-    if disk_id.index >= len(of_role):
-        return None
-    return of_role[disk_id.index].tag or None
+    return of_role[disk_id.index] if disk_id.index < len(of_role) else None
+
+
+def name_volumes(
+    block_device_info: dict[str, ty.Any] | None,
+    guest: vconfig.LibvirtConfigGuest,
+) -> None:
+    """Name the volumes as a guest that is about to start numbers them.
+
+    But the root volume, whose name Nova keeps in the instance, too. Each start
+    may number them otherwise: when some were attached or detached before.
+
+    :param block_device_info: of nova.virt.driver.get_block_device_info; its
+        mappings are changed and saved
+    :param guest: as domain.convert leaves it
+    """
+    names = {found.id.volume: f'{_PMEM}{number}' for number, (found, _device)
+             in enumerate(domain.fake_dax_disks(guest))}
+    for mapping in driver.block_device_info_get_mapping(block_device_info):
+        name = names.get(volumes.volume_id(mapping))
+        if name and mapping.get('boot_index') != 0 and (
+                mapping['mount_device'] != name):
+            mapping['mount_device'] = name
+            mapping.save()
 
 
 def forget_names(

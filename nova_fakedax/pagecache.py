@@ -104,8 +104,9 @@ def _cachestat(descriptor: int) -> _CacheStat:
 
 
 def _mincore(descriptor: int) -> int:
-    # In pieces: Linux refuses a private mapping larger than its memory.
-    size = os.fstat(descriptor).st_size
+    # In pieces: Linux refuses a private mapping larger than its memory. Not
+    # by stat(2), where a block device has no size.
+    size = os.lseek(descriptor, 0, os.SEEK_END)
     return sum(_mincore_piece(descriptor, start, min(_PIECE, size - start))
                for start in range(0, size, _PIECE))
 

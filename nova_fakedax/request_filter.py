@@ -66,6 +66,9 @@ def require_fake_dax(
     try:
         wanted = spec.FakeDaxSpec.from_flavor(request_spec.flavor)
         wanted.check_flavor(request_spec.flavor)
+        # Nova 17 did not say so, and servers of then may still be moved.
+        if 'is_bfv' in request_spec:
+            wanted.check_boot(request_spec.is_bfv)
         if 'image' in request_spec and request_spec.image:
             # Nova knows these properties, and keeps no others here.
             wanted.check_image_conflicts(request_spec.image.properties)

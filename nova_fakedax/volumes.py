@@ -39,6 +39,7 @@ from nova.virt import block_device
 from nova.virt import driver
 from nova.virt.libvirt import config as vconfig
 from oslo_log import log as logging
+from oslo_utils import units
 
 from nova_fakedax import disk
 from nova_fakedax import layout
@@ -84,7 +85,7 @@ def attached(block_device_info: ty.Any) -> list[Volume]:
     """
     return sorted(
         (Volume(
-            _volume_id(mapping), mapping.get('boot_index') == 0,
+            volume_id(mapping), mapping.get('boot_index') == 0,
             mapping['connection_info'] or {},
             getattr(mapping, 'volume_size', None))
          for mapping in driver.block_device_info_get_mapping(
@@ -112,8 +113,11 @@ def boots_from_volume(block_device_info: ty.Any) -> bool:
     return any(volume.root for volume in attached(block_device_info))
 
 
-def _volume_id(mapping: ty.Any) -> str:
-    """Of an attached volume, or of one that is about to be."""
+def volume_id(mapping: ty.Any) -> str:
+    """The ID of an attached volume, or of one that is about to be.
+
+    :param mapping: one of block_device_info['block_device_mapping']
+    """
     return str(block_device.get_volume_id(mapping['connection_info'])
                or getattr(mapping, 'volume_id', ''))
 
@@ -121,7 +125,6 @@ def _volume_id(mapping: ty.Any) -> str:
 def check_connection(
     volume_id: str, connection_info: Mapping[str, ty.Any],
     encryption: Mapping[str, ty.Any] | None = None,
-    local_rbd: bool = False,
 ) -> None:
     """Check, before a volume is connected, that it can be mapped.
 
@@ -131,16 +134,15 @@ def check_connection(
     :param connection_info: as Cinder has it
     :param encryption: as LibvirtDriver._get_volume_encryption has it, empty
         or None if the volume is not encrypted
-    :param local_rbd: ``[workarounds]rbd_volume_local_attach``
     :raises VolumeRefused: says what of it cannot be mapped
     """
     data = connection_info.get('data') or {}
     kind = connection_info.get('driver_volume_type')
-    if kind == _LIBRBD and not local_rbd:
+    if kind == _LIBRBD:
         _refuse(volume_id, _(
             'QEMU reads it over the network (librbd), so nothing can be '
             'mapped; allowed: a backend with files or block devices on the '
-            'host, or [workarounds]rbd_volume_local_attach'))
+            'host'))
     if (encryption or {}).get('provider') == 'luks':
         _refuse(volume_id, _LUKS)
     if connection_info.get('multiattach'):
@@ -246,9 +248,63 @@ def privileged_head(path: str) -> tuple[int, bytes]:
     return layout.head(path)
 
 
+def view(volume: disk.FakeDaxDisk, confined: bool) -> str:
+    """A name of a root volume for its boot view.
+
+    As :func:`layout.view` says, AppArmor needs another name; other security
+    models do not. A hard link next to a volume's file would keep its blocks
+    when Cinder deletes it, so it is only made where it is needed, and
+    :func:`forget_view` removes it when the volume is disconnected.
+
+    :param confined: whether AppArmor confines guests
+    :raises VolumeRefused: another name is needed, and none can be made
+    """
+    if not confined:
+        return volume.path
+    name = (layout.view(volume.path) if os.path.isfile(volume.path)
+            else volume.path)
+    if name == volume.path:
+        _refuse(volume.id.volume, _(
+            'AppArmor confines guests here, and firmware, which boots from a '
+            'read-only view, would need a second name of it; allowed: an '
+            'image with kernel_id'))
+    return name
+
+
+def forget_view(connection_info: Mapping[str, ty.Any]) -> None:
+    """Remove what :func:`view` has made of a volume, if anything."""
+    path = (connection_info.get('data') or {}).get('device_path')
+    try:
+        if path and os.path.isfile(path):
+            layout.remove_view(path)
+    except OSError as exc:
+        LOG.warning('Cannot remove the second name of the volume %(path)s, '
+                    'which keeps its blocks when it is deleted: %(reason)s',
+                    {'path': path, 'reason': exc.strerror})
+
+
 def without_memmap(volumes: Iterable[disk.FakeDaxDisk]) -> list[int]:
     """The bytes of the volumes whose struct pages the guest has in its RAM."""
     return [volume.size for volume in volumes if not read(volume.path).memmap]
+
+
+def sizes_without_memmap(attached: Iterable[Volume]) -> list[int]:
+    """The same of volumes that may not be connected here: at most so many.
+
+    The size is Cinder's of one that is not, or that cannot be read.
+    """
+    sizes = []
+    for volume in attached:
+        path = (volume.connection_info.get('data') or {}).get('device_path')
+        try:
+            found = read(path) if path else None
+        except layout.InvalidLayout:
+            found = None
+        if found is None:
+            sizes.append((volume.size or 0) * units.Gi)
+        elif not found.memmap:
+            sizes.append(found.file_size)
+    return sizes
 
 
 def fill_holes(volume: disk.FakeDaxDisk) -> None:

@@ -134,11 +134,11 @@ class ReasonsAgainstTest(ReasonsAgainstTestCase):
         self.security_models('apparmor')
         self.assertEqual([], self.reasons())
 
-    def test_files_are_labelled_by_these_models(self):
-        self.security_models('apparmor', 'dac')
-        self.assertEqual(['dac'], capability.labels(self.host))
-        self.security_models('selinux', 'dac')
-        self.assertEqual(['selinux', 'dac'], capability.labels(self.host))
+    def test_guests_are_confined_by_these_models(self):
+        for models in ('apparmor', 'dac'), ('selinux', 'dac'):
+            self.security_models(*models)
+            self.assertEqual(
+                list(models), capability.security_models(self.host))
 
     def test_an_emulator_without_the_device(self):
         self.emulator.answer('')

@@ -79,14 +79,6 @@ class VolumeIdTest(base.BaseTestCase):
         self.assertIsNone(disk.DiskId.from_path(fixtures.UUID))
         self.assertIsNone(disk.DiskId.from_path(f'volume-{fixtures.UUID}'))
 
-    def test_what_operators_call_the_disks(self):
-        self.assertEqual(
-            ['root', 'ephemeral0', 'ephemeral3', fixtures.UUID],
-            [disk_id.name for disk_id in (
-                disk.DiskId(disk.ROOT, 0), disk.DiskId(disk.EPHEMERAL, 0),
-                disk.DiskId(disk.EPHEMERAL, 3),
-                disk.DiskId.of_volume(fixtures.UUID))])
-
 
 class RolesTest(base.BaseTestCase):
     """A new role is a row of the table."""

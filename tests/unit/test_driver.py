@@ -50,8 +50,8 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 
 #: Methods that override nothing.
-OWN = ('_check_build', '_check_addresses', '_labels', '_rename_disks',
-       '_refuse', '_volume_paths')
+OWN = ('_check_build', '_check_addresses', '_convert', '_encryption',
+       '_refuse', '_rename_disks', '_volume_paths')
 
 
 def _methods(cls):
@@ -89,7 +89,7 @@ class NovaTest(base.BaseTestCase):
         *named, args, kwargs = _parameters(
             driver.FakeDaxDriver._get_guest_config)
         self.assertEqual(theirs[:len(named)], named)
-        self.assertEqual('rescue', named[-1][0])
+        self.assertEqual('block_device_info', named[-1][0])
         self.assertEqual(
             (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD),
             (args[1], kwargs[1]))

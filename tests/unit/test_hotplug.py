@@ -28,7 +28,6 @@ from oslotest import base
 import testscenarios
 
 from nova_fakedax import conf
-from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import hooks
 from nova_fakedax import hostcache
@@ -283,7 +282,6 @@ class RefuseTest(HotplugTestCase):
             instance_id=fixtures.UUID)
         self.refuse(uuids.there, also_off=True)
         hotplug.refuse_detach(self.host, self.instance, uuids.there)
-        self.assertEqual([], hotplug.paths(self.host, self.instance))
 
     def test_a_detach_is_refused_as_nova_expects_it(self):
         exc = self.assertRaises(
@@ -304,16 +302,6 @@ class FindTest(HotplugTestCase):
         device = hotplug.device_of(self.guest, uuids.there)
         self.assertIsInstance(device, domain.LibvirtConfigGuestVirtioPMEM)
         self.assertEqual('/dev/loop7', device.source_path)
-
-    def test_the_paths_of_volumes_alone(self):
-        self.xml = XML.replace('</devices>', f"""
-            <memory model='virtio-pmem'>
-              <source><path>/i/disk</path></source>
-              <target><size unit='KiB'>2048</size></target>
-              <alias name='{disk.DiskId(disk.ROOT, 0).alias}'/>
-            </memory></devices>""")
-        self.assertEqual(
-            ['/dev/loop7'], hotplug.paths(self.host, self.instance))
 
 
 class ForgetTest(HotplugTestCase):

@@ -142,10 +142,6 @@ class ConnectionTest(base.BaseTestCase):
         ):
             volumes.check_connection(uuids.volume, said, {})
 
-    def test_rbd_that_is_a_block_device_of_the_host(self):
-        volumes.check_connection(
-            uuids.volume, {'driver_volume_type': 'rbd'}, local_rbd=True)
-
     def test_what_dm_crypt_decrypts(self):
         volumes.check_connection(
             uuids.volume, {'driver_volume_type': 'iscsi'},
