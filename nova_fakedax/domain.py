@@ -43,6 +43,8 @@ from nova_fakedax import volumes
 #: The serial number of the read-only view of the root disk's file, by which
 #: firmware and GRUB read the kernel.
 BOOT_VIEW_SERIAL = 'fakedax-boot'
+#: Its alias, where Nova's own would be that of a volume.
+BOOT_VIEW_ALIAS = f'{disk.ALIAS_PREFIX}boot'
 
 
 #: What Linux calls the disks, before their numbers.
@@ -410,7 +412,7 @@ def _convert_volume(
     guest.devices.remove(device)
     if volume.root and not guest.os_kernel:
         # Nova's alias is that of the volume, which this is not.
-        content.alias = None
+        content.alias = BOOT_VIEW_ALIAS
         _add_boot_view(guest, content, volumes.view(
             found, _APPARMOR in security_models), security_models)
     return found

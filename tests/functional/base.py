@@ -26,6 +26,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils.fixture import uuidsentinel as uuids
+from oslo_utils import units
 
 from nova_fakedax import layout
 from nova_fakedax import request_filter
@@ -77,6 +78,10 @@ class FakeDaxTestCase(base.ServersTestBase):
         self.instances_path = libvirt_driver.CONF.instances_path
         self._let_guests_lock_images()
         self.content = os.urandom(1 << 20)
+        self.volumes_path = self.useFixture(base_fixtures.TempDir()).path
+        self.useFixture(base_fixtures.MockPatchObject(
+            self.cinder, 'VOLUME_CONNECTION_INFO',
+            dict(self.cinder.VOLUME_CONNECTION_INFO)))
         self.image = self.put_image('knows', fakedax_guest='true')
         self.ordinary_image = self.put_image('ordinary')
 
@@ -140,6 +145,62 @@ class FakeDaxTestCase(base.ServersTestBase):
             'min_disk': 0, 'protected': False, 'visibility': 'public',
             'tags': [], 'properties': properties,
         }, io.BytesIO(self.content))['id']
+
+    def put_volume(
+        self, name: str, mib: int = 4, kind: str = 'gpfs',
+        metadata: dict[str, str] | None = None, **data: ty.Any,
+    ) -> str:
+        """Put a volume into Cinder, a real file.
+
+        :param kind: how it is connected: ``gpfs`` is a file, without a mount;
+            ``local`` a block device, which a file does for here
+        :param metadata: its image metadata, as of a volume made of an image
+        :param data: more of what Cinder says of the connection
+        """
+        volume: str = getattr(uuids, f'volume_{name}')
+        path = self.volume_path(volume)
+        with open(path, 'wb') as file:
+            file.write(self.content)
+            file.truncate(mib * units.Mi)
+        self.cinder.volumes[volume] = {
+            'id': volume, 'display_name': name, 'size': 1,
+            'multiattach': False, 'availability_zone': self.cinder.az,
+            'bootable': metadata is not None,
+            'volume_image_metadata': metadata or {}}
+        self.cinder.VOLUME_CONNECTION_INFO[volume] = {
+            'driver_volume_type': kind, 'data': {'device_path': path, **data}}
+        return volume
+
+    def volume_path(self, volume: str) -> str:
+        return os.path.join(self.volumes_path, f'volume-{volume}')
+
+    def boot_volumes(
+        self, flavor: str, root: str | None, *data: str,
+        state: str = 'ACTIVE',
+    ) -> ty.Any:
+        """Create a server with volumes.
+
+        :param root: the volume that it boots from, None for an image
+        :param data: other volumes
+        :param state: that it gets into
+        """
+        server = self._build_server(
+            image_uuid='' if root else self.image, networks='none',
+            flavor_id=flavor)
+        volumes = [(root, 0)] if root else []
+        mappings = [
+            {'source_type': 'volume', 'destination_type': 'volume',
+             'uuid': volume, 'boot_index': index}
+            for volume, index in [*volumes, *((each, -1) for each in data)]]
+        if root:
+            del server['imageRef']
+        else:
+            mappings.insert(0, {
+                'source_type': 'image', 'destination_type': 'local',
+                'uuid': self.image, 'boot_index': 0})
+        server['block_device_mapping_v2'] = mappings
+        return self._wait_for_state_change(
+            self.api.post_server({'server': server}), state)
 
     def keep_uploads(self) -> dict[str, int]:
         """Keep what is uploaded, which Nova's fake Glance does not read.

@@ -218,9 +218,9 @@ class BuildFaultTest(BuildFaultTestCase):
         server = self.api.post_server({'server': server})
         server = self._wait_for_state_change(server, 'ERROR')
         self.assertIn(
-            "fakedax:disks names the root disk, but the instance's is a "
-            "volume or there is none; allowed: a disk that Nova makes as a "
-            "file", server['fault']['message'])
+            "fakedax:disks names the root disk, but the server boots from a "
+            "volume; allowed: a server that boots from an image, or a flavor "
+            "with fakedax:volumes='boot'", server['fault']['message'])
         self.assert_nothing_left(server)
 
 
