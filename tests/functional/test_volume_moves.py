@@ -16,7 +16,6 @@ import os
 from unittest import mock
 
 import fixtures as base_fixtures
-from nova.tests import fixtures as nova_fixtures
 from nova.tests.fixtures import libvirt
 from nova.tests.functional.api import client
 from nova.tests.functional.libvirt import base as libvirt_base
@@ -35,50 +34,45 @@ from tests.functional import base
 #: Bytes of each volume.
 SIZE = 4 * units.Mi
 
-ROOT, DATA, OTHER = uuids.root_volume, uuids.data_volume, uuids.other_volume
+ROOT, DATA, OTHER = uuids.volume_root, uuids.volume_data, uuids.volume_other
 
 
 class VolumesTestCase(base.FakeDaxTestCase):
-    """A Cinder whose volumes are files, by other paths on each host."""
+    """A Cinder whose volumes have other paths on each host."""
 
     def setUp(self):
         super().setUp()
-        self.cinder = self.useFixture(nova_fixtures.CinderFixture(self))
-        self.directory = self.useFixture(base_fixtures.TempDir()).path
+        for hostname in ('compute1', 'compute2'):
+            os.mkdir(os.path.join(self.volumes_path, hostname))
+        self.put_volume('root', metadata={'fakedax_guest': 'true'})
+        for name in ('data', 'other'):
+            self.put_volume(name)
+        find = self.cinder._find_connection_info
         self.useFixture(base_fixtures.MockPatchObject(
-            self.cinder, '_find_connection_info', self._connection_info))
-        for name, volume in (('root', ROOT), ('data', DATA),
-                             ('other', OTHER)):
-            with open(os.path.join(self.directory, volume), 'wb') as file:
-                file.truncate(SIZE)
-            self.cinder.volumes[volume] = {
-                'id': volume, 'display_name': name, 'size': 1,
-                'status': 'available', 'attach_status': 'detached',
-                'display_description': name, 'multiattach': False,
-                'availability_zone': 'nova'}
-        self.cinder.volumes[ROOT].update(
-            bootable=True, volume_image_metadata={'fakedax_guest': 'true'})
+            self.cinder, '_find_connection_info',
+            lambda *args: self._as_of_host(find(*args))))
 
     def start_compute(self, hostname='compute1', *args, **kwargs):
         super().start_compute(hostname, *args, **kwargs)
         # Nova's tests give all computes of a process the same one.
         self.driver(hostname).get_volume_connector = lambda instance: {
             'host': hostname, 'ip': '192.0.2.1', 'initiator': hostname}
-        os.makedirs(os.path.join(self.directory, hostname), exist_ok=True)
         return hostname
 
     def volume_path(self, volume, hostname='compute1'):
-        return os.path.join(self.directory, hostname, volume)
+        return os.path.join(self.volumes_path, hostname, volume)
 
-    def _connection_info(self, volume, attachment_id):
+    def _as_of_host(self, connection_info):
+        """Connect a volume by the path that its host has."""
+        data = connection_info['data']
+        volume, attachment = data['volume_id'], data['attachment_id']
         connector = self.cinder.volume_to_attachment[volume].get(
-            attachment_id, {}).get('connector') or {}
-        path = self.volume_path(volume, connector.get('host', 'compute1'))
-        if not os.path.lexists(path):
-            os.link(os.path.join(self.directory, volume), path)
-        return {'driver_volume_type': 'local', 'data': {
-            'device_path': path, 'volume_id': volume,
-            'attachment_id': attachment_id}}
+            attachment, {}).get('connector') or {}
+        data['device_path'] = self.volume_path(
+            volume, connector.get('host', 'compute1'))
+        if not os.path.lexists(data['device_path']):
+            os.link(self.volume_path(volume), data['device_path'])
+        return connection_info
 
     def boot_from_volume(self, volumes='all', **kwargs):
         """Create a server with its root on a volume."""
@@ -96,7 +90,7 @@ class VolumesTestCase(base.FakeDaxTestCase):
         self.api.post_server_volume(
             server['id'], {'volumeAttachment': {'volumeId': volume}})
         self._wait_for_assert(lambda: self.assertEqual(
-            'in-use', self.cinder.volumes[volume]['status']))
+            'in-use', self.cinder.volumes[volume].get('status')))
 
     def volumes_of(self, server, hostname='compute1'):
         """The volumes that are memory, by alias, with their paths."""
@@ -105,7 +99,8 @@ class VolumesTestCase(base.FakeDaxTestCase):
                 memory.findtext('./source/path')
             for memory in self.xml(server, hostname).findall(
                 "./devices/memory[@model='virtio-pmem']")
-            if memory.findtext('./source/path').startswith(self.directory)}
+            if memory.findtext('./source/path').startswith(
+                self.volumes_path)}
 
     def assert_volumes(self, server, *volumes, hostname='compute1'):
         self.assertEqual(
@@ -227,7 +222,9 @@ class AttachTest(VolumesTestCase):
     def test_it_is_not_swapped(self):
         self.attach(self.server)
         # As Cinder does.
-        self.cinder.volumes[DATA]['migration_status'] = 'migrating'
+        self.cinder.volumes[DATA].update(
+            migration_status='migrating',
+            attachments={self.server['id']: {'mountpoint': '/dev/vdb'}})
         self.api.put_server_volume(self.server['id'], DATA, OTHER)
         self.assertIn(
             refusals.refused(hotplug.SWAP).format_message(),
@@ -272,7 +269,7 @@ class SnapshotTest(VolumesTestCase):
                 ('flush', path, self.state()))))
         self.useFixture(base_fixtures.MockPatch(
             'nova.volume.cinder.API.create_snapshot_force',
-            side_effect=self._create_snapshot))
+            side_effect=self._create_snapshot, autospec=False))
         self.error = None
 
     def _create_snapshot(self, context, volume, *args):
@@ -282,8 +279,9 @@ class SnapshotTest(VolumesTestCase):
         return self.cinder.fake_create_snapshot_force(context, volume, *args)
 
     def state(self):
-        [domain] = self.domains()
-        return domain._state
+        # A host that starts tries a flush.
+        [domain] = self.domains() if self.computes else [None]
+        return domain and domain._state
 
     def create_image(self):
         return self.api.post_server_action(
@@ -323,13 +321,15 @@ class SnapshotTest(VolumesTestCase):
         self.restart_compute_service('compute1')
         self.assert_runs()
 
-    def test_it_makes_a_server(self):
-        """As from every image; the volume of it is Cinder's."""
+    def test_its_image_names_the_snapshots(self):
         self.create_image()
         self.assert_runs()
         [image] = [image for image in self.glance.images.values()
                    if image['name'] == 'snapshot']
-        self.assertIn('snapshot', image['properties']['block_device_mapping'])
+        self.assertEqual(set(self.cinder.volume_snapshots), {
+            mapping['snapshot_id'] for mapping in
+            image['properties']['block_device_mapping']})
+        self.assertEqual(2, len(self.cinder.volume_snapshots))
 
 
 class MigrationTest(libvirt_base.LibvirtMigrationMixin, VolumesTestCase):
@@ -540,7 +540,7 @@ class RebuildTest(VolumesTestCase):
         self.reimaged = []
         self.useFixture(base_fixtures.MockPatch(
             'nova.volume.cinder.API.reimage_volume',
-            side_effect=self._reimage))
+            side_effect=self._reimage, autospec=False))
 
     def _reimage(self, _context, volume, image, reimage_reserved):
         self.assertTrue(reimage_reserved)
