@@ -47,6 +47,8 @@ class VolumesTestCase(base.FakeDaxTestCase):
         self.put_volume('root', metadata={'fakedax_guest': 'true'})
         for name in ('data', 'other'):
             self.put_volume(name)
+        for volume in self.cinder.volumes.values():
+            volume['display_description'] = ''
         find = self.cinder._find_connection_info
         self.useFixture(base_fixtures.MockPatchObject(
             self.cinder, '_find_connection_info',
