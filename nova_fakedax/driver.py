@@ -238,8 +238,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
         A resize may have put ephemeral disks on fake DAX, or taken them off.
         """
         wanted = _spec(instance)
-        first = (int(wanted.wants('disk'))
-                 if wanted.wants('disk.eph0') else None)
+        root = wanted.wants_root(volumes.boots_from_volume(block_device_info))
+        first = int(root) if wanted.wants('disk.eph0') else None
         if metadata.forget_names(block_device_info, first):
             blockinfo.default_device_names(
                 CONF.libvirt.virt_type, nova_context.get_admin_context(),

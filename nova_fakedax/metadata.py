@@ -111,7 +111,8 @@ def forget_names(
 
     Nova has numbered all disks of a bus, but those on fake DAX leave it, and
     the guest numbers the rest: the EC2 metadata would call swap /dev/vdc
-    where the guest has it as /dev/vdb.
+    where the guest has it as /dev/vdb. A volume loses its name, too; if it is
+    on fake DAX, :func:`name_volumes` gives it one when the guest starts.
 
     :param block_device_info: of nova.virt.driver.get_block_device_info;
         changed. nova.virt.libvirt.blockinfo.default_device_names names what
@@ -124,7 +125,11 @@ def forget_names(
     pmems = ([f'{_PMEM}{first + number}' for number in range(len(ephemerals))]
              if first is not None else [])
     names = [bdm['device_name'] or '' for bdm in ephemerals]
-    if not block_device_info or pmems == [
+    of_volumes = [
+        bdm['mount_device'] or '' for bdm in
+        driver.block_device_info_get_mapping(block_device_info)]
+    if not block_device_info or not any(
+            name.startswith(_PMEM) for name in of_volumes) and pmems == [
             name for name in names if name.startswith(_PMEM)]:
         return False
     for bdm in itertools.chain(

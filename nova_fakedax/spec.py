@@ -375,14 +375,13 @@ class FakeDaxSpec:
                 not self.wants_volume(root=True)):
             raise InvalidSpec(
                 f"{DISKS_KEY} names the root disk, but the server boots from "
-                f"a volume; allowed: a server that boots from an image, or "
-                f"a flavor with {VOLUMES_KEY}='{BOOT_VOLUME}'")
+                f"a volume; allowed: an image, or a flavor with "
+                f"{VOLUMES_KEY}='{BOOT_VOLUME}' as well")
         if not from_volume and disk.ROOT not in self.roles and (
                 self.volumes == BOOT_VOLUME):
             raise InvalidSpec(
-                f"{VOLUMES_KEY}='{BOOT_VOLUME}' names the volume that the "
-                f"server boots from, but it boots from an image; allowed: a "
-                f"server that boots from a volume, or a flavor with "
+                f"{VOLUMES_KEY} names the root volume, but the server boots "
+                f"from an image; allowed: a volume, or a flavor with "
                 f"{DISKS_KEY}='{disk.ROOT}' as well")
 
     def check_volumes_ram(self, flavor: Flavor, sizes: ty.Iterable[int],

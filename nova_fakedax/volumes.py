@@ -140,9 +140,8 @@ def check_connection(
     kind = connection_info.get('driver_volume_type')
     if kind == _LIBRBD:
         _refuse(volume_id, _(
-            'QEMU reads it over the network (librbd), so nothing can be '
-            'mapped; allowed: a backend with files or block devices on the '
-            'host'))
+            'QEMU reads it over the network (librbd); allowed: a backend with '
+            'files or block devices'))
     if (encryption or {}).get('provider') == 'luks':
         _refuse(volume_id, _LUKS)
     if connection_info.get('multiattach'):
@@ -155,22 +154,21 @@ def check_connection(
         _refuse(volume_id, _LIMITS)
 
 
-_LUKS = _('QEMU decrypts it (LUKS), so what could be mapped is encrypted; '
-          'allowed: a volume type without encryption')
-_MULTIATTACH = _(
-    'it can be attached to several servers, and each host would keep a page '
-    'cache of it; allowed: a volume type without multiattach')
-_READ_ONLY = _('it is attached read-only, and a guest can store to what it '
-               'has mapped; allowed: a volume that can be written')
-_LIMITS = _('its type has limits for the front end, and nothing limits what '
-            'a guest reads and stores through a mapping; allowed: a volume '
-            'type without them, or with limits of its back end')
+# Short: a fault has 255 characters, of which 130 are before these.
+_LUKS = _('QEMU decrypts it (LUKS), after what could be mapped; allowed: a '
+          'volume type without encryption')
+_MULTIATTACH = _('several servers can attach it, each with a page cache; '
+                 'allowed: a volume type without multiattach')
+_READ_ONLY = _('it is attached read-only, which a mapping is not; allowed: a '
+               'volume that can be written')
+_LIMITS = _('nothing limits a mapping; allowed: a volume type without limits '
+            'for the front end')
 
 
 def _not_raw(file_format: object) -> str:
     return str(_(
-        "its format is '%s', and only raw content can be mapped; allowed: a "
-        "raw volume without snapshots on this backend") % file_format)
+        "its format is '%s'; allowed: 'raw' (snapshots on a backend of files "
+        "change it)") % file_format)
 
 
 def _refuse(volume_id: str | None, reason: str) -> ty.NoReturn:
@@ -188,9 +186,8 @@ def check_disk(device: vconfig.LibvirtConfigGuestDisk) -> None:
 
     if device.source_type not in ('file', 'block') or not device.source_path:
         refuse(_(
-            'QEMU reads it over the network (%(type)s %(protocol)s), so '
-            'nothing can be mapped; allowed: a backend with files or block '
-            'devices on the host') % {
+            'QEMU reads it over the network (%(type)s %(protocol)s); allowed: '
+            'a backend with files or block devices') % {
                 'type': device.source_type,
                 'protocol': device.source_protocol or ''})
     if device.source_device not in (None, 'disk'):
@@ -213,12 +210,14 @@ def of_disk_config(
 
     :param device: as for :func:`check_disk`
     :raises VolumeRefused: it cannot be mapped
-    :raises nova_fakedax.layout.InvalidLayout: it cannot be read, or has an
-        info block that is not valid
+    :raises nova_fakedax.layout.InvalidLayout: it cannot be read here
     """
     check_disk(device)
-    found = read(device.source_path)
-    size = found.file_size
+    size, block = _head(device.source_path)
+    try:
+        layout.of_head(device.source_path, size, block)
+    except layout.InvalidLayout as exc:
+        _refuse(device.serial, str(exc))
     if not size or size % layout.ALIGNMENT:
         # The guest's kernel needs whole sections. Less would cut off what an
         # ordinary server has stored there, more would be outside of it.
@@ -236,11 +235,15 @@ def read(path: str) -> layout.Layout:
     :raises nova_fakedax.layout.InvalidLayout: it cannot be read, or has an
         info block that is not valid
     """
+    return layout.of_head(path, *_head(path))
+
+
+def _head(path: str) -> tuple[int, bytes]:
     try:
         size, block = privsep.run(layout.head, privileged_head, path)
     except OSError as exc:
         raise layout.InvalidLayout(f'{path} cannot be read: {exc.strerror}')
-    return layout.of_head(path, size, block)
+    return size, block
 
 
 @privsep.fakedax_pctxt.entrypoint
@@ -265,9 +268,8 @@ def view(volume: disk.FakeDaxDisk, confined: bool) -> str:
             else volume.path)
     if name == volume.path:
         _refuse(volume.id.volume, _(
-            'AppArmor confines guests here, and firmware, which boots from a '
-            'read-only view, would need a second name of it; allowed: an '
-            'image with kernel_id'))
+            'AppArmor confines guests, and the view that firmware boots from '
+            'needs a second name; allowed: an image with kernel_id'))
     return name
 
 

@@ -219,8 +219,8 @@ class BuildFaultTest(BuildFaultTestCase):
         server = self._wait_for_state_change(server, 'ERROR')
         self.assertIn(
             "fakedax:disks names the root disk, but the server boots from a "
-            "volume; allowed: a server that boots from an image, or a flavor "
-            "with fakedax:volumes='boot'", server['fault']['message'])
+            "volume; allowed: an image, or a flavor with "
+            "fakedax:volumes='boot' as well", server['fault']['message'])
         self.assert_nothing_left(server)
 
 

@@ -301,7 +301,7 @@ class RefusedVolumeTest(RefusedTestCase):
                    'why': "its format is 'qcow2'"}),
         ('read-only', {'volume': {'access_mode': 'ro'}, 'why': 'read-only'}),
         ('limits', {'volume': {'qos_specs': {'total_iops_sec': '9'}},
-                    'why': 'limits for the front end'}),
+                    'why': 'without limits for the front end'}),
         ('size', {'volume': {'mib': 5},
                   'why': 'it has 5242880 bytes; allowed: a multiple'}),
         ('network', {'volume': {'kind': 'fake'}, 'why': 'over the network'}),
@@ -373,8 +373,9 @@ class WhatItBootsFromTest(RefusedTestCase):
 
     def test_a_flavor_for_a_root_volume_and_a_server_without_one(self):
         self.assertIn(
-            "it boots from an image; allowed: a server that boots from a "
-            "volume, or a flavor with fakedax:disks='root' as well",
+            "fakedax:volumes names the root volume, but the server boots from "
+            "an image; allowed: a volume, or a flavor with "
+            "fakedax:disks='root' as well",
             self.fault(self.volumes_flavor('boot'), None))
 
     def test_a_flavor_that_serves_both(self):

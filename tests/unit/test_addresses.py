@@ -24,6 +24,8 @@ from oslotest import base
 import testscenarios
 
 from nova_fakedax import addresses
+from nova_fakedax import conf
+from nova_fakedax import volumes
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
@@ -68,6 +70,55 @@ class AddressesTestCase(base.BaseTestCase):
         return self.assertRaises(
             exception.InvalidInput, self.check, *args, **kwargs
         ).format_message()
+
+
+class VolumesTest(AddressesTestCase):
+    """They count as other disks do, of 987 GiB that there is room for."""
+
+    def check_volumes(self, value, *gib, root=0, disks='root'):
+        extra_specs = {'fakedax:memmap': 'guest', 'fakedax:volumes': value}
+        if disks:
+            extra_specs['fakedax:disks'] = disks
+        cpu = vconfig.LibvirtConfigGuestCPU()
+        cpu.mode = 'custom'
+        addresses.check(
+            CONF, self.host, objects.Flavor(
+                memory_mb=256, root_gb=100, ephemeral_gb=0,
+                extra_specs=extra_specs),
+            cpu, 'q35', [
+                volumes.Volume(str(number), number == root, {}, size)
+                for number, size in enumerate(gib, 1)])
+
+    def setUp(self):
+        super().setUp()
+        conf.register_opts(CONF)
+        self.conf.config(
+            group='fakedax', spare_volumes=0, spare_volumes_gib=0)
+
+    def refused(self, *args, **kwargs):
+        return self.assertRaises(
+            exception.InvalidInput, self.check_volumes, *args, **kwargs
+        ).format_message()
+
+    def test_those_that_the_flavor_wants(self):
+        self.check_volumes('all', 800)
+        self.refused('all', 500, 400)
+        self.check_volumes('none', 500, 400)
+
+    def test_a_root_volume_in_place_of_the_root_disk(self):
+        self.check_volumes('boot', 980, root=1)
+        self.assertIn('disks on fake DAX of 990 GiB end', self.refused(
+            'boot', 990, root=1))
+
+    def test_the_room_for_more(self):
+        self.check_volumes('all', 700)
+        self.conf.config(
+            group='fakedax', spare_volumes=4, spare_volumes_gib=200)
+        self.check_volumes('all', 600)
+        self.assertIn(
+            'disks on fake DAX and spare_volumes_gib of 1000 GiB end',
+            self.refused('all', 700))
+        self.check_volumes('boot', 880, root=1)
 
 
 class LimitTest(AddressesTestCase):

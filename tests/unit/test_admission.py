@@ -22,6 +22,7 @@ from nova_fakedax import admission
 from nova_fakedax import domain
 from nova_fakedax import evacuation
 from nova_fakedax import spec
+from nova_fakedax import volumes
 from tests import fixtures
 
 load_tests = testscenarios.load_tests_apply_scenarios
@@ -92,6 +93,82 @@ class CheckBuildTest(CheckBuildTestCase):
             self.instance(properties={'fakedax_guest': 'true'}))
         self.assertIn('fakedax_guest', message)
         self.assertIn('6f1c', message)
+
+
+class VolumesTest(CheckBuildTestCase):
+
+    def volume(self, root=False, **said):
+        return volumes.Volume(fixtures.UUID, root, said)
+
+    def build(self, value, *attached, disks=None, properties=None,
+              encryption=None):
+        extra_specs = {'fakedax:volumes': value}
+        instance = self.instance(disks, properties, **extra_specs)
+        admission.check_build(
+            instance, [], mock.Mock(), attached,
+            encryption or mock.Mock(side_effect=AssertionError))
+
+    def refused(self, error, *args, **kwargs):
+        return self.assertRaises(
+            error, self.build, *args, **kwargs).format_message()
+
+    def test_a_server_that_boots_from_a_volume(self):
+        self.build('boot', self.volume(root=True))
+        self.build('all', self.volume(root=True), self.volume())
+
+    def test_the_property_is_read_from_the_volume(self):
+        # Nova keeps a volume's image metadata as it does an image's.
+        self.assertIn(
+            'the property fakedax_guest of its image metadata',
+            self.refused(exception.ImageUnacceptable, 'boot',
+                         self.volume(root=True), properties={'x': 'y'}))
+
+    def test_a_data_volume_needs_no_guest_that_knows_fake_dax(self):
+        self.build('all', self.volume(), properties={'x': 'y'})
+
+    def test_what_the_flavor_is_not_for(self):
+        self.assertIn('the server boots from an image', self.refused(
+            exception.InvalidInput, 'boot'))
+        self.assertIn('the server boots from a volume', self.refused(
+            exception.InvalidInput, 'none', self.volume(root=True),
+            disks='root'))
+
+    def test_a_volume_that_cannot_be_mapped(self):
+        bad = {'driver_volume_type': 'rbd'}
+        self.assertIn('librbd', self.refused(
+            volumes.VolumeRefused, 'all', self.volume(**bad)))
+        # One that is an ordinary disk may be anything.
+        self.build('boot', self.volume(root=True), self.volume(**bad))
+
+    def test_encryption_is_asked_for_where_there_is_some(self):
+        said = {'data': {'encrypted': True}}
+        encryption = mock.Mock(return_value={'provider': 'luks'})
+        self.assertIn('LUKS', self.refused(
+            volumes.VolumeRefused, 'boot', self.volume(root=True, **said),
+            encryption=encryption))
+        encryption.assert_called_once_with(said)
+        encryption.return_value = {'provider': 'plain'}
+        self.build('boot', self.volume(root=True, **said),
+                   encryption=encryption)
+
+    def test_a_resize_is_checked_likewise(self):
+        instance = self.instance(None)
+        flavor = self.flavor('root', **{'fakedax:volumes': 'boot'})
+
+        def check(*attached, paths=()):
+            admission.check_resize(
+                instance, flavor, paths, mock.Mock(), attached)
+
+        check(self.volume(root=True))
+        check(paths=['/i/disk'])
+        for attached, why in (
+            ([self.volume(root=True, multiattach=True)], 'several servers'),
+            # 512 MiB of RAM hold the memmap of 28 GiB.
+            ([volumes.Volume(fixtures.UUID, True, {}, 30)], '480 MiB of it'),
+        ):
+            self.assertIn(why, str(self.assertRaises(
+                exception.InstanceFaultRollback, check, *attached
+            ).inner_exception))
 
 
 class UnknownValueTest(CheckBuildTestCase):

@@ -107,6 +107,20 @@ class InventoryTest(HostTestCase):
             [(image.server, image.name, image.running)
              for image in inventory.images(self.connection)])
 
+    def test_a_volume_has_its_id_for_a_name(self):
+        [self.domains[1].memories, self.domains[0].memories] = [
+            Domain(uuid, self.useFixture(fixtures.TempDir()).path,
+                   roles).memories for uuid, roles in (
+                (UUIDS[0], {'root': UUIDS[1], 'disk.eph0': 'eph0',
+                            'data': UUIDS[0]}),
+                (UUIDS[1], {'disk': 'root', 'more': UUIDS[0]}))]
+        # Of each server in the order of its guest.
+        self.assertEqual(
+            [(UUIDS[0], UUIDS[1]), (UUIDS[0], 'ephemeral0'),
+             (UUIDS[0], UUIDS[0]), (UUIDS[1], 'root'), (UUIDS[1], UUIDS[0])],
+            [(image.server, image.name)
+             for image in inventory.images(self.connection)])
+
     def test_those_of_one_server(self):
         for server in UUIDS[1], 'instance-5':
             [image] = inventory.images(self.connection, [server])

@@ -12,19 +12,25 @@
 
 import os
 import textwrap
+from unittest import mock
 
 import fixtures
 from lxml import etree
+from nova import conf as nova_conf
 from nova import exception
 from nova.virt.libvirt import config as vconfig
+from oslo_config import fixture as config_fixture
 from oslo_utils import units
 from oslotest import base
 import testscenarios
 
+from nova_fakedax import conf
 from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import hooks
 from nova_fakedax import layout
+from nova_fakedax import spec
+from nova_fakedax import volumes
 
 load_tests = testscenarios.load_tests_apply_scenarios
 
@@ -494,6 +500,292 @@ class MemmapTest(ConvertTestCase):
              if isinstance(device, vconfig.LibvirtConfigGuestDisk)])
         self.assertIn('<slice type="storage" offset="2097152" '
                       'size="4194304"/>', parsed.to_xml())
+
+
+class VolumesTestCase(ConvertTestCase):
+    """With volumes that are connected: files in place of what os-brick has."""
+
+    ROOT = '6f1c2b9a-0d4e-4f6e-9d3a-0c2b1e5d7f01'
+    DATA = '6f1c2b9a-0d4e-4f6e-9d3a-0c2b1e5d7f02'
+    MORE = '6f1c2b9a-0d4e-4f6e-9d3a-0c2b1e5d7f03'
+
+    def volume(self, volume, target, mib=4, kind='file', memmap=False):
+        """As LibvirtDriver._get_volume_config makes it."""
+        device = self.disk(f'volume-{volume}', target, mib, memmap)
+        device.source_type, device.source_device = kind, 'disk'
+        device.driver_discard = None
+        device.serial, device.alias = volume, f'ua-{volume}'
+        return device
+
+    def convert_volumes(self, guest, *attached, root=None, wanted=(),
+                        models=(), **kwargs):
+        domain.convert(
+            guest, self.path,
+            lambda path: os.path.basename(path) in wanted, None, models,
+            [volumes.Volume(volume, volume == root) for volume in attached],
+            **kwargs)
+
+    def pmems(self, guest):
+        return [(device.alias, os.path.basename(device.source_path),
+                 device.target_size) for device in guest.devices
+                if isinstance(device, domain.LibvirtConfigGuestVirtioPMEM)]
+
+    def of_volume(self, volume, mib=4):
+        return f'ua-fakedax-{volume}', f'volume-{volume}', mib * units.Ki
+
+
+class VolumesTest(VolumesTestCase):
+
+    maxDiff = None
+
+    def test_a_root_volume_with_its_boot_view(self):
+        guest = self.guest(self.volume(self.ROOT, 'vda', kind='block'))
+        self.convert_volumes(guest, self.ROOT, root=self.ROOT,
+                             models=['dac'])
+        self.assert_xml(HEAD + """\
+  <maxMemory slots="1">1052672</maxMemory>
+""" + HVM + CELL + f"""\
+  <devices>
+    <disk type="block" device="disk">
+      <driver name="qemu" type="raw" cache="none"/>
+      <alias name="ua-fakedax-boot"/>
+      <source dev="/i/volume-{self.ROOT}">
+        <seclabel model="dac" relabel="no"/>
+      </source>
+      <target dev="vda" bus="virtio"/>
+      <serial>fakedax-boot</serial>
+      <readonly/>
+    </disk>
+    <memory model="virtio-pmem" access="shared">
+      <source>
+        <path>/i/volume-{self.ROOT}</path>
+      </source>
+      <target>
+        <size unit="KiB">4096</size>
+      </target>
+      <alias name="ua-fakedax-{self.ROOT}"/>
+    </memory>
+  </devices>
+</domain>
+""", guest)
+
+    def test_no_view_with_a_kernel_image(self):
+        guest = self.guest(self.volume(self.ROOT, 'vda'))
+        guest.os_kernel = '/i/kernel'
+        self.convert_volumes(guest, self.ROOT, root=self.ROOT,
+                             models=['apparmor'])
+        self.assertEqual([self.of_volume(self.ROOT)], self.pmems(guest))
+        self.assertEqual(1, len(guest.devices))
+
+    def test_root_then_files_then_other_volumes(self):
+        guest = self.guest(
+            self.disk('disk.eph0', 'vdb', mib=2),
+            self.volume(self.MORE, 'vdd', mib=6),
+            self.volume(self.ROOT, 'vda'), self.volume(self.DATA, 'vdc'))
+        self.convert_volumes(guest, self.DATA, self.ROOT, self.MORE,
+                             root=self.ROOT, wanted=['disk.eph0'])
+        self.assertEqual([
+            self.of_volume(self.ROOT), ('ua-fakedax-eph0', 'disk.eph0', 2048),
+            self.of_volume(self.DATA), self.of_volume(self.MORE, 6),
+        ], self.pmems(guest))
+        self.assertEqual(4, guest.max_memory_slots)
+        self.assertEqual(guest.memory + 16 * units.Ki, guest.max_memory_size)
+        # And that is how it is read back.
+        self.assertEqual(
+            [alias for alias, _path, _size in self.pmems(guest)],
+            [device.alias for _disk, device in domain.fake_dax_disks(guest)])
+        self.assertEqual(
+            [self.ROOT, self.DATA, self.MORE],
+            [found.id.volume for found, _device
+             in domain.fake_dax_volumes(guest)])
+        found, device = domain.fake_dax_volume(guest, self.MORE)
+        self.assertEqual((self.MORE, f'ua-fakedax-{self.MORE}'),
+                         (found.id.volume, device.alias))
+        self.assertIsNone(domain.fake_dax_volume(guest, UUID))
+        # It is no file of the instance.
+        self.assertIsNone(domain.root_disk(guest))
+
+    def test_a_file_is_the_root_before_data_volumes(self):
+        guest = self.guest(self.volume(self.DATA, 'vdb'),
+                           self.disk('disk', 'vda', mib=4))
+        self.convert_volumes(guest, self.DATA, wanted=['disk'])
+        disks = [found for found, _device in domain.fake_dax_disks(guest)]
+        self.assertEqual([disk.ROOT, disk.VOLUME],
+                         [found.id.role for found in disks])
+        self.assertEqual(disks[0], domain.root_disk(guest))
+
+    def test_a_volume_that_is_not_wanted_stays_a_disk(self):
+        guest = self.guest(self.volume(self.ROOT, 'vda'),
+                           self.volume(self.DATA, 'vdb'))
+        self.convert_volumes(guest, self.ROOT, root=self.ROOT)
+        self.assertEqual(
+            [('vda', 'fakedax-boot'), ('vdb', self.DATA)],
+            [(device.target_dev, device.serial) for device in guest.devices
+             if isinstance(device, vconfig.LibvirtConfigGuestDisk)])
+
+    def test_one_that_has_no_disk_is_not_left_out(self):
+        self.assertRaises(
+            exception.DiskNotFound, self.convert_volumes, self.guest(),
+            self.DATA)
+
+    def test_one_that_cannot_be_mapped_is_refused(self):
+        device = self.volume(self.DATA, 'vda')
+        device.driver_format = 'qcow2'
+        self.assertRaises(
+            volumes.VolumeRefused, self.convert_volumes, self.guest(device),
+            self.DATA)
+
+    def test_what_pins_memory_is_refused(self):
+        guest = self.guest(self.volume(self.DATA, 'vdb'),
+                           vconfig.LibvirtConfigGuestHostdevPCI())
+        self.assertIn('a passed-through device', str(self.assertRaises(
+            exception.InvalidInput, self.convert_volumes, guest, self.DATA)))
+
+    def test_a_memmap_of_the_user_s_is_left_out_of_the_boot_view(self):
+        guest = self.guest(self.volume(self.ROOT, 'vda', memmap=True))
+        self.convert_volumes(guest, self.ROOT, root=self.ROOT)
+        view = guest.devices[0]
+        self.assertEqual((2 * units.Mi, 4 * units.Mi),
+                         (view.slice_offset, view.slice_size))
+        self.assertEqual([self.of_volume(self.ROOT, 6)], self.pmems(guest))
+
+    def test_nova_s_disks_do_not_count_volumes(self):
+        guest = self.guest(self.disk('disk', 'vda', mib=4),
+                           self.volume(self.DATA, 'vdb'))
+        self.convert_volumes(guest, self.DATA, wanted=['disk'])
+        self.assertEqual(
+            [os.path.join(self.path, 'disk')],
+            [info['path'] for info in domain.with_fake_dax_disks(guest, [])])
+
+
+class VolumeViewTest(VolumesTestCase):
+    """Where AppArmor confines guests, the view needs a second name."""
+
+    def view(self, kind='file'):
+        guest = self.guest(self.volume(self.ROOT, 'vda', kind=kind))
+        self.convert_volumes(guest, self.ROOT, root=self.ROOT,
+                             models=['apparmor', 'dac'])
+        return guest.devices[0]
+
+    def test_a_file_gets_one_until_it_is_disconnected(self):
+        path = os.path.join(self.path, f'volume-{self.ROOT}')
+        view = self.view()
+        self.assertEqual(f'{path}.view', view.source_path)
+        self.assertTrue(os.path.samefile(path, view.source_path))
+        # AppArmor has no labels.
+        self.assertEqual(['dac'], view.unlabelled)
+        connection_info = {'data': {'device_path': path}}
+        for _twice in range(2):
+            volumes.forget_view(connection_info)
+            self.assertEqual([os.path.basename(path)], os.listdir(self.path))
+
+    def test_what_was_not_connected_has_none(self):
+        for connection_info in {}, {'data': None}, {'data': {
+                'device_path': '/dev/no-such-device'}}:
+            volumes.forget_view(connection_info)
+
+    def test_none_that_can_be_made_is_refused(self):
+        with mock.patch.object(layout, 'view', side_effect=lambda path: path):
+            exc = self.assertRaises(volumes.VolumeRefused, self.view)
+        self.assertIn(
+            f'Volume {self.ROOT} cannot be on fake DAX: AppArmor confines',
+            str(exc))
+        self.assertIn('allowed: an image with kernel_id', str(exc))
+        # Behind what Nova writes before it.
+        self.assertLess(len(str(exc)), 255 - 65)
+
+    def test_a_block_device_is_refused(self):
+        with mock.patch.object(os.path, 'isfile', return_value=False):
+            self.assertIn('AppArmor confines', str(self.assertRaises(
+                volumes.VolumeRefused, self.view, 'block')))
+
+
+class SpareTest(VolumesTestCase):
+    """Room for volumes that are attached later."""
+
+    SPARE = domain.Spare(3, 5 * units.Mi)
+
+    def ports(self, guest):
+        return [device for device in guest.devices if isinstance(
+            device, vconfig.LibvirtConfigGuestPCIeRootPortController)]
+
+    def test_slots_and_size(self):
+        guest = self.guest(self.volume(self.DATA, 'vdb'))
+        self.convert_volumes(guest, self.DATA, spare=self.SPARE)
+        self.assertEqual(4, guest.max_memory_slots)
+        self.assertEqual(
+            guest.memory + 4 * units.Ki + 5 * units.Mi, guest.max_memory_size)
+
+    def test_a_guest_without_volumes_has_it_too(self):
+        guest = self.guest(self.disk('disk', 'vda'))
+        self.convert_volumes(guest, spare=self.SPARE)
+        self.assertEqual(3, guest.max_memory_slots)
+        self.assertEqual(guest.memory + 5 * units.Mi, guest.max_memory_size)
+        self.assertIsNotNone(guest.cpu.numa)
+
+    def test_root_ports_on_q35(self):
+        guest = self.guest(self.volume(self.DATA, 'vdb'),
+                           self.disk('disk', 'vda'),
+                           vconfig.LibvirtConfigGuestSerial())
+        guest.os_mach_type = 'pc-q35-10.0'
+        self.convert_volumes(guest, self.DATA, spare=self.SPARE)
+        # A disk, a pmem and what libvirt adds.
+        self.assertEqual(
+            2 + domain._IMPLICIT_DEVICES + 3, len(self.ports(guest)))
+        [_root] = [device for device in guest.devices if isinstance(
+            device, vconfig.LibvirtConfigGuestPCIeRootController)]
+
+    def test_those_that_nova_has_added_count(self):
+        guest = self.guest(
+            vconfig.LibvirtConfigGuestPCIeRootController(),
+            *[vconfig.LibvirtConfigGuestPCIeRootPortController()
+              for _number in range(28)])
+        guest.os_mach_type = 'q35'
+        self.convert_volumes(guest, spare=self.SPARE)
+        self.assertEqual(28, len(self.ports(guest)))
+        self.assertEqual(29, len(guest.devices))
+
+    def test_no_root_ports_elsewhere(self):
+        for machine in None, 'pc', 'pc-i440fx-10.0':
+            guest = self.guest(self.volume(self.DATA, 'vdb'))
+            guest.os_mach_type = machine
+            self.convert_volumes(guest, self.DATA, spare=self.SPARE)
+            self.assertEqual([], self.ports(guest))
+
+    def test_the_options_say_how_much(self):
+        conf.register_opts(nova_conf.CONF)
+        config = self.useFixture(config_fixture.Config(nova_conf.CONF))
+        config.config(group='fakedax', spare_volumes=2, spare_volumes_gib=3)
+        for volume, expected in (
+            ('none', domain.Spare()), ('boot', domain.Spare()),
+            ('all', domain.Spare(2, 3 * units.Mi)),
+        ):
+            self.assertEqual(expected, domain.spare(
+                nova_conf.CONF, spec.FakeDaxSpec(volumes=volume)))
+
+
+class RescuedVolumesTest(VolumesTestCase):
+
+    def test_they_are_ordinary_disks_of_their_content(self):
+        root = self.volume(self.ROOT, 'vda', memmap=True)
+        data = self.volume(self.DATA, 'pmem1')
+        other = self.volume(self.MORE, 'vdc')
+        guest = self.guest(root, data, other)
+        domain.convert_rescue(
+            guest, self.path, lambda _path: False,
+            [volumes.Volume(self.ROOT, True),
+             volumes.Volume(self.DATA, False)])
+        self.assertEqual(
+            [('vda', 4 * units.Mi, None), ('vdb', 0, None), ('vdc', 0, None)],
+            [(device.target_dev, getattr(device, 'slice_size', 0),
+              device.readonly or None) for device in guest.devices])
+
+    def test_a_guest_that_nova_gives_none(self):
+        guest = self.guest()
+        domain.convert_rescue(
+            guest, self.path, lambda _path: False,
+            [volumes.Volume(self.DATA, False)])
+        self.assertEqual([], guest.devices)
 
 
 class ConvertRefusesTest(ConvertTestCase):

@@ -12,6 +12,7 @@
 
 from nova import objects
 from nova.virt.libvirt import config as vconfig
+from oslo_utils.fixture import uuidsentinel as uuids
 from oslotest import base
 
 from nova_fakedax import domain
@@ -29,11 +30,12 @@ class MetadataTest(base.BaseTestCase):
         super().setUp()
         objects.register_all()
 
-    def bdm(self, tag, root=False):
+    def bdm(self, tag, root=False, volume=None):
         return objects.BlockDeviceMapping(
-            tag=tag, boot_index=0 if root else -1,
+            tag=tag, volume_id=volume, boot_index=0 if root else -1,
             source_type='image' if root else 'blank',
-            destination_type='local', guest_format=None)
+            destination_type='volume' if volume else 'local',
+            guest_format=None)
 
     def guest(self, *names):
         guest = vconfig.LibvirtConfigGuest()
@@ -87,6 +89,61 @@ class MetadataTest(base.BaseTestCase):
                          self.made(self.guest('eph1'), self.bdm('first'),
                                    self.bdm('second')))
 
+    def test_a_volume_is_found_by_its_id(self):
+        bus = objects.PCIDeviceBus(address='0000:00:03.0')
+        theirs = objects.InstanceDeviceMetadata(devices=[
+            objects.DiskMetadata(tags=['system'], path='/dev/vda', bus=bus)])
+        found = metadata.with_fake_dax_disks(
+            theirs, self.guest(uuids.root, 'eph0', uuids.data, uuids.plain), [
+                self.bdm('db', volume=uuids.data),
+                self.bdm(None, volume=uuids.plain), self.bdm('scratch'),
+                self.bdm('system', root=True, volume=uuids.root)],
+            lambda device: bus)
+        self.assertEqual([
+            (['system'], '/dev/pmem0', uuids.root),
+            (['scratch'], '/dev/pmem1', None),
+            (['db'], '/dev/pmem2', uuids.data),
+        ], [(device.tags, device.path, getattr(device, 'serial', None)
+             if 'serial' in device else None) for device in found.devices])
+
+
+class NameVolumesTest(base.BaseTestCase):
+
+    class Mapping(dict):
+        """As nova.virt.block_device.DriverVolumeBlockDevice."""
+
+        saved = 0
+
+        def save(self):
+            self.saved += 1
+
+    def mapping(self, volume, name, boot_index=None):
+        return self.Mapping(
+            mount_device=name, boot_index=boot_index,
+            connection_info={'serial': volume})
+
+    def test_as_the_guest_numbers_them(self):
+        guest = vconfig.LibvirtConfigGuest()
+        for name in (uuids.root, 'eph0', uuids.first, uuids.second):
+            device = domain.LibvirtConfigGuestVirtioPMEM()
+            device.alias = f'ua-fakedax-{name}'
+            guest.add_device(device)
+        mappings = [
+            self.mapping(uuids.ordinary, '/dev/vdb'),
+            # One before it was detached.
+            self.mapping(uuids.first, '/dev/pmem3'),
+            self.mapping(uuids.second, '/dev/pmem3'),
+            self.mapping(uuids.root, '/dev/vda', boot_index=0)]
+        metadata.name_volumes({'block_device_mapping': mappings}, guest)
+        self.assertEqual(
+            [('/dev/vdb', 0), ('/dev/pmem2', 1), ('/dev/pmem3', 0),
+             ('/dev/vda', 0)],
+            [(mapping['mount_device'], mapping.saved)
+             for mapping in mappings])
+
+    def test_a_guest_without_volumes(self):
+        metadata.name_volumes(None, vconfig.LibvirtConfigGuest())
+
 
 class ForgetNamesTest(base.BaseTestCase):
 
@@ -102,6 +159,12 @@ class ForgetNamesTest(base.BaseTestCase):
         return [bdm.get('device_name') or bdm.get('mount_device') for bdm in [
             *info['image'], *info['ephemerals'], info['swap'],
             *info['block_device_mapping']]]
+
+    def test_volumes_that_may_be_on_fake_dax_no_more(self):
+        info = self.info('/dev/vdb')
+        info['block_device_mapping'][0]['mount_device'] = '/dev/pmem1'
+        self.assertTrue(metadata.forget_names(info, None))
+        self.assertEqual([None, None, None, None], self.names(info))
 
     def test_ephemeral_disks_that_are_on_fake_dax_now(self):
         info = self.info('/dev/vdb', '/dev/vdc')

@@ -239,16 +239,15 @@ class CheckBootTest(base.BaseTestCase):
     def test_a_volume_where_a_file_should_be(self):
         self.assertEqual(
             "fakedax:disks names the root disk, but the server boots from a "
-            "volume; allowed: a server that boots from an image, or a flavor "
-            "with fakedax:volumes='boot'",
+            "volume; allowed: an image, or a flavor with "
+            "fakedax:volumes='boot' as well",
             self.refused(True, disks='root,ephemeral'))
 
     def test_an_image_where_a_volume_should_be(self):
         for disks in {}, {'disks': 'ephemeral'}:
             self.assertEqual(
-                "fakedax:volumes='boot' names the volume that the server "
-                "boots from, but it boots from an image; allowed: a server "
-                "that boots from a volume, or a flavor with "
+                "fakedax:volumes names the root volume, but the server boots "
+                "from an image; allowed: a volume, or a flavor with "
                 "fakedax:disks='root' as well",
                 self.refused(False, volumes='boot', **disks))
 

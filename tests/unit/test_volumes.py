@@ -100,7 +100,15 @@ class AttachedTest(base.BaseTestCase):
                 [], volumes.wanted(spec.FakeDaxSpec(volumes='boot'), info))
 
 
-class RefusedConnectionTest(base.BaseTestCase):
+class RefusedTestCase(base.BaseTestCase):
+
+    def assert_fits(self, exc):
+        """A fault has 255 characters, with what Nova writes before it."""
+        before = f'Build of instance {fixtures.UUID} aborted: '
+        self.assertLessEqual(len(before + str(exc)), 255)
+
+
+class RefusedConnectionTest(RefusedTestCase):
     """What Cinder says is enough to refuse it before it is connected."""
 
     scenarios = [(name, {'said': said, 'why': why, **others})
@@ -111,7 +119,7 @@ class RefusedConnectionTest(base.BaseTestCase):
         ('read-only', {'data': {'access_mode': 'ro'}}, 'read-only', {}),
         ('qcow2', {'data': {'format': 'qcow2'}}, "format is 'qcow2'", {}),
         ('limits', {'data': {'qos_specs': {'total_iops_sec': '9'}}},
-         'limits for the front end', {}),
+         'without limits for the front end', {}),
     )]
     encryption = None
 
@@ -126,8 +134,7 @@ class RefusedConnectionTest(base.BaseTestCase):
         self.assertIn('allowed: ', str(exc))
         # So that ComputeManager gives up at once.
         self.assertIsInstance(exc, exception.InvalidInput)
-        # A fault has so much room behind what Nova writes before it.
-        self.assertLess(len(str(exc)), 255)
+        self.assert_fits(exc)
 
 
 class ConnectionTest(base.BaseTestCase):
@@ -176,7 +183,7 @@ class DiskTestCase(base.BaseTestCase):
         return device
 
 
-class RefusedDiskTest(DiskTestCase):
+class RefusedDiskTest(DiskTestCase, RefusedTestCase):
     """The finished <disk> says what Cinder did not."""
 
     scenarios = [(name, {'fields': fields, 'why': why})
@@ -199,7 +206,7 @@ class RefusedDiskTest(DiskTestCase):
         self.assertIn(
             f'Volume {uuids.volume} cannot be on fake DAX: ', str(exc))
         self.assertIn(self.why, str(exc))
-        self.assertLess(len(str(exc)), 255)
+        self.assert_fits(exc)
 
 
 class DiskTest(DiskTestCase):
@@ -275,8 +282,12 @@ class MemmapTest(DiskTestCase):
         with open(self.path, 'r+b') as file:
             file.seek(layout.INFO_BLOCK_OFFSET + 100)
             file.write(b'damaged')
-        self.assertIn('checksum', str(self.assertRaises(
-            layout.InvalidLayout, volumes.of_disk_config, self.device())))
+        for error, read in (
+            (volumes.VolumeRefused,
+             lambda: volumes.of_disk_config(self.device())),
+            (layout.InvalidLayout, lambda: volumes.read(self.path)),
+        ):
+            self.assertIn('checksum', str(self.assertRaises(error, read)))
         self.assertEqual(made.file_size, os.path.getsize(self.path))
 
 
