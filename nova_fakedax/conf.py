@@ -30,6 +30,18 @@ instances if this is not set, run on the binary that libvirt chooses. Where
 AppArmor or SELinux confines QEMU, its policy must allow the binary.
 """),
     cfg.IntOpt(
+        'quiesce_timeout',
+        default=300,
+        min=1,
+        help="""
+Seconds for which a guest stays paused at most while Cinder takes snapshots.
+
+nova-api has a guest with volumes on fake DAX paused before the snapshots of
+its volumes, and resumed after them. If nova-api dies in between, nova-compute
+resumes the guest when this time is over. It must be longer than the storage
+takes for the snapshots of all volumes of a server.
+"""),
+    cfg.IntOpt(
         'spare_volumes',
         default=8, min=0, max=24,
         help="""

@@ -31,6 +31,7 @@ from nova.network import neutron
 from nova import objects
 from nova.scheduler.client import report
 from nova.virt.libvirt import host as libvirt_host
+from nova.volume import cinder
 from oslo_log import log as logging
 
 from nova_fakedax import spec
@@ -171,3 +172,36 @@ def finish(
     migration.save()
     placement.delete_allocation_for_instance(
         context, migration.uuid, consumer_type='migration')
+    _give_up_attachments(context, instance)
+
+
+def _give_up_attachments(
+    context: nova_context.RequestContext, instance: objects.Instance,
+) -> None:
+    """Delete this host's attachments of the volumes of an instance.
+
+    As ComputeManager._delete_dangling_bdms: since
+    ComputeManager.pre_live_migration, Nova knows only those of the
+    destination. So nobody knows any more how this host has connected them,
+    and they stay connected here until it restarts.
+    """
+    mappings = [mapping for mapping in
+                objects.BlockDeviceMappingList.get_by_instance_uuid(
+                    context, instance.uuid)
+                if mapping.is_volume and mapping.attachment_id]
+    if not mappings:
+        return
+    api = cinder.API()
+    known = {mapping.attachment_id for mapping in mappings}
+    try:
+        for attachment in api.attachment_get_all(context, instance.uuid):
+            if attachment['id'] not in known:
+                api.attachment_delete(context, attachment['id'])
+    except Exception:
+        # Of Cinder or Keystone. The server has moved; a hard reboot does the
+        # same.
+        LOG.exception('Cannot delete the attachments of its volumes to this '
+                      'host', instance=instance)
+    LOG.warning('Volumes %s stay connected to this host until it restarts',
+                ', '.join(mapping.volume_id for mapping in mappings),
+                instance=instance)

@@ -29,6 +29,7 @@ from nova import context as nova_context
 from nova import exception
 from nova.network import model as network_model
 from nova import objects
+from nova.virt import block_device
 from nova.virt import driver as virt_driver
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import config as vconfig
@@ -44,9 +45,11 @@ from nova_fakedax import diagnostics
 from nova_fakedax import domain
 from nova_fakedax import evacuation
 from nova_fakedax import hooks
+from nova_fakedax import hotplug
 from nova_fakedax import imagebackend
 from nova_fakedax import metadata
 from nova_fakedax import migration
+from nova_fakedax import quiesce
 from nova_fakedax import refusals
 from nova_fakedax import resize
 from nova_fakedax import snapshot
@@ -108,6 +111,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         for instance in instances:
             if _spec(instance):
                 snapshot.resume_interrupted(self, context, instance)
+                quiesce.resume_interrupted(self, context, instance)
         return instances
 
     def update_provider_tree(
@@ -205,8 +209,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
         """
         admission.check_rebuild(
             instance,
-            self._evacuation_reasons_against if evacuate
-            else self._reasons_against,
+            self._evacuation_reasons_against
+            if evacuate and _spec(instance).roles else self._reasons_against,
             self._check_addresses(instance, block_device_info),
             self._hosts if evacuate else None,
             volumes.attached(block_device_info), self._encryption(context))
@@ -275,17 +279,6 @@ class FakeDaxDriver(driver.LibvirtDriver):
             attached, domain.spare(CONF, wanted))
         admission.check_disks(wanted, guest, attached)
         admission.check_ram(instance.flavor, guest)
-
-    def _disconnect_volume(
-        self, context: nova_context.RequestContext,
-        connection_info: dict[str, ty.Any], instance: objects.Instance,
-        encryption: ty.Any = None, destroy_secrets: bool = True,
-        force: bool = False,
-    ) -> None:
-        volumes.forget_view(connection_info)
-        super()._disconnect_volume(
-            context, connection_info, instance, encryption, destroy_secrets,
-            force)
 
     # Reading it back.
 
@@ -380,6 +373,122 @@ class FakeDaxDriver(driver.LibvirtDriver):
             context, instance, network_info, block_device_info, destroy_disks,
             destroy_secrets)
 
+    # Volumes that come and go.
+
+    def _connect_volume(
+        self, context: nova_context.RequestContext,
+        connection_info: dict[str, ty.Any], instance: objects.Instance,
+        encryption: ty.Any = None,
+    ) -> None:
+        super()._connect_volume(
+            context, connection_info, instance, encryption)
+        if _spec(instance).wants_volume(root=True):
+            hotplug.forget(connection_info)
+
+    def _disconnect_volume(
+        self, context: nova_context.RequestContext,
+        connection_info: dict[str, ty.Any], instance: objects.Instance,
+        encryption: ty.Any = None, destroy_secrets: bool = True,
+        force: bool = False,
+    ) -> None:
+        if _spec(instance).wants_volume(root=True):
+            hotplug.give_up(connection_info, instance)
+        super()._disconnect_volume(
+            context, connection_info, instance, encryption, destroy_secrets,
+            force)
+
+    def attach_volume(
+        self, context: nova_context.RequestContext,
+        connection_info: dict[str, ty.Any], instance: objects.Instance,
+        mountpoint: str, disk_bus: str | None = None,
+        device_type: str | None = None, encryption: ty.Any = None,
+    ) -> None:
+        if _spec(instance).wants_volume(root=False):
+            hotplug.attach(
+                self, context, connection_info, instance, mountpoint,
+                disk_bus, device_type, encryption)
+        else:
+            super().attach_volume(
+                context, connection_info, instance, mountpoint, disk_bus,
+                device_type, encryption)
+
+    def _get_guest_disk_device(
+        self, guest: libvirt_guest.Guest, disk_dev: str,
+        volume_uuid: str | None = None, from_persistent_config: bool = False,
+    ) -> ty.Any:
+        """Let a detach find the device of a volume on fake DAX."""
+        return hotplug.device_of(
+            guest, volume_uuid, from_persistent_config) or (
+                super()._get_guest_disk_device(
+                    guest, disk_dev, volume_uuid, from_persistent_config))
+
+    def detach_volume(
+        self, context: nova_context.RequestContext,
+        connection_info: dict[str, ty.Any], instance: objects.Instance,
+        mountpoint: str, encryption: ty.Any = None,
+    ) -> None:
+        if _spec(instance):
+            hotplug.refuse_detach(
+                self._host, instance,
+                block_device.get_volume_id(connection_info))
+        super().detach_volume(
+            context, connection_info, instance, mountpoint, encryption)
+
+    def extend_volume(
+        self, context: nova_context.RequestContext,
+        connection_info: dict[str, ty.Any], instance: objects.Instance,
+        requested_size: int,
+    ) -> None:
+        """Leave a volume of a running guest as it is.
+
+        Cinder has extended it already, and is not told.
+        """
+        self._refuse(hotplug.EXTEND, instance, connection_info)
+        super().extend_volume(
+            context, connection_info, instance, requested_size)
+
+    def swap_volume(
+        self, context: nova_context.RequestContext,
+        old_connection_info: dict[str, ty.Any],
+        new_connection_info: dict[str, ty.Any], instance: objects.Instance,
+        mountpoint: str, resize_to: int,
+    ) -> None:
+        self._refuse(hotplug.SWAP, instance, old_connection_info)
+        super().swap_volume(
+            context, old_connection_info, new_connection_info, instance,
+            mountpoint, resize_to)
+
+    def _refuse(
+        self, operation: str, instance: objects.Instance,
+        connection_info: dict[str, ty.Any],
+    ) -> None:
+        if _spec(instance):
+            hotplug.refuse(operation, self._host, instance,
+                           block_device.get_volume_id(connection_info))
+
+    def _volume_snapshot_create(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, guest: libvirt_guest.Guest,
+        volume_id: str, new_file: str,
+    ) -> None:
+        """Refuse to turn a volume into qcow2; the caller tells Cinder."""
+        if _spec(instance):
+            hotplug.refuse(hotplug.SNAPSHOT, self._host, instance, volume_id,
+                           also_off=True)
+        super()._volume_snapshot_create(
+            context, instance, guest, volume_id, new_file)
+
+    def _volume_snapshot_delete(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, volume_id: str, snapshot_id: str,
+        delete_info: ty.Any = None,
+    ) -> None:
+        if _spec(instance):
+            hotplug.refuse(hotplug.SNAPSHOT, self._host, instance, volume_id,
+                           also_off=True)
+        super()._volume_snapshot_delete(
+            context, instance, volume_id, snapshot_id, delete_info)
+
     # Moving it while it runs.
 
     def check_can_live_migrate_destination(
@@ -411,6 +520,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
             guest = self._host.get_guest(instance)
             migration.check_source(
                 CONF.host, self._migration_reasons_against, guest)
+            quiesce.check_migration(instance)
         migrate_data = super().check_can_live_migrate_source(
             context, instance, dest_check_data, block_device_info)
         if wanted:
@@ -423,16 +533,20 @@ class FakeDaxDriver(driver.LibvirtDriver):
         instance: objects.Instance, dest: str, block_migration: bool,
         migrate_data: ty.Any, guest: ty.Any, device_names: ty.Any,
     ) -> None:
-        images = imagebackend.image_paths(instance)
+        """Flush ahead, and leave errors to the monitor.
+
+        An error is already logged. LibvirtDriver._live_migration would raise
+        it again after its monitor has rolled back, and ComputeManager.
+        _do_live_migration would put a healthy instance into ERROR.
+        """
+        images = [*imagebackend.image_paths(instance),
+                  *self._volume_paths(instance)]
         try:
             with migration.keep_owner(images), migration.preflush(images):
                 super()._live_migration_operation(
                     context, instance, dest, block_migration, migrate_data,
                     guest, device_names)
-        except driver.libvirt.libvirtError:
-            # Already logged. LibvirtDriver._live_migration would raise it
-            # again after its monitor has rolled back, and ComputeManager.
-            # _do_live_migration would put a healthy instance into ERROR.
+        except (driver.libvirt.libvirtError, exception.MigrationError):
             if not _spec(instance):
                 raise
 
@@ -544,6 +658,26 @@ class FakeDaxDriver(driver.LibvirtDriver):
         if not _spec(instance).wants('disk'):
             super()._resume_guest_after_snapshot(
                 context, live_snapshot, original_power_state, instance, guest)
+
+    def quiesce(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, image_meta: objects.ImageMeta,
+    ) -> None:
+        """Pause a guest whose volumes Cinder takes snapshots of."""
+        paths = self._volume_paths(instance)
+        if paths:
+            quiesce.quiesce(self, context, instance, image_meta, paths)
+        else:
+            super().quiesce(context, instance, image_meta)
+
+    def unquiesce(
+        self, context: nova_context.RequestContext,
+        instance: objects.Instance, image_meta: objects.ImageMeta,
+    ) -> None:
+        if self._volume_paths(instance):
+            quiesce.unquiesce(self, context, instance, image_meta)
+        else:
+            super().unquiesce(context, instance, image_meta)
 
     # Saving its memory.
 

@@ -32,6 +32,7 @@ from oslo_log import log as logging
 from nova_fakedax import filelock
 from nova_fakedax import hostcache
 from nova_fakedax import imagebackend
+from nova_fakedax import spec
 
 LOG = logging.getLogger(__name__)
 
@@ -109,11 +110,18 @@ class Hosts:
         Then drop what this host has cached of its images, since the other
         has written to them.
 
+        Volumes need no lock: ComputeManager._rebuild_default_impl deletes the
+        other host's attachments before it makes those of this one, so that
+        Cinder can take the volumes from that host. Where they are files, their
+        devices lock them all the same.
+
         :raises EvacuationRefused: says why somebody may
         """
         host = instance.host
         try:
-            self._check_host(host)
+            if spec.FakeDaxSpec.from_instance(instance).roles:
+                self._check_seen(host)
+            self._check_ended(host)
             for path in imagebackend.image_paths(instance):
                 if filelock.is_image_owned(path):
                     raise EvacuationRefused(host=host, reason=_(
@@ -123,7 +131,7 @@ class Hosts:
         except OSError as exc:
             raise EvacuationRefused(host=host, reason=exc)
 
-    def _check_host(self, host: str) -> None:
+    def _check_seen(self, host: str) -> None:
         lock = os.path.join(self._locks, host)
         seen = _last_change(os.path.join(self._seen, host))
         if seen < _last_change(lock) - _TOLERANCE or not seen:
@@ -134,7 +142,11 @@ class Hosts:
                 'of them, and whose device locks images') % {
                     'here': self.here, 'locks': self._locks,
                     'never': 'lately not' if seen else 'never'})
-        if filelock.is_held(lock):
+
+    def _check_ended(self, host: str) -> None:
+        lock = os.path.join(self._locks, host)
+        # There is none if the hosts do not share the instances path.
+        if os.path.exists(lock) and filelock.is_held(lock):
             raise EvacuationRefused(host=host, reason=_(
                 'its nova-compute still runs; stop it, or power the host '
                 'off'))

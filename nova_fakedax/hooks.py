@@ -48,12 +48,14 @@ def install() -> None:
     from nova.compute import manager
     from nova.compute import resource_tracker
     from nova.virt.libvirt import config as vconfig
+    from nova.virt.libvirt import migration as libvirt_migrate
     from nova.virt.libvirt import utils as libvirt_utils
 
     conf.register_opts(nova_conf.CONF)
     _wrap(vconfig.LibvirtConfigGuest, 'parse_dom', _parse_virtio_pmems)
     _wrap(libvirt_utils, 'find_disk', _find_root_disk)
     _wrap(libvirt_utils, 'copy_image', _copy_image)
+    _wrap(libvirt_migrate, '_update_volume_xml', _update_volumes)
     _wrap(manager.ComputeManager, '_do_rebuild_instance', _do_rebuild)
     _wrap(resource_tracker.ResourceTracker,
           'delete_allocation_for_evacuated_instance', _delete_allocation)
@@ -139,6 +141,22 @@ def _copy_image(
     if not resize.copy(dest, src, host, lambda made: copy_image(
             made, dest, host, *args, **kwargs)):
         copy_image(src, dest, host, *args, **kwargs)
+
+
+def _update_volumes(
+    update_volume_xml: Callable[..., etree._Element],
+    xml_doc: etree._Element, migrate_data: ty.Any, *args: ty.Any,
+) -> etree._Element:
+    """Name volumes in a guest's XML as its destination does.
+
+    Follows nova.virt.libvirt.migration._update_volume_xml, which knows the
+    volumes that are a ``<disk>``.
+    """
+    from nova_fakedax import migration
+
+    _instance, get_volume_config = args
+    migration.move_volumes(xml_doc, migrate_data.bdms, get_volume_config)
+    return update_volume_xml(xml_doc, migrate_data, *args)
 
 
 def _do_rebuild(

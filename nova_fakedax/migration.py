@@ -20,18 +20,24 @@ cannot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import json
 import os
+import stat
 import threading
+import typing as ty
 
+from lxml import etree
 from nova import context as nova_context
 from nova import exception
 from nova import objects
 from nova.privsep import path as nova_path
+from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from oslo_config import cfg
@@ -39,9 +45,11 @@ from oslo_log import log as logging
 from oslo_utils import timeutils
 
 from nova_fakedax import capability
+from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import emulator
 from nova_fakedax import hostcache
+from nova_fakedax import layout
 from nova_fakedax import monitor
 from nova_fakedax import refusals
 
@@ -184,12 +192,12 @@ def keeps_state(guest: libvirt_guest.Guest) -> bool:
 
     Asks the running QEMU: the binary may have been replaced since it started.
     """
-    for disk, _device in domain.fake_dax_disks(guest.get_config()):
+    for found, _device in domain.fake_dax_disks(guest.get_config()):
         try:
-            monitor.device_property(guest, disk.id.alias, 'drop-cache')
+            monitor.device_property(guest, found.id.alias, 'drop-cache')
         except monitor.MonitorError as exc:
             LOG.info('%(alias)s does not migrate: %(exc)s',
-                     {'alias': disk.id.alias, 'exc': exc})
+                     {'alias': found.id.alias, 'exc': exc})
             return False
     return True
 
@@ -225,6 +233,68 @@ def check_storage(migrate_data: objects.LibvirtLiveMigrateData) -> None:
         check_destination('', (), True)
 
 
+def move_volumes(
+    xml: etree._Element, at_destination: Iterable[ty.Any],
+    get_volume_config: Callable[..., vconfig.LibvirtConfigGuestDisk],
+) -> None:
+    """Name the volumes of a guest that migrates as its destination does.
+
+    A block device has a number of its own on each host: by the source's path
+    the guest would get another's volume, or none.
+
+    :param xml: the source's ``<domain>``; changed
+    :param at_destination: the nova.objects.LibvirtLiveMigrateBDMInfo of what
+        LibvirtDriver.pre_live_migration has connected there
+    :param get_volume_config: LibvirtDriver._get_volume_config
+    :raises nova.exception.MigrationError: the destination has not connected
+        one of them, or not to a path
+    """
+    connected = {info.serial: info for info in at_destination}
+    paths = {}
+    for source, volume in _volume_sources(xml):
+        path = None
+        if (info := connected.get(volume)) and info.connection_info:
+            path = get_volume_config(
+                info.connection_info, info.as_disk_info()).source_path
+        if not path:
+            raise exception.MigrationError(reason=(
+                f'Fake DAX: the destination does not say where it has '
+                f'connected volume {volume}'))
+        paths[source.text or ''] = path
+        source.text = path
+    for view in xml.findall('./devices/disk'):
+        _move_boot_view(view, paths)
+
+
+def _volume_sources(
+    xml: etree._Element,
+) -> Iterator[tuple[etree._Element, str]]:
+    """The sources of the devices of volumes, with the volumes' IDs."""
+    for device in xml.findall("./devices/memory[@model='virtio-pmem']"):
+        alias, source = device.find('./alias'), device.find('./source/path')
+        found = disk.DiskId.from_alias(
+            '' if alias is None else alias.get('name', ''))
+        if found and found.volume and source is not None:
+            yield source, found.volume
+
+
+def _move_boot_view(view: etree._Element, paths: Mapping[str, str]) -> None:
+    """Let the boot view of a root volume be one of the destination's.
+
+    :param paths: the destination's, by those of the source
+    """
+    source = view.find('./source')
+    if (source is None
+            or view.findtext('./serial') != domain.BOOT_VIEW_SERIAL):
+        return
+    for attribute in ('dev', 'file'):
+        old = source.get(attribute, '')
+        for here, there in paths.items():
+            # Or a link next to it, which layout.view() has made.
+            if old == here or old.startswith(here) and layout.is_view(old):
+                source.set(attribute, there + old.removeprefix(here))
+
+
 @contextlib.contextmanager
 def preflush(paths: Sequence[str]) -> Iterator[None]:
     """Flush images again and again while their guest migrates.
@@ -258,7 +328,7 @@ def preflush(paths: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keep_owner(paths: Sequence[str]) -> Iterator[None]:
-    """Give images back to the user that runs QEMU, whichever guest has ended.
+    """Give files back to the user that runs QEMU, whichever guest has ended.
 
     With dynamic_ownership, libvirt gives the file of a memory device to root
     when its guest has ended here, even if that goes on at the destination
@@ -284,10 +354,14 @@ def _give(path: str, uid: int, gid: int) -> None:
 
 
 def _owner(path: str) -> tuple[int, int] | None:
-    """The user and group of a file, None if there is none any more."""
+    """The user and group of a file, None if there is none any more.
+
+    Of a block device, too: that at the destination is another.
+    """
     with contextlib.suppress(OSError):
         status = os.stat(path)
-        return status.st_uid, status.st_gid
+        if not stat.S_ISBLK(status.st_mode):
+            return status.st_uid, status.st_gid
     return None
 
 
@@ -315,23 +389,23 @@ def report(
     """
     said = []
     failed = False
-    for disk, _device in domain.fake_dax_disks(guest.get_config()):
+    for found, _device in domain.fake_dax_disks(guest.get_config()):
         try:
             dropped, left, error = (
-                monitor.device_property(guest, disk.id.alias, name)
+                monitor.device_property(guest, found.id.alias, name)
                 for name in ('cache-dropped', 'cache-left', 'last-error'))
         except monitor.MonitorError as exc:
             LOG.warning('Cannot read the counters of %(alias)s: %(exc)s',
-                        {'alias': disk.id.alias, 'exc': exc},
+                        {'alias': found.id.alias, 'exc': exc},
                         instance=instance)
             continue
-        came_in = (f'{disk.id.alias} came in: {dropped} bytes of {disk.path} '
-                   f'dropped from the page cache, {left} left')
+        came_in = (f'{found.id.alias} came in: {dropped} bytes of '
+                   f'{found.path} dropped from the page cache, {left} left')
         LOG.info(came_in, instance=instance)
         said.append(came_in)
         if error:
             failed = True
-            came_in = (f'{disk.id.alias} came in after a failed sync '
+            came_in = (f'{found.id.alias} came in after a failed sync '
                        f'({os.strerror(error)}): every flush of the guest '
                        f'fails')
             LOG.error(came_in, instance=instance)

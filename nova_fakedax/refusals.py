@@ -31,6 +31,18 @@ REFUSED: Mapping[str, str] = types.MappingProxyType({
     'live migration': _NO_STATE,
     'attach of a passed-through interface':
         'a passed-through device pins the whole image in memory',
+    'detach of a volume from a running guest':
+        'QEMU cannot unplug virtio-pmem; stop the server, detach the volume '
+        'and start it again',
+    'extension of a volume of a running guest':
+        'the guest has it mapped as large as it was; it has the new size when '
+        'the server has been stopped and started again',
+    'swap or retype of an attached volume':
+        "QEMU's block jobs, which would copy it, do not see what the guest "
+        'stores through a mapping; detach the volume first',
+    "snapshot of an attached volume by Nova's help":
+        'its file would become qcow2, which cannot be mapped; use a backend '
+        'that takes snapshots by itself, or back the volume up',
 })
 
 

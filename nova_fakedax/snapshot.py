@@ -99,21 +99,48 @@ def nothing_stored(
     :raises nova.exception.NovaException: they cannot be frozen, and the
         image property os_require_quiesce demands it
     """
-    frozen = False
-    try:
-        driver.quiesce(context, instance, image_meta)
-        frozen = True
-    except exception.NovaException as exc:
-        if driver._requires_quiesce(image_meta):
-            raise
-        LOG.info("The guest's file systems are not frozen: %s", exc,
-                 instance=instance)
+    frozen = freeze(driver, context, instance, image_meta)
     try:
         with vcpus_stopped(driver._host, guest, instance):
             yield
     finally:
         if frozen:
-            driver.unquiesce(context, instance, image_meta)
+            thaw(driver, context, instance, image_meta)
+
+
+def freeze(
+    driver: ty.Any, context: nova_context.RequestContext,
+    instance: objects.Instance, image_meta: objects.ImageMeta,
+) -> bool:
+    """Freeze the guest's file systems if its agent can.
+
+    As LibvirtDriver.quiesce, which FakeDaxDriver overrides, for it is what
+    nova-api calls.
+
+    :param driver: as for :func:`nothing_stored`
+    :returns: whether they are frozen
+    :raises nova.exception.NovaException: as for :func:`nothing_stored`
+    """
+    try:
+        driver._set_quiesced(context, instance, image_meta, True)
+    except exception.NovaException as exc:
+        if driver._requires_quiesce(image_meta):
+            raise
+        LOG.info("The guest's file systems are not frozen: %s", exc,
+                 instance=instance)
+        return False
+    return True
+
+
+def thaw(
+    driver: ty.Any, context: nova_context.RequestContext,
+    instance: objects.Instance, image_meta: objects.ImageMeta,
+) -> None:
+    """Let a guest go on that :func:`freeze` has frozen.
+
+    :raises nova.exception.NovaException: its agent does not answer
+    """
+    driver._set_quiesced(context, instance, image_meta, False)
 
 
 def take(
@@ -217,4 +244,4 @@ def resume_interrupted(
         return
     # A guest whose agent does not answer was not frozen.
     with contextlib.suppress(exception.NovaException):
-        driver.unquiesce(context, instance, instance.image_meta)
+        thaw(driver, context, instance, instance.image_meta)

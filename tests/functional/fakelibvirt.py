@@ -36,6 +36,8 @@ class FakeLibvirtFixture(fixtures.Fixture):
         self._emulator = emulator
 
     def _setUp(self) -> None:
+        attach_device = libvirt.Domain.attachDevice
+        detach_device = libvirt.Domain.detachDevice
         parse_definition = libvirt.Domain._parse_definition
         xml_desc = libvirt.Domain.XMLDesc
         get_domain_capabilities = libvirt.Connection.getDomainCapabilities
@@ -52,6 +54,24 @@ class FakeLibvirtFixture(fixtures.Fixture):
             _restore(made, domain._def['kept'])
             return etree.tostring(made, encoding='unicode')
 
+        def attach_or_keep(domain: ty.Any, xml: str) -> ty.Any:
+            if not xml.startswith('<memory'):
+                return attach_device(domain, xml)
+            domain._def['kept'].find('./devices').append(
+                etree.fromstring(xml))
+            _check(domain._def['kept'])
+            return True
+
+        def detach_or_forget(domain: ty.Any, xml: str) -> ty.Any:
+            if not xml.startswith('<memory'):
+                return detach_device(domain, xml)
+            if domain._state == libvirt.VIR_DOMAIN_RUNNING:
+                _fail('this virtio based memory device cannot be unplugged')
+            devices = domain._def['kept'].find('./devices')
+            alias = etree.fromstring(xml).find('./alias').get('name')
+            devices.remove(devices.find(f"./memory/alias[@name='{alias}']/.."))
+            return True
+
         def capabilities_with_emulator(
             connection: ty.Any, *args: ty.Any,
         ) -> str:
@@ -60,6 +80,8 @@ class FakeLibvirtFixture(fixtures.Fixture):
                 get_domain_capabilities(connection, *args), count=1)
 
         for target, name, replacement in (
+            (libvirt.Domain, 'attachDevice', attach_or_keep),
+            (libvirt.Domain, 'detachDevice', detach_or_forget),
             (libvirt.Domain, '_parse_definition', parse_and_keep),
             (libvirt.Domain, 'XMLDesc', xml_desc_with_kept),
             (libvirt.Connection, 'getDomainCapabilities',
@@ -86,10 +108,14 @@ def _check(domain: ty.Any) -> None:
         if bus in ('ide', 'sata'):
             problem = f'readonly {bus} disks are not supported'
     if problem:
-        raise libvirt.make_libvirtError(
-            libvirt.libvirtError, problem,
-            error_code=libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
-            error_domain=libvirt.VIR_FROM_QEMU)
+        _fail(problem)
+
+
+def _fail(problem: str) -> ty.NoReturn:
+    raise libvirt.make_libvirtError(
+        libvirt.libvirtError, problem,
+        error_code=libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+        error_domain=libvirt.VIR_FROM_QEMU)
 
 
 def _restore(made: ty.Any, kept: ty.Any) -> None:

@@ -16,15 +16,17 @@ from unittest import mock
 import fixtures
 from nova.tests.fixtures import libvirt
 
+from nova_fakedax import hotplug
 from nova_fakedax import monitor
 from nova_fakedax import refusals
 from tests.functional import base
 
-#: Each operation of refusals.REFUSED has its test here, or in the unit test
-#: of the driver.
+#: Each operation of refusals.REFUSED has its test here, in test_volume_moves,
+#: or in the unit test of the driver.
 TESTED = {
     'suspend', 'live migration',
     'attach of a passed-through interface',
+    hotplug.DETACH, hotplug.EXTEND, hotplug.SWAP, hotplug.SNAPSHOT,
 }
 
 

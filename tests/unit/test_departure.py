@@ -191,6 +191,10 @@ class FinishTest(DepartureTestCase):
         self.placement = self.patch(
             'nova.scheduler.client.report.report_client_singleton'
         ).return_value
+        self.cinder = self.patch('nova.volume.cinder.API').return_value
+        self.mappings = self.patch(
+            'nova.objects.BlockDeviceMappingList.get_by_instance_uuid')
+        self.mappings.return_value = []
         self.migration = mock.Mock(
             spec=objects.Migration, dest_compute='there', status='running',
             uuid=mock.sentinel.uuid)
@@ -220,6 +224,37 @@ class FinishTest(DepartureTestCase):
                 consumer_type='migration')
         self.assertEqual('completed', self.migration.status)
         self.migration.save.assert_called_once_with()
+
+    def attach(self):
+        """Attach a volume to both hosts, as while a server migrates."""
+        self.mappings.return_value = [
+            objects.BlockDeviceMapping(
+                destination_type='volume', volume_id=fixtures.UUID,
+                attachment_id='there'),
+            objects.BlockDeviceMapping(destination_type='local')]
+        self.cinder.attachment_get_all.return_value = [
+            {'id': 'here'}, {'id': 'there'}]
+
+    def test_only_the_attachment_of_the_destination_is_left(self):
+        self.attach()
+        with self.assertLogs(departure.LOG.logger, 'WARNING') as logs:
+            self.finish()
+        self.cinder.attachment_get_all.assert_called_once_with(
+            mock.sentinel.context, fixtures.UUID)
+        self.cinder.attachment_delete.assert_called_once_with(
+            mock.sentinel.context, 'here')
+        self.assertIn(fixtures.UUID, logs.output[-1])
+
+    def test_cinder_that_does_not_answer_keeps_no_server(self):
+        self.attach()
+        self.cinder.attachment_get_all.side_effect = TimeoutError
+        with self.assertLogs(departure.LOG.logger, 'ERROR'):
+            self.finish()
+        self.assertEqual('completed', self.migration.status)
+
+    def test_without_volumes_cinder_is_not_asked(self):
+        self.finish()
+        self.assertEqual([], self.cinder.mock_calls)
 
     def test_an_instance_that_nova_takes_for_one_that_stayed(self):
         """The destination expects it to be migrating."""

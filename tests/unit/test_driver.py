@@ -22,6 +22,7 @@ import os
 import pathlib
 from unittest import mock
 
+from nova.compute import power_state
 from nova import exception
 from nova import objects
 from nova.virt import driver as virt_driver
@@ -29,6 +30,7 @@ from nova.virt import fake
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import imagebackend as libvirt_imagebackend
 from oslo_utils import units
 from oslotest import base
@@ -37,8 +39,10 @@ import testscenarios
 from nova_fakedax import disk
 from nova_fakedax import domain
 from nova_fakedax import driver
+from nova_fakedax import hooks
 from nova_fakedax import hostcache
 from nova_fakedax import imagebackend
+from nova_fakedax import refusals
 from nova_fakedax import spec
 from tests import fixtures
 
@@ -47,7 +51,7 @@ load_tests = testscenarios.load_tests_apply_scenarios
 
 #: Methods that override nothing.
 OWN = ('_check_build', '_check_addresses', '_convert', '_encryption',
-       '_rename_disks', '_volume_paths')
+       '_refuse', '_rename_disks', '_volume_paths')
 
 
 def _methods(cls):
@@ -132,6 +136,16 @@ class NovaTest(base.BaseTestCase):
                      'self._suspend_guest_for_snapshot(',
                      'self._resume_guest_after_snapshot('):
             self.assertIn(call, source)
+
+    def test_nova_tells_cinder_of_a_snapshot_that_is_refused(self):
+        for name in 'volume_snapshot_create', 'volume_snapshot_delete':
+            source = inspect.getsource(
+                getattr(libvirt_driver.LibvirtDriver, name))
+            self.assertLess(
+                source.index(f'self._{name}('),
+                source.index('self._volume_snapshot_update_status('))
+        self.assertIn('self._get_guest_disk_device', inspect.getsource(
+            libvirt_driver.LibvirtDriver.detach_volume))
 
     def test_finish_migration_makes_qcow2_of_what_it_is_told_of(self):
         source = inspect.getsource(
@@ -378,6 +392,155 @@ class PowerOffWithoutHelperTest(DriverTestCase):
             self.driver.power_off(self.instance())
         sync.assert_called_once_with()
         self.assertIn('syncing all file systems instead', logs.output[0])
+
+
+class VolumesTest(DriverTestCase):
+    """Of a guest that has one volume on fake DAX."""
+
+    VOLUME = '5b1f3d9e-3a75-4bd5-9e8c-0e4f7a6f7b61'
+    INFO = {'serial': VOLUME, 'driver_volume_type': 'nfs',
+            'data': {'device_path': '/mnt/volume'}}
+
+    def setUp(self):
+        super().setUp()
+        hooks.install()
+        self.order = mock.Mock()
+        for owner, name in (
+                (hostcache, 'flush'), (hostcache, 'invalidate'),
+                *((libvirt_driver.LibvirtDriver, name) for name in (
+                    'power_off', 'destroy', '_connect_volume',
+                    '_disconnect_volume', 'attach_volume', 'detach_volume',
+                    'extend_volume', 'swap_volume', 'quiesce', 'unquiesce',
+                    '_volume_snapshot_update_status',
+                    '_get_guest_disk_device'))):
+            patch = mock.patch.object(owner, name, getattr(self.order, name))
+            patch.start()
+            self.addCleanup(patch.stop)
+        xml = f"""<domain><devices><memory model='virtio-pmem'>
+            <source><path>/mnt/volume</path></source>
+            <target><size unit='KiB'>2048</size></target>
+            <alias name='ua-fakedax-{self.VOLUME}'/>
+            </memory></devices></domain>"""
+        self.guest = libvirt_guest.Guest(mock.Mock(
+            XMLDesc=lambda flags: xml))
+        self.state = power_state.RUNNING
+        self.guest.get_power_state = lambda host: self.state
+        self.driver._host.get_guest.return_value = self.guest
+
+    def volumes(self, volumes='all'):
+        return self.instance(None, **{'fakedax:volumes': volumes})
+
+    def calls(self):
+        return [call[0] for call in self.order.mock_calls]
+
+    def test_a_stop_flushes_them(self):
+        self.driver.power_off(self.volumes())
+        self.assertEqual(['flush', 'power_off', 'flush'], self.calls())
+        self.order.flush.assert_called_with('/mnt/volume')
+
+    def test_so_does_a_delete(self):
+        self.driver.destroy(None, self.volumes(), [])
+        self.assertEqual(['flush', 'destroy'], self.calls())
+
+    def test_what_was_cached_before_a_connection_is_not_believed(self):
+        self.driver._connect_volume(None, self.INFO, self.volumes())
+        self.assertEqual(['_connect_volume', 'invalidate'], self.calls())
+
+    def test_nor_what_is_left_after_it(self):
+        self.driver._disconnect_volume(
+            None, self.INFO, self.volumes('boot'), None, False, True)
+        self.assertEqual(['invalidate', '_disconnect_volume'], self.calls())
+        self.order._disconnect_volume.assert_called_once_with(
+            None, self.INFO, mock.ANY, None, False, True)
+
+    def test_the_pages_of_ordinary_volumes_stay(self):
+        for instance in (self.volumes('none'), self.instance()):
+            self.driver._connect_volume(None, self.INFO, instance)
+            self.driver._disconnect_volume(None, self.INFO, instance)
+        self.order.invalidate.assert_not_called()
+
+    @mock.patch('nova_fakedax.hotplug.attach')
+    def test_only_a_flavor_for_all_volumes_plugs_them_in(self, attach):
+        self.driver.attach_volume(
+            None, self.INFO, self.volumes('boot'), '/dev/vdb')
+        attach.assert_not_called()
+        self.order.attach_volume.assert_called_once()
+        self.driver.attach_volume(
+            None, self.INFO, self.volumes(), '/dev/vdb')
+        attach.assert_called_once()
+        self.order.attach_volume.assert_called_once()
+
+    def test_a_detach_finds_the_device(self):
+        self.assertEqual('/mnt/volume', self.driver._get_guest_disk_device(
+            self.guest, 'vdb', self.VOLUME).source_path)
+        self.order._get_guest_disk_device.assert_not_called()
+
+    def test_that_of_an_ordinary_volume_is_found_by_nova(self):
+        self.driver._get_guest_disk_device(self.guest, 'vdb', 'other', True)
+        self.order._get_guest_disk_device.assert_called_once_with(
+            self.guest, 'vdb', 'other', True)
+
+    def change(self, name, instance=None):
+        method = getattr(self.driver, name)
+        instance = instance or self.volumes()
+        if name == 'detach_volume':
+            method(None, self.INFO, instance, '/dev/vdb')
+        elif name == 'extend_volume':
+            method(None, self.INFO, instance, 2 * units.Gi)
+        else:
+            method(None, self.INFO, {}, instance, '/dev/vdb', 0)
+
+    def test_what_a_running_guest_cannot_do_is_refused_first(self):
+        for name in 'detach_volume', 'extend_volume', 'swap_volume':
+            exc = self.assertRaises(
+                exception.NovaException, self.change, name)
+            self.assertIn('is not supported', exc.format_message())
+        self.assertEqual([], self.calls())
+
+    def test_while_it_is_off_that_is_left_to_nova(self):
+        self.state = power_state.SHUTDOWN
+        names = ['detach_volume', 'extend_volume', 'swap_volume']
+        for name in names:
+            self.change(name)
+        self.assertEqual(names, self.calls())
+
+    def test_so_is_that_of_an_ordinary_server(self):
+        names = ['detach_volume', 'extend_volume', 'swap_volume']
+        for name in names:
+            self.change(name, self.instance(None))
+        self.assertEqual(names, self.calls())
+
+    def test_cinder_is_told_that_no_file_becomes_qcow2(self):
+        for self.state in power_state.RUNNING, power_state.SHUTDOWN:
+            for method, status, arguments in (
+                (self.driver.volume_snapshot_create, 'error', ({
+                    'type': 'qcow2', 'snapshot_id': 'snapshot',
+                    'new_file': 'volume.snapshot'},)),
+                (self.driver.volume_snapshot_delete, 'error_deleting', (
+                    'snapshot', {'type': 'qcow2'})),
+            ):
+                exc = self.assertRaises(
+                    refusals.OperationRefused, method, None, self.volumes(),
+                    self.VOLUME, *arguments)
+                self.assertIn('qcow2', exc.format_message())
+                self.order._volume_snapshot_update_status.assert_called_with(
+                    None, 'snapshot', status)
+
+    def test_a_guest_without_volumes_is_quiesced_by_nova(self):
+        for instance in self.instance(None), self.instance():
+            self.driver.quiesce(None, instance, None)
+            self.driver.unquiesce(None, instance, None)
+        self.assertEqual(['quiesce', 'unquiesce'] * 2, self.calls())
+
+    def test_one_with_volumes_is_not(self):
+        with mock.patch('nova_fakedax.quiesce.quiesce') as quiesce, \
+                mock.patch('nova_fakedax.quiesce.unquiesce') as unquiesce:
+            self.driver.quiesce(None, self.volumes(), None)
+            self.driver.unquiesce(None, self.volumes(), None)
+        quiesce.assert_called_once_with(
+            self.driver, None, mock.ANY, None, ['/mnt/volume'])
+        unquiesce.assert_called_once_with(self.driver, None, mock.ANY, None)
+        self.assertEqual([], self.calls())
 
 
 class PassedThroughInterfaceTest(DriverTestCase):

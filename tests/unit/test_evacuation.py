@@ -34,6 +34,7 @@ class HostsTestCase(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
+        objects.register_all()
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.path = pathlib.Path(directory.name)
@@ -47,7 +48,9 @@ class HostsTestCase(base.BaseTestCase):
             setattr(self, name.rpartition('.')[2], patch.start())
             self.addCleanup(patch.stop)
         self.here, self.there = (self.host(name) for name in ('here', 'there'))
-        self.instance = objects.Instance(uuid=fixtures.UUID, host='there')
+        self.instance = objects.Instance(
+            uuid=fixtures.UUID, host='there',
+            flavor=objects.Flavor(extra_specs={'fakedax:disks': 'root'}))
 
     def host(self, name):
         host = evacuation.Hosts(str(self.path), name)
@@ -70,6 +73,30 @@ class HostsTestCase(base.BaseTestCase):
             evacuation.EvacuationRefused, f"from host there: .*{pattern}",
             self.here.check_gone, self.instance)
         self.invalidate.assert_not_called()
+
+
+class VolumesTest(HostsTestCase):
+    """Of which Cinder's attachments are the fence, not locks."""
+
+    def setUp(self):
+        super().setUp()
+        self.image_paths.return_value = []
+        self.instance.flavor.extra_specs = {'fakedax:volumes': 'all'}
+
+    def test_hosts_that_have_never_seen_each_other(self):
+        self.here.look()
+        self.here.check_gone(self.instance)
+
+    def test_host_that_shows_that_it_is_alive(self):
+        self.look()
+        self.assertRefused('its nova-compute still runs')
+        self.there.release()
+        self.here.check_gone(self.instance)
+
+    def test_images_need_them_all_the_same(self):
+        self.instance.flavor.extra_specs['fakedax:disks'] = 'ephemeral'
+        self.here.look()
+        self.assertRefused('has never seen a lock of it')
 
 
 class CheckGoneTest(HostsTestCase):

@@ -26,6 +26,7 @@ from nova.compute import resource_tracker
 from nova.scheduler import request_filter as nova_request_filter
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import migration as libvirt_migrate
 from nova.virt.libvirt import utils as libvirt_utils
 from oslotest import base
 
@@ -66,13 +67,14 @@ class ImportTest(base.BaseTestCase):
             from nova import conf
             from nova.compute import manager, resource_tracker
             from nova.scheduler import request_filter
-            from nova.virt.libvirt import config, driver, utils
+            from nova.virt.libvirt import config, driver, migration, utils
 
             def state():
                 return {
                     'parse_dom': config.LibvirtConfigGuest.parse_dom,
                     'find_disk': utils.find_disk,
                     'copy_image': utils.copy_image,
+                    'volumes': str(migration._update_volume_xml),
                     'rebuild': str(
                         manager.ComputeManager._do_rebuild_instance),
                     'allocation': str(
@@ -123,6 +125,7 @@ class InstallTest(base.BaseTestCase):
         for owner, name in ((vconfig.LibvirtConfigGuest, 'parse_dom'),
                             (libvirt_utils, 'find_disk'),
                             (libvirt_utils, 'copy_image'),
+                            (libvirt_migrate, '_update_volume_xml'),
                             (manager.ComputeManager, '_do_rebuild_instance'),
                             (resource_tracker.ResourceTracker,
                              'delete_allocation_for_evacuated_instance')):
@@ -164,6 +167,23 @@ class InstallTest(base.BaseTestCase):
             "<disk type='file' device='disk'><driver type='raw'/>"
             "<source file='/i/first'/></disk>")
         self.assertEqual(('/i/first', 'raw'), libvirt_utils.find_disk(guest))
+
+    def test_a_migration_names_volumes_as_the_destination_does(self):
+        nova = mock.create_autospec(
+            inspect.unwrap(libvirt_migrate._update_volume_xml))
+        order = mock.Mock()
+        order.attach_mock(nova, 'nova')
+        with mock.patch.object(libvirt_migrate, '_update_volume_xml', nova), \
+                mock.patch('nova_fakedax.migration.move_volumes',
+                           order.move_volumes):
+            hooks.install()
+            data = mock.Mock()
+            self.assertIs(nova.return_value, libvirt_migrate.
+                          _update_volume_xml('xml', data, 'instance', 'get'))
+        self.assertEqual(
+            [mock.call.move_volumes('xml', data.bdms, 'get'),
+             mock.call.nova('xml', data, 'instance', 'get')],
+            order.mock_calls)
 
     @mock.patch('nova_fakedax.resize.copy', return_value=False)
     def test_another_file_is_copied_by_nova(self, copy):
@@ -215,6 +235,9 @@ class NovaTest(base.BaseTestCase):
         for function, parameters in (
                 (vconfig.LibvirtConfigGuest.parse_dom, ['self', 'xmldoc']),
                 (libvirt_utils.find_disk, ['guest']),
+                (libvirt_migrate._update_volume_xml, [
+                    'xml_doc', 'migrate_data', 'instance',
+                    'get_volume_config']),
                 (libvirt_utils.copy_image, [
                     'src', 'dest', 'host', 'receive', 'on_execute',
                     'on_completion', 'compression']),
@@ -235,6 +258,8 @@ class NovaTest(base.BaseTestCase):
     def test_nova_calls_them_by_the_names_that_are_replaced(self):
         self.assertIn('libvirt_utils.find_disk(guest)', inspect.getsource(
             libvirt_driver.LibvirtDriver.snapshot))
+        self.assertIn('xml_doc = _update_volume_xml(', inspect.getsource(
+            libvirt_migrate.get_updated_guest_xml))
         self.assertIn(
             'libvirt_utils.copy_image(from_path, img_path, host=dest,',
             inspect.getsource(

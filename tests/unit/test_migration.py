@@ -12,14 +12,18 @@
 
 import inspect
 import os
+import stat
 import threading
 from unittest import mock
 
 import fixtures
+from lxml import etree
 from nova.compute import manager
 from nova import exception
 from nova import objects
+from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
+from oslo_utils.fixture import uuidsentinel as uuids
 from oslotest import base
 
 from nova_fakedax import migration
@@ -56,6 +60,82 @@ class CheckTest(base.BaseTestCase):
                     reason, self.refused(migration.check_storage, data))
             else:
                 migration.check_storage(data)
+
+
+class MoveVolumesTest(base.BaseTestCase):
+    """Each host has names of its own for the devices of volumes."""
+
+    XML = f"""<domain><devices>
+      <disk type='block'><source dev='/dev/loop1'/>
+        <serial>fakedax-boot</serial></disk>
+      <disk type='block'><source dev='/dev/loop1'/>
+        <serial>{uuids.ordinary}</serial></disk>
+      <memory model='virtio-pmem'><source><path>/i/disk.eph0</path></source>
+        <alias name='ua-fakedax-eph0'/></memory>
+      <memory model='virtio-pmem'><source><path>/dev/loop1</path></source>
+        <alias name='ua-fakedax-{uuids.root}'/></memory>
+      <memory model='virtio-pmem'><source><path>/dev/loop2</path></source>
+        <alias name='ua-fakedax-{uuids.data}'/></memory>
+      <memory model='nvdimm'><source><path>/dev/loop1</path></source></memory>
+    </devices></domain>"""
+
+    def setUp(self):
+        super().setUp()
+        objects.register_all()
+
+    def move(self, xml=XML, **there):
+        """Move the guest to where volumes, by sentinel, have these paths."""
+        found = etree.fromstring(xml)
+        migration.move_volumes(found, [
+            objects.LibvirtLiveMigrateBDMInfo(
+                serial=getattr(uuids, name), bus='virtio', dev='vda',
+                type='disk', connection_info={'path': path})
+            for name, path in there.items()], self.config)
+        return ([path.text for path in found.findall('.//path')],
+                [dict(source.attrib) for source in found.findall(
+                    './devices/disk/source')])
+
+    def config(self, connection_info, disk_info):
+        self.assertEqual('vda', disk_info['dev'])
+        config = vconfig.LibvirtConfigGuestDisk()
+        config.source_path = connection_info['path']
+        return config
+
+    def test_the_devices_and_the_boot_view_get_those_of_the_destination(self):
+        # The destination has them the other way round.
+        memory, disks = self.move(
+            root='/dev/loop2', data='/dev/loop1', ordinary='/dev/loop9')
+        self.assertEqual(
+            ['/i/disk.eph0', '/dev/loop2', '/dev/loop1', '/dev/loop1'], memory)
+        # The ordinary one is Nova's.
+        self.assertEqual(
+            [{'dev': '/dev/loop2'}, {'dev': '/dev/loop1'}], disks)
+
+    def test_a_view_by_another_name(self):
+        xml = self.XML.replace(
+            "dev='/dev/loop1'", "file='/mnt/a/volume.view'").replace(
+                '/dev/loop1', '/mnt/a/volume')
+        memory, disks = self.move(
+            xml, root='/mnt/b/volume', data='/mnt/b/other')
+        self.assertEqual('/mnt/b/volume', memory[1])
+        self.assertEqual({'file': '/mnt/b/volume.view'}, disks[0])
+
+    def test_a_volume_that_the_destination_has_not_connected(self):
+        self.assertRaisesRegex(
+            exception.MigrationError, uuids.data, self.move,
+            root='/dev/loop2')
+
+    def test_one_that_it_has_not_connected_to_a_path(self):
+        self.assertRaisesRegex(
+            exception.MigrationError, uuids.root, self.move,
+            root=None, data='/dev/loop1')
+
+    def test_a_guest_without_volumes(self):
+        xml = etree.fromstring(
+            "<domain><devices><memory model='virtio-pmem'><source><path>/i"
+            "</path></source></memory></devices></domain>")
+        migration.move_volumes(xml, [], None)
+        self.assertEqual('/i', xml.findtext('.//path'))
 
 
 class MachineTest(base.BaseTestCase):
@@ -216,6 +296,23 @@ class KeepOwnerTest(base.BaseTestCase):
         with self.assertLogs(migration.LOG.logger, 'WARNING') as logs:
             self.move(disk=(0, 0))
         self.assertIn('disk back to 1:2: not permitted', logs.output[0])
+
+
+class OwnerTest(base.BaseTestCase):
+
+    def test_of_a_file(self):
+        path = self.useFixture(fixtures.TempDir()).join('disk')
+        with open(path, 'wb'):
+            pass
+        self.assertEqual(
+            (os.geteuid(), os.getegid()), migration._owner(path))
+        os.unlink(path)
+        self.assertIsNone(migration._owner(path))
+
+    def test_a_block_device_is_the_hosts_own(self):
+        status = mock.Mock(st_mode=stat.S_IFBLK | 0o660, st_uid=1, st_gid=2)
+        with mock.patch('os.stat', return_value=status):
+            self.assertIsNone(migration._owner('/dev/loop7'))
 
 
 class ForgetTest(base.BaseTestCase):

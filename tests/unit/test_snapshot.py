@@ -198,7 +198,7 @@ class InterruptedTest(InterruptedTestCase):
         self.host.get_guest.side_effect = exception.InstanceNotFound(
             instance_id='gone')
         self.resume_interrupted()
-        self.driver.unquiesce.assert_not_called()
+        self.driver._set_quiesced.assert_not_called()
 
 
 class LeftPausedTest(InterruptedTestCase):
@@ -212,11 +212,12 @@ class LeftPausedTest(InterruptedTestCase):
         self.guest.get_power_state.return_value = power_state.PAUSED
         # Its file systems may be frozen or not: nobody remembers.
         for error in None, exception.QemuGuestAgentNotEnabled():
-            self.driver.unquiesce.side_effect = error
+            self.driver._set_quiesced.side_effect = error
             self.resume_interrupted()
         self.assertEqual(2, self.guest.resume.call_count)
-        self.driver.unquiesce.assert_called_with(
-            mock.sentinel.context, self.instance, self.instance.image_meta)
+        self.driver._set_quiesced.assert_called_with(
+            mock.sentinel.context, self.instance, self.instance.image_meta,
+            False)
 
 
 class NotInterruptedTest(InterruptedTestCase):
@@ -242,4 +243,4 @@ class NotInterruptedTest(InterruptedTestCase):
         self.guest.get_power_state.return_value = self.power_state
         self.resume_interrupted()
         self.guest.resume.assert_not_called()
-        self.driver.unquiesce.assert_not_called()
+        self.driver._set_quiesced.assert_not_called()
