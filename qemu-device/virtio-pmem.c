@@ -983,27 +983,45 @@ static void virtio_pmem_quiesce(VirtIOPMEM *pmem)
     trace_virtio_pmem_quiesced(pmem, pmem->stop_error);
 }
 
+/* Check that nobody has written to the image since it was given up. */
+static bool virtio_pmem_check_unchanged(VirtIOPMEM *pmem, Error **errp)
+{
+    struct statx_timestamp mtime;
+    Error *err = NULL;
+
+    if (!virtio_pmem_last_write(pmem, &mtime, errp)) {
+        return false;
+    }
+    if (pmem->lock == ON_OFF_AUTO_OFF) {
+        return true;
+    }
+    if (mtime.tv_sec != pmem->given_up_mtime.tv_sec ||
+        mtime.tv_nsec != pmem->given_up_mtime.tv_nsec) {
+        error_setg(errp, "memory backend '%s' was written to by another "
+                   "process or host since the guest's state was saved",
+                   virtio_pmem_id(pmem));
+        return false;
+    }
+    /* A block device has no such time; the samples show some of the writes. */
+    if (virtio_pmem_is_block(pmem) &&
+        !virtio_pmem_compare(pmem, &pmem->identity, &err)) {
+        error_propagate_prepend(errp, err,
+                                "cannot reacquire the block device: ");
+        return false;
+    }
+    return true;
+}
+
 /*
  * Reacquire the image that was given up. Nobody may have changed it meanwhile:
  * the guest would not know.
  */
 static bool virtio_pmem_reacquire(VirtIOPMEM *pmem, Error **errp)
 {
-    struct statx_timestamp mtime;
-
     if (virtio_pmem_lock_owner(pmem, errp) < 0) {
         return false;
     }
-    if (!virtio_pmem_last_write(pmem, &mtime, errp)) {
-        virtio_pmem_unlock_all(pmem);
-        return false;
-    }
-    if (pmem->lock != ON_OFF_AUTO_OFF &&
-        (mtime.tv_sec != pmem->given_up_mtime.tv_sec ||
-         mtime.tv_nsec != pmem->given_up_mtime.tv_nsec)) {
-        error_setg(errp, "memory backend '%s' was written to by another "
-                   "process or host since the guest's state was saved",
-                   virtio_pmem_id(pmem));
+    if (!virtio_pmem_check_unchanged(pmem, errp)) {
         virtio_pmem_unlock_all(pmem);
         return false;
     }

@@ -30,6 +30,7 @@ from lab.benchmarks import plots
 from lab.benchmarks import results
 from lab import guest
 from lab.machine import emulators
+from lab.machine import loop
 from lab.machine import pagecache
 from lab.machine import qemu
 from lab.machine import syncs
@@ -56,6 +57,7 @@ _MEASURED = ('p50_us', 'p99_us', 'max_us', 'ops_per_s', *_DIRTIED,
 #: What our device and driver are compared with, and by which figures.
 _RIVALS = {'pmem': ('pmem-before', 'pmem-stock', 'blk-writeback',
                     'pmem-memmap-guest'),
+           'pmem-block': ('pmem', 'blk-writeback'),
            'pmem-driver': ('pmem', 'blk-writeback')}
 _COMPARED = ('p50_us', 'p99_us', 'ops_per_s', 'dirtied_mib_per_s')
 
@@ -71,6 +73,8 @@ class Mode:
     driver: bool = False
     #: Whether the image has the guest's page descriptors in front.
     memmap: bool = False
+    #: Whether it is a block device of the image, as a volume may be.
+    block: bool = False
     #: A QEMU that was built before.
     built: str = ''
 
@@ -79,12 +83,12 @@ class Mode:
             return self.built
         return emulators.stock('10.0') if self.stock else emulators.project()
 
-    def memory_mib(self, image: pathlib.Path) -> int:
+    def memory_mib(self, disk: pathlib.Path) -> int:
         """The guest's RAM: as much for itself with every disk."""
         if self.memmap or self.disk is not qemu.pmem:
             return _MEMORY_MIB
         # 64 bytes for each page of 4096.
-        return _MEMORY_MIB + (image.stat().st_size >> 26)
+        return _MEMORY_MIB + (loop.size(disk) >> 26)
 
     def guest(self, kernel: str) -> guest.Guest:
         return guest.build(kernel_package=kernel, with_driver=self.driver)
@@ -109,6 +113,8 @@ MODES = {
     'pmem': Mode('virtio-pmem, our device', qemu.pmem, memmap=True),
     'pmem-memmap-guest': Mode(
         "virtio-pmem, our device, memmap in the guest's RAM", qemu.pmem),
+    'pmem-block': Mode('virtio-pmem, our device, on a block device',
+                       qemu.pmem, memmap=True, block=True),
     'pmem-driver': Mode('virtio-pmem, our device and driver', qemu.pmem,
                         driver=True, memmap=True),
 }
@@ -155,7 +161,9 @@ def flush(rounds: int, quick: bool, disk_gib: int, kernel: str,
     Every round boots the test guest from a disk of each kind, another one
     first in each. All have the same file system, in images of the same
     content; those of our device have the memmap (the guest's page
-    descriptors) in front, except for pmem-memmap-guest. In each boot, 4 KiB
+    descriptors) in front, except for pmem-memmap-guest. pmem-block is a loop
+    device of the image, which is read and written past the page cache of the
+    file, as a volume of a block backend. In each boot, 4 KiB
     are written and fsynced: by one process alone, by one next to a process
     that dirties a large file, by 64 processes, and by 64 processes with
     fdatasync, which flushes the disk without a commit of the file system's
@@ -203,17 +211,19 @@ def flush(rounds: int, quick: bool, disk_gib: int, kernel: str,
         counted = {}
         for name, mode in modes.items():
             with (progress.step(f'counting syncs: {mode.title}'),
-                  _boot(found[mode.memmap], mode, kernel) as machine):
+                  _disk(found[mode.memmap], mode) as disk,
+                  _boot(disk, mode, kernel) as machine):
                 for key, workload in workloads.items():
                     counted[name, key] = _count(
-                        machine, found[mode.memmap], workload, share)
+                        machine, disk, workload, share)
         samples: dict[tuple[str, str], list[results.Sample]] = {}
         for number in range(rounds):
             for name in results.in_turn(modes, number):
                 mode = modes[name]
                 with (progress.step(f'round {number + 1} of {rounds}: '
                                     f'{mode.title}'),
-                      _boot(found[mode.memmap], mode, kernel) as machine):
+                      _disk(found[mode.memmap], mode) as disk,
+                      _boot(disk, mode, kernel) as machine):
                     for key, workload in workloads.items():
                         samples.setdefault((name, key), []).append(
                             _time(machine, workload, share))
@@ -262,15 +272,27 @@ def _images(kernel: str, disk_gib: int,
 
 
 @contextlib.contextmanager
-def _boot(image: pathlib.Path, mode: Mode,
+def _disk(image: pathlib.Path, mode: Mode) -> Iterator[pathlib.Path]:
+    """What QEMU opens: the image, or a block device of it."""
+    if not mode.block:
+        yield image
+        return
+    # Linux would look for pages of the file at each direct read and write.
+    pagecache.evict(image)
+    with loop.device(image) as node:
+        yield node
+
+
+@contextlib.contextmanager
+def _boot(disk: pathlib.Path, mode: Mode,
           kernel: str) -> Iterator[qemu.Machine]:
     built = mode.guest(kernel)
     # Otherwise the page cache has the pieces that the last boot has read.
-    pagecache.evict(image)
+    pagecache.evict(disk)
     with qemu.Machine(
             *qemu.direct_kernel(built.kernel, built.initrd,
                                 guest.COMMAND_LINE),
-            *mode.disk(image), memory_mib=mode.memory_mib(image),
+            *mode.disk(disk), memory_mib=mode.memory_mib(disk),
             emulator=mode.emulator()) as machine:
         machine.agent.wait_ready()
         yield machine
@@ -355,11 +377,11 @@ def _rate(first: dict[str, int], last: dict[str, int]) -> float:
             / (last['at_us'] - first['at_us']))
 
 
-def _count(machine: qemu.Machine, image: pathlib.Path, workload: Workload,
+def _count(machine: qemu.Machine, disk: pathlib.Path, workload: Workload,
            share: int) -> float:
-    """Sync calls of QEMU on the image for each fsync in the guest."""
+    """Sync calls of QEMU on the disk for each fsync in the guest."""
     with _dirtier(machine, workload), syncs.watch(
-            machine.pid, f'/{image.name}') as watched:
+            machine.pid, f'/{disk.name}') as watched:
         if workload.dirtier:
             time.sleep(_DIRTIER_SECONDS)
         fsyncs = _fsync(machine, workload, share * 4)['fsyncs']

@@ -13,5 +13,6 @@
 """One QEMU and its guest, with or without libvirt, seen from the host.
 
 The emulators, the guest agent, and what the host does for an image: its page
-cache and syncs. Does not know OpenStack or the lab's cloud.
+cache, its syncs and block devices of it. Does not know OpenStack or the lab's
+cloud.
 """

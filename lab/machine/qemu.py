@@ -26,6 +26,7 @@ from qemu.qmp import error as qmp_error
 
 from lab import errors
 from lab.machine import agent
+from lab.machine import loop
 from lab.machine import monitor
 from lab import wait
 from nova_fakedax import layout
@@ -66,9 +67,10 @@ def pmem(image: pathlib.Path, name: str = 'root',
 
     The file must exist: QEMU would create it.
 
+    :param image: a file or a block device
     :param properties: more properties of the device, as ``name=value,...``
     """
-    size = image.stat().st_size
+    size = loop.size(image)
     return ['-object', f'memory-backend-file,id=mem-{name},share=on,'
                        f'mem-path={image},size={size}',
             '-device', ','.join(filter(None, (

@@ -261,6 +261,8 @@ class BackingFile:
         self._mount = (
             mount if within is None
             else pathlib.Path(f'/proc/{within}/root', *mount.parts[1:]))
+        self._within = within
+        self._gone = False
         self._done: queue.Queue[str] = queue.Queue()
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
@@ -304,6 +306,8 @@ class BackingFile:
                 self._changed.notify_all()
 
     def _command(self, command: str) -> None:
+        if self._gone:
+            return
         assert self._process.stdin is not None
         print(command, file=self._process.stdin, flush=True)
         self._done.get(timeout=10)
@@ -347,6 +351,17 @@ class BackingFile:
     def fail_writes(self, error: int) -> None:
         """Make all writes to the file fail with ``error``; 0 ends that."""
         self._command(f'fail-writes {error}')
+
+    def disconnect(self) -> None:
+        """Lose the storage for good: ENOTCONN for whatever has the file open.
+
+        The other methods do nothing after that.
+        """
+        assert self._within is None, 'not in another mount namespace'
+        self._gone = True
+        self._process.kill()
+        self._process.wait()
+        unmount(str(self._mount))
 
     def wait(
         self, condition: ty.Callable[[], bool], timeout: float = 20

@@ -14,6 +14,7 @@
 
 from collections.abc import Callable
 from concurrent import futures
+import contextlib
 import os
 import pathlib
 import re
@@ -27,6 +28,7 @@ import testtools
 
 from lab import guest
 from lab.machine import emulators
+from lab.machine import loop
 from lab import paths
 from lab import wait
 from tests.device import backing
@@ -95,6 +97,12 @@ class DeviceTestCase(base.BaseTestCase):
         self._backings.append(mounted)
         self.addCleanup(mounted.close)
         return mounted
+
+    def attach(self, file: pathlib.Path) -> pathlib.Path:
+        """Make a file a block device until the test ends; return its node."""
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        return stack.enter_context(loop.device(file))
 
     def start_vm(
         self,

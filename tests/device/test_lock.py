@@ -56,6 +56,11 @@ def lock(file: ty.IO[bytes]) -> None:
     _flock(file, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK)
 
 
+def is_locked(file: ty.IO[bytes]) -> bool:
+    """Whether anybody else holds the lock of the image."""
+    return _flock(file, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
+
+
 class LockMixin:
     """A third process that looks at the image's lock, or takes it."""
 
@@ -64,8 +69,7 @@ class LockMixin:
     def held(self) -> bool:
         """Whether anybody holds the lock of the image."""
         with self.image.open('r+b') as file:
-            return _flock(
-                file, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
+            return is_locked(file)
 
     def wait_free(self) -> None:
         """Wait until nobody holds it: FUSE learns late of a process's end."""

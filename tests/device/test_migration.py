@@ -21,6 +21,7 @@ from lab.machine import emulators
 import testscenarios
 
 from qemu.qmp import qmp_client
+from tests.device import backing
 from tests.device import base
 from tests.device import emulator
 
@@ -42,14 +43,18 @@ class MigrationTestCase(base.DeviceTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.here, self.there = self.mount('here'), self.mount('there')
-        self.source = self.start_vm(self.here.path, name='source')
+        self.source = self.start_vm(self.image_of(self.here), name='source')
         self.pmem = self.bring_up(self.source)
         self.address = self.memaddr(self.source)
+
+    def image_of(self, mounted: backing.BackingFile) -> pathlib.Path:
+        """What a QEMU of a host opens."""
+        return mounted.path
 
     def expect_guest(self, name: str = 'destination',
                      **kwargs: str) -> emulator.Emulator:
         return self.incoming(
-            self.there.path, name,
+            self.image_of(self.there), name,
             binary=emulators.project(self.destination_version), **kwargs)
 
     def move(self, **kwargs: str) -> emulator.Emulator:

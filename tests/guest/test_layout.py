@@ -15,6 +15,8 @@
 Real QEMU under TCG, no OpenStack: about a minute.
 """
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -24,12 +26,29 @@ from oslo_utils import units
 import testscenarios
 
 from lab import guest
+from lab.machine import loop
 from lab.machine import qemu
 from nova_fakedax import layout
 from tests.guest import test_guest
 from tests.paravirt import committing
 
 load_tests = testscenarios.load_tests_apply_scenarios
+
+#: What "ndctl create-namespace --force --reconfig=namespace1.0 --mode=fsdax
+#: --map=dev" writes to sysfs for the second disk (setup_namespace() of its
+#: ndctl/namespace.c). The kernel writes the info block when its driver takes
+#: what was set up.
+RECONFIGURE = """
+set -e
+cd /sys/bus/nd
+echo namespace1.0 > drivers/nd_pmem/unbind
+pfn=$(cat devices/region1/pfn_seed)
+cat /proc/sys/kernel/random/uuid > devices/$pfn/uuid
+echo pmem > devices/$pfn/mode
+echo 2097152 > devices/$pfn/align
+echo namespace1.0 > devices/$pfn/namespace
+echo $pfn > drivers/nd_pmem/bind
+"""
 
 #: Packages of kernels other than the guest's own, or the word "6.12".
 KERNELS = os.environ.get('FAKEDAX_GUEST_KERNELS', '6.12').split()
@@ -171,3 +190,55 @@ class LayoutTest(LayoutTestCase):
             machine.agent.wait_ready()
             self.assertEqual('rescued\n', machine.agent.run(
                 'cat /root/note', check=True).stdout)
+
+
+class VolumeTest(LayoutTestCase):
+    """A disk that no host has laid out, such as a volume."""
+
+    scenarios = [('file', {'block': False}), ('block-device', {'block': True})]
+
+    block: bool
+
+    def test_a_volume_that_its_user_has_given_a_memmap(self) -> None:
+        volume = self.directory / 'volume'
+        with volume.open('wb') as file:
+            file.truncate(units.Gi)
+        with self.opened(volume) as disk:
+            options = [*self.direct_kernel(), *qemu.pmem(self.make(1, True)),
+                       *qemu.pmem(disk, 'volume')]
+            with qemu.Machine(*options) as machine:
+                self.assertOnPmem(self.boot(machine))
+                machine.agent.wait_ready()
+                self.assertEqual({'namespace0.0': ('pmem', units.Gi)},
+                                 self.namespaces(machine))
+                machine.agent.run(RECONFIGURE, check=True)
+                mode, size = self.namespaces(machine)['namespace1.0']
+                self.assertEqual('pmem', mode)
+                machine.agent.run('echo hello > /dev/pmem1 && sync',
+                                  check=True)
+                machine.power_off()
+            # The next boot finds it by the info block alone.
+            with qemu.Machine(*options) as machine:
+                self.assertOnPmem(self.boot(machine))
+                machine.agent.wait_ready()
+                self.assertEqual(('pmem', size),
+                                 self.namespaces(machine)['namespace1.0'])
+                self.assertEqual('hello', machine.agent.run(
+                    'head -c 5 /dev/pmem1', check=True).stdout)
+                machine.power_off()
+        found = layout.read(str(volume))
+        self.assertEqual(layout.Layout(units.Gi - size, size), found)
+        # 16 MiB of struct pages, and what is in front of them.
+        self.assertEqual(18 * units.Mi, found.offset)
+        with volume.open('rb') as file:
+            file.seek(found.offset)
+            self.assertEqual(b'hello\n', file.read(6))
+
+    @contextlib.contextmanager
+    def opened(self, volume: pathlib.Path) -> Iterator[pathlib.Path]:
+        """What QEMU opens of a volume."""
+        if not self.block:
+            yield volume
+            return
+        with loop.device(volume, direct=False) as node:
+            yield node

@@ -12,6 +12,7 @@
 
 """Sync calls that lab.machine.syncs counts, of a process that makes them."""
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -19,13 +20,14 @@ import tempfile
 
 from oslotest import base
 
+from lab.machine import loop
 from lab.machine import syncs
 
 # Maps a file, and makes a call on it for each line that it is sent.
 PROGRAM = """
 import mmap, os, sys
 file, other = (open(name, 'r+b') for name in sys.argv[1:])
-mapping, others = (mmap.mmap(each.fileno(), 0) for each in (file, other))
+mapping, others = (mmap.mmap(each.fileno(), 8192) for each in (file, other))
 print('ready', flush=True)
 for line in sys.stdin:
     eval(line)
@@ -43,8 +45,11 @@ class WatchTestCase(base.BaseTestCase):
                  for name in ('disk', 'other')]
         for file in files:
             file.write_bytes(bytes(8192))
+        disk = self.opened(files[0])
+        #: The end of its path.
+        self.name = f'/{disk.name}'
         self.process = subprocess.Popen(
-            [sys.executable, '-c', PROGRAM, *map(str, files)],
+            [sys.executable, '-c', PROGRAM, str(disk), str(files[1])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.addCleanup(self.process.wait)
         assert self.process.stdin and self.process.stdout
@@ -52,13 +57,17 @@ class WatchTestCase(base.BaseTestCase):
         self.addCleanup(self.process.stdin.close)
         self.process.stdout.readline()
 
+    def opened(self, file: pathlib.Path) -> pathlib.Path:
+        """What the process opens of a file."""
+        return file
+
     def call(self, expression: str) -> None:
         assert self.process.stdin and self.process.stdout
         print(expression, file=self.process.stdin, flush=True)
         self.assertEqual('done\n', self.process.stdout.readline())
 
     def test_calls_on_the_file_count_and_others_do_not(self) -> None:
-        with syncs.watch(self.process.pid, '/disk') as seen:
+        with syncs.watch(self.process.pid, self.name) as seen:
             self.call('os.fdatasync(file.fileno())')
             self.call('mapping.flush(4096, 4096)')
             self.call('os.fdatasync(other.fileno())')
@@ -66,7 +75,16 @@ class WatchTestCase(base.BaseTestCase):
         self.assertEqual((2, 0), (seen.succeeded, seen.failed))
 
     def test_process_that_cannot_be_watched(self) -> None:
-        watch = syncs.watch(self.process.pid, '/disk')
+        watch = syncs.watch(self.process.pid, self.name)
         self.process.terminate()
         self.process.wait()
         self.assertRaises(syncs.WatchError, watch.__enter__)
+
+
+class BlockDeviceTestCase(WatchTestCase):
+    """The same of a block device."""
+
+    def opened(self, file: pathlib.Path) -> pathlib.Path:
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        return stack.enter_context(loop.device(file, direct=False))
