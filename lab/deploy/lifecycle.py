@@ -21,7 +21,6 @@ import pathlib
 import shutil
 import subprocess
 import time
-from typing import Any
 
 from lab.deploy import catalog
 from lab.deploy import clients
@@ -31,6 +30,7 @@ from lab.deploy import host
 from lab.deploy import leftovers
 from lab.deploy import loops
 from lab.deploy import ports
+from lab.deploy import servers
 from lab.deploy import services
 from lab.deploy import storage
 from lab.deploy import supervision
@@ -362,8 +362,7 @@ def _make_volume_types() -> None:
     missing = [name for name in config.BACKENDS if name not in known]
     if missing:
         with progress.step('making the volume types'):
-            # Any: its type allows version 2 of the API as well.
-            cinder: Any = clients.connect().block_storage
+            cinder = servers.block_storage(clients.connect())
             for name in missing:
                 cinder.create_type(
                     name=name, extra_specs={'volume_backend_name': name})
