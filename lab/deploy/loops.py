@@ -17,7 +17,7 @@ The kernel of a development machine has neither iSCSI nor a device mapper. So
 the file of a volume becomes a block device of a host by a loop device that is
 made over the host's own mount of the shared storage. Each host has a page
 cache of its own for it, as with a disk that a storage network attaches to two
-hosts. With direct I/O, as the file itself is to be in no page cache.
+hosts. With direct I/O, so that the file itself is in no page cache.
 
 All hosts see all devices of the machine. A host's are those that have a link
 in its directory: it keeps its name, whichever number the device gets.
@@ -103,7 +103,7 @@ def devices() -> list[pathlib.Path]:
     """All that the lab has made, also those of hosts that are gone."""
     return sorted(pathlib.Path('/dev', each.parents[1].name)
                   for each in _SYSFS.glob('loop*/loop/backing_file')
-                  if _is_ours(each.parents[1].name))
+                  if _is_of_the_lab(each.parents[1].name))
 
 
 def detach_all() -> None:
@@ -122,7 +122,7 @@ def _is_attached(path: pathlib.Path) -> bool:
         f'/{host.VOLUMES.name}/{FILES.name}/{path.name}')
 
 
-def _is_ours(device: str) -> bool:
+def _is_of_the_lab(device: str) -> bool:
     backing = _backing(device)
     # Once the host's mount is gone, the path begins at the mount's root.
     return backing.startswith((
