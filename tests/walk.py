@@ -18,6 +18,7 @@ process. ``FAKEDAX_WALK`` in the environment says how many steps, and which
 seed if a colon and a number follow: ``500:7``.
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 import dataclasses
 import os
@@ -53,14 +54,16 @@ class Model:
 
     :ivar content: the number that was stored last on its root disk; 0 if that
         is as its image has it
+    :ivar without: steps that cannot be taken
     """
 
     status: str = 'ACTIVE'
     content: int = 0
+    without: Collection[str] = ()
     _before_resize: tuple[str, int] = ('', 0)
 
     def choices(self) -> list[str]:
-        return sorted(STEPS[self.status])
+        return sorted(set(STEPS[self.status]) - set(self.without))
 
     def take(self, step: str) -> None:
         after = STEPS[self.status][step]
@@ -95,10 +98,14 @@ def length(default: int) -> tuple[int, int]:
     return int(count), int(seed or 1)
 
 
-def walk(server: Server, count: int, seed: int) -> None:
-    """Take random steps; an error says which led to it."""
+def walk(server: Server, count: int, seed: int,
+         without: Collection[str] = ()) -> None:
+    """Take random steps; an error says which led to it.
+
+    :param without: steps that the server cannot take
+    """
     source = random.Random(seed)
-    model = Model()
+    model = Model(without=without)
     taken: list[str] = []
     for number in range(1, count + 1):
         step = source.choice(model.choices())

@@ -30,6 +30,7 @@ _BOOTSTRAPPED = _KEYSTONE / 'bootstrapped'
 _FILLED = _KEYSTONE / 'filled'
 
 _SERVICES = {
+    'block-storage': ('cinder', '/v3'),
     'compute': ('nova', '/v2.1'),
     'image': ('glance', ''),
     'network': ('neutron', ''),
@@ -96,7 +97,7 @@ def fill() -> None:
     passwords = credentials.load()
     roles = {role.name: role for role in identity.roles()}
     service = _project(identity, 'service')
-    for name in ('glance', 'neutron', 'nova', 'placement'):
+    for name in ('cinder', 'glance', 'neutron', 'nova', 'placement'):
         user = _user(identity, name, passwords[name], service)
         for role in ('admin', 'service'):
             identity.assign_project_role_to_user(service, user, roles[role])

@@ -22,6 +22,7 @@ import jinja2
 
 from lab.deploy import credentials
 from lab.deploy import host
+from lab.deploy import storage
 from lab import paths
 
 ETC = paths.STATE / 'etc'
@@ -37,11 +38,15 @@ PORTS = {
     'glance': 9292,
     'neutron': 9696,
     'nova': 8774,
+    'cinder': 8776,
 }
 
 #: The environment that all clones share, and the one of this clone over it.
 BASE = (paths.STATE / 'venv/base').resolve()
 PYTHON = paths.STATE / 'venv/bin/python'
+
+#: The directory that comes first in cinder-volume's PATH.
+PROGRAMS = ETC / 'cinder/bin'
 
 _APIS = {
     'keystone': 'keystone.wsgi.api',
@@ -49,7 +54,12 @@ _APIS = {
     'glance': 'glance.wsgi.api',
     'neutron': 'neutron.wsgi.api',
     'nova': 'nova.wsgi.osapi_compute',
+    'cinder': 'cinder.wsgi.api',
 }
+
+#: Of Cinder, and the volume types of the same names: volumes that are files,
+#: and volumes that are block devices of a host.
+BACKENDS = ('file', 'block')
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent
@@ -72,6 +82,7 @@ def values(run: pathlib.Path = host.RUN, kvm: bool = False,
     :param kvm: guests run with KVM, not TCG
     """
     return {
+        'backends': BACKENDS,
         'base': BASE,
         'database_url': lambda name: database_url(name, run),
         'etc': ETC,
@@ -85,6 +96,7 @@ def values(run: pathlib.Path = host.RUN, kvm: bool = False,
         'run': run,
         'state': paths.STATE,
         'virt_type': 'kvm' if kvm else 'qemu',
+        'volumes': host.VOLUMES.name,
     }
 
 
@@ -117,18 +129,23 @@ def write(kvm: bool, emulators: Sequence[str]) -> None:
         empty one leaves the choice to libvirt
     """
     known = values(kvm=kvm)
-    for name in ('glance/glance-api.conf', 'keystone/keystone.conf',
-                 'neutron/neutron.conf', 'nova/nova.conf',
-                 'placement/placement.conf', 'gluster/brick.vol',
-                 'gluster/client.vol', 'rabbitmq/rabbitmq.conf',
-                 'clouds.yaml', 'shell.rc'):
+    for name in ('cinder/cinder.conf', 'glance/glance-api.conf',
+                 'keystone/keystone.conf', 'neutron/neutron.conf',
+                 'nova/nova.conf', 'placement/placement.conf',
+                 'gluster/brick.vol', 'gluster/client.vol',
+                 'rabbitmq/rabbitmq.conf', 'clouds.yaml', 'shell.rc'):
         render(f'{name}.j2', ETC / name, known)
     for directory, module in _APIS.items():
         render('uwsgi.ini.j2', ETC / directory / 'uwsgi.ini',
                known | {'name': directory, 'module': module})
-    for name in ('glance/glance-api-paste.ini', 'neutron/api-paste.ini',
+    for name in ('cinder/api-paste.ini', 'cinder/resource_filters.json',
+                 'glance/glance-api-paste.ini', 'neutron/api-paste.ini',
                  'nova/api-paste.ini'):
         _copy(BASE / 'etc' / name, ETC / name)
+    for name in ('mount', 'mount.nfs'):
+        # Cinder looks for the second.
+        render('mount.j2', PROGRAMS / name, known | {'shared': storage.MOUNT},
+               mode=0o700)
     for node, emulator in zip(host.HOSTS, emulators, strict=True):
         for name in ('hold.sh', 'hosts', 'etc/libvirtd.conf', 'etc/qemu.conf',
                      'nova.conf'):
@@ -136,6 +153,8 @@ def write(kvm: bool, emulators: Sequence[str]) -> None:
             render(template, node.state / name, known | {
                 'node': node, 'emulator': emulator and host.EMULATOR})
         render('node/ssh.j2', node.programs / 'ssh', known, mode=0o700)
+        render('mount.j2', node.programs / 'mount',
+               known | {'shared': host.INSTANCES}, mode=0o700)
         if emulator:
             write_emulator(node, emulator)
         node.drop_in.mkdir(exist_ok=True)

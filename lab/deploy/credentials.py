@@ -18,19 +18,22 @@ import secrets
 
 from lab import paths
 
-#: Users with a password: the two of clouds.yaml, and the services.
-USERS = ('admin', 'demo', 'glance', 'neutron', 'nova', 'placement',
-         'rabbitmq')
+#: Users with a password: the two of clouds.yaml, and the services. Volumes are
+#: encrypted with that of 'volumes'.
+USERS = ('admin', 'cinder', 'demo', 'glance', 'neutron', 'nova', 'placement',
+         'rabbitmq', 'volumes')
 
 _FILE = paths.STATE / 'passwords.json'
 
 
 def load() -> dict[str, str]:
-    """Password by user; the first call makes them."""
+    """Password by user, 64 hex digits; missing ones are made."""
     try:
         passwords: dict[str, str] = json.loads(_FILE.read_text())
     except FileNotFoundError:
-        passwords = {user: secrets.token_urlsafe(18) for user in USERS}
+        passwords = {}
+    if missing := set(USERS) - set(passwords):
+        passwords |= {user: secrets.token_hex(32) for user in missing}
         paths.STATE.mkdir(exist_ok=True)
         partial = _FILE.with_suffix('.partial')
         partial.touch(mode=0o600)

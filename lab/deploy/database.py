@@ -42,8 +42,8 @@ from lab import wait
 _DATA = paths.STATE / 'mysql'
 _KEY = paths.STATE / 'mysql.key'
 
-_NAMES = ('glance', 'keystone', 'neutron', 'nova', 'nova_api', 'nova_cell0',
-          'placement')
+_NAMES = ('cinder', 'glance', 'keystone', 'neutron', 'nova', 'nova_api',
+          'nova_cell0', 'placement')
 
 #: URLs of Nova's cells, which each service completes from its own
 #: configuration: a template must not have a lab's password.
@@ -150,9 +150,9 @@ def _server(run: pathlib.Path, data: pathlib.Path) -> Iterator[None]:
 def _fill(run: pathlib.Path) -> None:
     known = config.values(run)
     etc = run / 'etc'
-    for name in ('glance/glance-api.conf', 'keystone/keystone.conf',
-                 'neutron/neutron.conf', 'nova/nova.conf',
-                 'placement/placement.conf'):
+    for name in ('cinder/cinder.conf', 'glance/glance-api.conf',
+                 'keystone/keystone.conf', 'neutron/neutron.conf',
+                 'nova/nova.conf', 'placement/placement.conf'):
         config.render(f'{name}.j2', etc / name, known)
     with contextlib.closing(clients.database(run=run)) as database:
         cursor = database.cursor()
@@ -183,6 +183,7 @@ def _fill(run: pathlib.Path) -> None:
             # The longest first.
             pool.submit(nova),
             pool.submit(manage, 'neutron-db-manage', 'upgrade', 'heads'),
+            pool.submit(manage, 'cinder-manage', 'db', 'sync'),
             pool.submit(manage, 'glance-manage', 'db_sync'),
             pool.submit(manage, 'keystone-manage', 'db_sync'),
             pool.submit(manage, 'placement-manage', 'db', 'sync'),

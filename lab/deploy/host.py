@@ -36,6 +36,9 @@ RUN = pathlib.Path('/run/nova-fakedax-lab')
 #: there in its own namespace; outside of these it is empty.
 INSTANCES = paths.STATE / 'instances'
 
+#: The volumes of Cinder's backends, on the same storage.
+VOLUMES = INSTANCES / 'nova-fakedax-volumes'
+
 LIBVIRT_PORT = 16509
 
 #: The QEMU for servers on fake DAX. Each host can have another one there.

@@ -20,6 +20,7 @@ import shutil
 import psutil
 
 from lab.deploy import host
+from lab.deploy import loops
 from lab.deploy import storage
 from lab import errors
 from lab import paths
@@ -94,7 +95,9 @@ def mounts() -> list[str]:
 
 
 def remove() -> list[str]:
-    """Kill every process of the lab, and remove its mount and directory.
+    """Kill every process of the lab, and remove the rest of it.
+
+    That is the devices of its hosts, its mounts, and its directory.
 
     :returns: what was killed
     :raises LeftoverError: something is still there
@@ -115,8 +118,12 @@ def remove() -> list[str]:
     wait.until(
         'processes to end', killed, 15, interval=0, error=LeftoverError,
         state=lambda: ', '.join(str(each.pid) for each in processes()))
+    loops.detach_all()
     storage.detach()
     if still := mounts():
         raise LeftoverError(f'still mounted: {", ".join(still)}')
+    if open_ := loops.devices():
+        raise LeftoverError(
+            f'still in use: {", ".join(map(str, open_))}')
     shutil.rmtree(host.RUN, ignore_errors=True)
     return ended

@@ -28,7 +28,9 @@ from lab.deploy import config
 from lab.deploy import database
 from lab.deploy import host
 from lab.deploy import leftovers
+from lab.deploy import loops
 from lab.deploy import ports
+from lab.deploy import servers
 from lab.deploy import services
 from lab.deploy import storage
 from lab.deploy import supervision
@@ -131,6 +133,7 @@ def up(kvm: bool = False,
                 catalog.fill()
         _start(supervisor, table, table)
         _discover_hosts()
+        _make_volume_types()
 
 
 def down(wipe: bool = False) -> list[str]:
@@ -192,9 +195,9 @@ def _emulators(qemu: Sequence[str]) -> list[str]:
 
 
 def _make_directories() -> None:
-    for name in ('glance/images', 'glance/staging', 'glance/tasks',
-                 'instances', 'keystone', 'lock', 'log', 'neutron', 'nova',
-                 'rabbitmq'):
+    for name in ('cinder/conversion', 'cinder/devices', 'glance/images',
+                 'glance/staging', 'glance/tasks', 'instances', 'keystone',
+                 'lock', 'log', 'neutron', 'nova', 'rabbitmq'):
         (paths.STATE / name).mkdir(parents=True, exist_ok=True)
     for node in host.HOSTS:
         for name in ('cache', 'etc/qemu', 'lib/images', 'log', 'nova', 'run',
@@ -206,9 +209,9 @@ def _make_directories() -> None:
 
 
 def _forget() -> None:
-    for name in ('brick', 'brick.ext4', 'glance', 'instances', 'keystone',
-                 'mysql', 'mysql.key', 'neutron', 'nova', 'rabbitmq',
-                 *(node.name for node in host.HOSTS)):
+    for name in ('brick', 'brick.ext4', 'cinder', 'glance', 'instances',
+                 'keystone', 'mysql', 'mysql.key', 'neutron', 'nova',
+                 'rabbitmq', *(node.name for node in host.HOSTS)):
         path = paths.STATE / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -312,10 +315,14 @@ def _stop(supervisor: supervision.Supervisor) -> list[str]:
         while running:
             needed = {need for name in running for need in table[name].after}
             wave = [name for name in running if name not in needed]
+            guests = any(name.startswith('libvirtd') for name in wave)
             with progress.step(f'stopping {", ".join(wave)}'):
-                if any(name.startswith('libvirtd') for name in wave):
+                if guests:
                     _destroy_guests()
                 supervisor.stop(wave)
+                if guests:
+                    # While what they have cached can still be written.
+                    loops.detach_all()
             running = [name for name in running if name not in wave]
         supervisor.shutdown()
     return leftovers.remove()
@@ -344,3 +351,18 @@ def _discover_hosts() -> None:
                  'discover_hosts'], stdout=output, stderr=output)
         if done.returncode:
             raise ServiceError('nova-manage', 'did not add the hosts')
+
+
+def _make_volume_types() -> None:
+    """Make a type for each of Cinder's backends, with its name."""
+    with contextlib.closing(clients.database('cinder')) as connection:
+        cursor = connection.cursor()
+        cursor.execute('SELECT name FROM volume_types WHERE deleted = 0')
+        known = {row[0] for row in cursor.fetchall()}
+    missing = [name for name in config.BACKENDS if name not in known]
+    if missing:
+        with progress.step('making the volume types'):
+            cinder = servers.block_storage(clients.connect())
+            for name in missing:
+                cinder.create_type(
+                    name=name, extra_specs={'volume_backend_name': name})

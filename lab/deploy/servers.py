@@ -10,7 +10,7 @@
 # License for the specific language governing permissions and limitations
 # under the License.
 
-"""Servers of the lab's cloud: images, flavors, and access to guests."""
+"""Servers of the lab's cloud: images, flavors, volumes, access to guests."""
 
 from collections.abc import Collection, Iterator
 import contextlib
@@ -39,6 +39,7 @@ DISTRIBUTION_PROPERTIES = PROPERTIES | {
 #: Statuses of a migration that has ended.
 _ENDED = ('completed', 'failed', 'error', 'cancelled')
 _MIGRATION_SECONDS = 300
+_VOLUME_SECONDS = 180
 
 
 class ServerError(errors.LabError):
@@ -110,6 +111,67 @@ def flavor(cloud: connection.Connection, name: str, *, ram: int = 256,
     if extra_specs:
         cloud.compute.create_flavor_extra_specs(made, extra_specs)
     return made
+
+
+class VolumeError(errors.LabError):
+    """A volume, or a snapshot of one, is not as it was expected."""
+
+
+def volume(cloud: connection.Connection, name: str, backend: str,
+           gib: int = 1, **arguments: Any) -> Any:
+    """Make a volume, and wait until it can be used.
+
+    :param backend: the name of a volume type; of
+        :data:`lab.deploy.config.BACKENDS`, if no other was made
+    :param arguments: of openstacksdk's create_volume, such as ``image_id``
+    :raises VolumeError: it cannot be made
+    """
+    made = block_storage(cloud).create_volume(
+        name=name, volume_type=backend, size=gib, **arguments)
+    return wait_volume(cloud, made.id)
+
+
+def wait_volume(cloud: connection.Connection, volume_id: str,
+                *statuses: str) -> Any:
+    """Wait until a volume has one of these statuses.
+
+    :param statuses: 'available' by default
+    :raises VolumeError: it has another that is final, or does not get there
+    """
+    wanted = statuses or ('available',)
+
+    def show() -> Any:
+        return block_storage(cloud).get_volume(volume_id)
+
+    def reached() -> Any:
+        found = show()
+        if found.status in wanted:
+            return found
+        if found.status.startswith('error'):
+            raise VolumeError(f'volume {volume_id}: {found.status}; see '
+                              '"lab/cloud logs cinder-volume"')
+        return None
+
+    return wait.until(
+        f'volume {volume_id} to be {" or ".join(wanted)}', reached,
+        _VOLUME_SECONDS, interval=0.3, state=lambda: show().status,
+        error=VolumeError)
+
+
+def mappings(*volumes: Any) -> list[dict[str, Any]]:
+    """The block devices of a server that boots from the first volume.
+
+    As openstacksdk's create_server takes them.
+    """
+    return [{'boot_index': -1 if index else 0, 'uuid': each.id,
+             'source_type': 'volume', 'destination_type': 'volume'}
+            for index, each in enumerate(volumes)]
+
+
+def block_storage(cloud: connection.Connection) -> Any:
+    """Cinder's API."""
+    # Any: its type allows version 2 of the API as well.
+    return cloud.block_storage
 
 
 class Server:

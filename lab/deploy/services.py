@@ -32,6 +32,8 @@ from lab.deploy import clients
 from lab.deploy import config
 from lab.deploy import credentials
 from lab.deploy import host
+from lab.deploy import loops
+from lab.deploy import storage
 from lab import paths
 
 #: Where programs are, whoever starts the lab.
@@ -109,6 +111,10 @@ def _mount_ready(node: host.Host, _started: float) -> bool:
     return node.mounted()
 
 
+def _cinder_mount_ready(_started: float) -> bool:
+    return storage.mounted()
+
+
 def _libvirt_ready(node: host.Host, _started: float) -> bool:
     try:
         with node.libvirt() as connection:
@@ -118,7 +124,7 @@ def _libvirt_ready(node: host.Host, _started: float) -> bool:
 
 
 def _consumes(topic: str, _started: float) -> bool:
-    """Whether a Nova service takes messages from its queue."""
+    """Whether a service of Nova or Cinder takes messages from its queue."""
     try:
         with kombu_connection.Connection(
                 'amqp://127.0.0.1', port=config.PORTS['rabbitmq'],
@@ -160,6 +166,20 @@ def _computes(node: host.Host, started: float) -> bool:
     return bool(seen > time.time() - _FRESH_SECONDS
                 and updated and updated > started + 1
                 and _consumes(f'compute.{node.name}', started))
+
+
+def _cinder_ready(program: str, hosts: tuple[str, ...],
+                  started: float) -> bool:
+    """Whether Cinder takes a service for up, and the service hears it."""
+    with contextlib.closing(clients.database('cinder')) as database:
+        cursor = database.cursor()
+        cursor.execute(
+            'SELECT host, COALESCE(updated_at, created_at) FROM services'
+            ' WHERE deleted = 0 AND `binary` = %s', (program,))
+        seen = {name: when.replace(tzinfo=datetime.timezone.utc).timestamp()
+                for name, when in cursor.fetchall()}
+    return all(seen.get(name, 0) > started
+               and _consumes(f'{program}.{name}', started) for name in hosts)
 
 
 def _on(node: host.Host, command: str) -> str:
@@ -258,6 +278,49 @@ def _nova(program: str, after: tuple[str, ...],
         reads=(config.ETC / 'nova', *reads))
 
 
+def _cinder(program: str, *hosts: str) -> Service:
+    """A service of Cinder, which knows it by the names of ``hosts``."""
+    return Service(
+        program,
+        f'{_script(program)} --config-file {config.ETC}/cinder/cinder.conf',
+        functools.partial(_cinder_ready, program, hosts),
+        after=('mariadb', 'rabbitmq'), reads=(config.ETC / 'cinder',))
+
+
+def _block_storage() -> list[Service]:
+    volume = _cinder('cinder-volume',
+                     *(f'lab@{backend}' for backend in config.BACKENDS))
+    package = pathlib.Path(__file__).parent
+    return [
+        Service(
+            'cinder-mount',
+            'glusterfs --no-daemon --log-file=/dev/stderr'
+            f' --volfile={config.ETC}/gluster/client.vol'
+            # It sees at once what the hosts have written.
+            ' --attribute-timeout=0 --entry-timeout=0 --fopen-keep-cache=off'
+            f' {storage.MOUNT}',
+            _cinder_mount_ready, after=('gluster-brick',),
+            reads=(config.ETC / 'gluster/client.vol',),
+            prepare=storage.make_mount_point),
+        _api('cinder-api', 'cinder', ('mariadb', 'keystone')),
+        _cinder('cinder-scheduler', 'lab'),
+        dataclasses.replace(
+            volume,
+            # What it mounts goes with it.
+            command=f'unshare --mount -- {volume.command}',
+            after=(*volume.after, 'cinder-mount'),
+            reads=(*volume.reads, package / 'loopdriver.py',
+                   package / 'loops.py'),
+            environment={'PATH': f'{config.PROGRAMS}:{_PATH}',
+                         'PYTHONPATH': str(paths.ROOT)}),
+    ]
+
+
+def _reset(node: host.Host) -> None:
+    node.reset()
+    loops.release(node)
+
+
 def _host(node: host.Host, package: pathlib.Path) -> list[Service]:
     number = node.number
     holder = f'host{number}'
@@ -270,8 +333,8 @@ def _host(node: host.Host, package: pathlib.Path) -> list[Service]:
             'unshare --mount --uts --propagation private'
             f' /bin/bash {node.state}/hold.sh',
             functools.partial(_holder_ready, node),
-            reads=(node.state / 'hold.sh',), prepare=node.reset,
-            stop_seconds=5),
+            reads=(node.state / 'hold.sh',),
+            prepare=functools.partial(_reset, node), stop_seconds=5),
         Service(
             mount,
             _on(node, f'glusterfs --no-daemon --log-file=/dev/stderr'
@@ -300,7 +363,8 @@ def _host(node: host.Host, package: pathlib.Path) -> list[Service]:
             reads=(node.state / 'nova.conf', node.drop_in,
                    node.emulator_script, package),
             within=holder,
-            environment={'PATH': f'{node.programs}:{_PATH}'}),
+            environment={'PATH': f'{node.programs}:{_PATH}'},
+            prepare=functools.partial(loops.restore, node)),
     ]
 
 
@@ -330,4 +394,5 @@ def table() -> dict[str, Service]:
     ]
     for node in host.HOSTS:
         services += _host(node, package)
+    services += _block_storage()
     return {service.name: service for service in services}

@@ -12,12 +12,14 @@
 
 """The file system of the hosts' shared storage.
 
-It is the directory ``.lab/brick``. With a size, a file system of its own is
-mounted there, in a sparse file: what is allocated on it takes space of this
-machine only once it is written, so it can be larger than the machine's disk.
+It is the directory ``.lab/brick``, which each host mounts, and Cinder. With a
+size, a file system of its own is mounted there, in a sparse file: what is
+allocated on it takes space of this machine only once it is written, so it can
+be larger than the machine's disk.
 """
 
 import os
+import pathlib
 import subprocess
 
 from lab import errors
@@ -25,6 +27,9 @@ from lab import paths
 
 BRICK = paths.STATE / 'brick'
 _FILE = paths.STATE / 'brick.ext4'
+
+#: Where Cinder has it mounted.
+MOUNT = paths.STATE / 'cinder/shared'
 
 
 class StorageError(errors.LabError):
@@ -52,8 +57,34 @@ def attach(gib: int | None) -> None:
              str(BRICK))
 
 
+def mounted() -> bool:
+    """Whether Cinder has it mounted, and it works."""
+    mounts = pathlib.Path('/proc/self/mounts').read_text()
+    if f' {MOUNT} fuse.glusterfs ' not in mounts:
+        return False
+    try:
+        MOUNT.stat()
+    except OSError:
+        return False
+    return True
+
+
+def unmount() -> None:
+    """Unmount Cinder's, also if its process has died."""
+    while subprocess.run(['umount', '--lazy', MOUNT],
+                         capture_output=True).returncode == 0:
+        pass
+
+
+def make_mount_point() -> None:
+    """Make the directory of Cinder's mount, with no mount there."""
+    unmount()
+    MOUNT.mkdir(parents=True, exist_ok=True)
+
+
 def detach() -> None:
-    """Unmount it, if it has a file system of its own."""
+    """Unmount Cinder's, and its file system, if it has one of its own."""
+    unmount()
     if BRICK.is_mount():
         _run('umount', str(BRICK))
 

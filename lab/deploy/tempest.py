@@ -12,6 +12,7 @@
 
 """tempest's configuration for the lab's cloud."""
 
+import os
 import pathlib
 
 from lab.deploy import clients
@@ -21,13 +22,17 @@ from lab import guest
 
 _NAME = 'fakedax-tempest'
 
-_EXTRA_SPECS = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
+#: Also of tempest's own tests of volumes.
+_EXTRA_SPECS = {'fakedax:disks': 'root', 'fakedax:volumes': 'all',
+                'trait:CUSTOM_FAKEDAX': 'required'}
 
 
 def configure() -> pathlib.Path:
     """Make the images and flavors that tempest needs, and write its file.
 
-    The cloud must be up.
+    The cloud must be up. Its volumes are of the type that
+    ``FAKEDAX_VOLUME_TYPE`` in the environment names, block by default: Cinder
+    cannot take a snapshot of a file while its server is on fake DAX.
 
     :returns: the path of tempest.conf
     """
@@ -42,5 +47,6 @@ def configure() -> pathlib.Path:
                for name, ram in ((_NAME, 256), (f'{_NAME}-alt', 320))]
     path = config.ETC / 'tempest/tempest.conf'
     config.render('tempest.conf.j2', path, config.values() | {
-        'flavors': flavors, 'images': images})
+        'flavors': flavors, 'images': images,
+        'backend': os.environ.get('FAKEDAX_VOLUME_TYPE', 'block')})
     return path

@@ -111,13 +111,16 @@ class FakeDaxTest(manager.ScenarioTest):
         self.image_client.store_image_file(made, io.BytesIO(bytes(1 << 20)))
         return str(made)
 
-    def server(self, flavor: str = '', image: str = '',
+    def server(self, flavor: str = '', image: str | None = None,
                wait_until: str | None = 'ACTIVE', **arguments: Any,
                ) -> dict[str, Any]:
-        """Create a server without a network, deleted after the test."""
+        """Create a server without a network, deleted after the test.
+
+        :param image: empty if it boots from a volume
+        """
         created: dict[str, Any] = self.create_server(
             flavor=flavor or self.flavor_ref(),
-            image_id=image or self.image_ref(),
+            image_id=self.image_ref() if image is None else image,
             wait_until=wait_until,
             **{'networks': 'none'} | arguments)
         return created

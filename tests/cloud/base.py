@@ -108,11 +108,16 @@ class CloudTestCase(base.BaseTestCase):
 
     def create(self, flavor: Any, image: Any, status: str = 'ACTIVE',
                **arguments: Any) -> servers.Server:
-        """Create a server, deleted after the test, and wait for a status."""
+        """Create a server, deleted after the test, and wait for a status.
+
+        :param image: None if it boots from a volume
+        """
         arguments.setdefault('networks', 'none')
+        if image:
+            arguments['image_id'] = image.id
         made = self.cloud.compute.create_server(
             name=self.id().rpartition('.')[2], flavor_id=flavor.id,
-            image_id=image.id, **arguments)
+            **arguments)
         self.addCleanup(self.delete, made.id)
         self.wait(made.id, status)
         return servers.Server(self.cloud, made.id)

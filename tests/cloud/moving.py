@@ -12,6 +12,10 @@
 
 """What tests of live migration share: a guest that checks its disk."""
 
+import contextlib
+import mmap
+import os
+import pathlib
 import typing as ty
 
 from lab.deploy import servers
@@ -22,7 +26,6 @@ CHURN_MIB = 16
 #: Syncs until the writer has checked its whole file, 512 blocks a sync.
 ROUND = CHURN_MIB * 256 // 512
 
-_LOG = '/dev/churn'
 _ROUND_SECONDS = 120
 
 
@@ -31,23 +34,28 @@ class Churn:
 
     Its log is in the guest's RAM, which migrates with the guest. read() copies
     the new lines out of the guest.
+
+    :param file: the one that it writes
     """
 
-    def __init__(self, server: servers.Server) -> None:
+    def __init__(self, server: servers.Server,
+                 file: str = '/root/churn') -> None:
         self._server = server
+        self.file = file
+        self._log = f'/dev/churn{file.replace("/", "-")}'
         #: The lines read so far, in words; ``probe churn`` explains them.
         self.lines: list[list[str]] = []
         self._offset = 0
         with server.agent() as agent:
-            agent.run(f'touch {_LOG} && probe write /root/churn {CHURN_MIB} 1',
-                      check=True)
-            agent.run(f'probe churn /root/churn {CHURN_MIB} {_LOG} '
-                      '>/dev/null 2>/root/churn.error &', check=True)
+            agent.run(f'touch {self._log} && '
+                      f'probe write {file} {CHURN_MIB} 1', check=True)
+            agent.run(f'probe churn {file} {CHURN_MIB} {self._log} '
+                      f'>/dev/null 2>{file}.error &', check=True)
 
     def read(self) -> int:
         """Copy the new lines; return how many there are in all."""
         with self._server.agent() as agent:
-            text = agent.run(f'tail -c +{self._offset + 1} {_LOG}',
+            text = agent.run(f'tail -c +{self._offset + 1} {self._log}',
                              check=True).stdout
         whole = text[:text.rfind('\n') + 1]
         self._offset += len(whole)
@@ -70,6 +78,23 @@ class Churn:
         """The lines about blocks that do not hold what was written last."""
         return [line for line in self.lines if line[0] != 'ack']
 
+    def lost(self, server: servers.Server | None = None,
+             acknowledged: int | None = None) -> list[str]:
+        """The blocks that are torn, or older than what was acknowledged.
+
+        :param server: one that has the file now, if it is another one
+        :param acknowledged: by so many of the lines, all by default
+        """
+        with (server or self._server).agent() as agent:
+            found = agent.run(f'probe generations {self.file} {CHURN_MIB}',
+                              check=True).stdout.split()
+        wanted = [1] * len(found)
+        for _ack, block, generation, _looked_at in self.lines[:acknowledged]:
+            wanted[int(block)] = int(generation)
+        return [f'block {block}: {has}, not {should}' for block, (has, should)
+                in enumerate(zip(found, wanted, strict=True))
+                if has == '-' or int(has) < should]
+
 
 class MigrationTestCase(base.CloudTestCase):
 
@@ -79,3 +104,19 @@ class MigrationTestCase(base.CloudTestCase):
         self.assertEqual(status, server.live_migrate(**arguments))
         self.wait(server.id, 'ACTIVE')
         return server.host.name
+
+    @contextlib.contextmanager
+    def kept(self, path: pathlib.Path) -> ty.Iterator[None]:
+        """A block in which the pages of a file or a device stay cached."""
+        with path.open('rb') as file:
+            size = file.seek(0, os.SEEK_END)
+            with mmap.mmap(file.fileno(), size,
+                           prot=mmap.PROT_READ) as mapped:
+                for offset in range(0, size, mmap.PAGESIZE):
+                    mapped[offset]
+                yield
+
+    def wait_power_off(self, server: servers.Server) -> None:
+        wait.until(f'Nova to see that server {server.id} is off',
+                   lambda: server.show().status == 'SHUTOFF', 120,
+                   interval=0.5)

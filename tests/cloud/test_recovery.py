@@ -50,10 +50,13 @@ class RecoveryTestCase(moving.MigrationTestCase):
     def begin(self, flavor: ty.Any = None) -> servers.Server:
         server = self.create(flavor or self.flavor(), self.image())
         self.churn = moving.Churn(server)
+        self.find_hosts(server)
+        return server
+
+    def find_hosts(self, server: servers.Server) -> None:
         self.source = server.host
         [self.destination] = [
             node for node in host.HOSTS if node != self.source]
-        return server
 
     def depart(self, server: servers.Server, speed: int = CRAWL) -> ty.Any:
         """Start a migration, at so many MiB/s; return it once it runs."""
@@ -317,18 +320,17 @@ class CommandTest(RecoveryTestCase):
         self.assert_moved(server)
 
 
-class EvacuateTest(RecoveryTestCase):
+class EvacuateTestCase(RecoveryTestCase):
     """A host fails, and the administrator evacuates its server."""
 
-    def begin(self, flavor: ty.Any = None) -> servers.Server:
-        server = super().begin(flavor)
+    def find_hosts(self, server: servers.Server) -> None:
+        super().find_hosts(server)
         # A periodic task of Nova looks once a minute.
         self.wait_for(
             f'{self.destination.name} to have seen {self.source.name}',
             self.destination.path(
                 host.INSTANCES / evacuation.DIRECTORY / 'seen' /
                 self.destination.name / self.source.name).exists)
-        return server
 
     def evacuate(self, server: servers.Server) -> ty.Any:
         """Evacuate it; return what the compute did, once that has ended."""
@@ -341,6 +343,9 @@ class EvacuateTest(RecoveryTestCase):
                 and event['result']), None),
             _PATIENCE_SECONDS, interval=0.5,
             state=lambda: self.events(server, 'evacuate'))
+
+
+class EvacuateTest(EvacuateTestCase):
 
     def test_guest_of_a_host_that_died(self) -> None:
         server = self.begin()

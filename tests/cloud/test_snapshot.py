@@ -37,15 +37,9 @@ class SnapshotTest(base.CloudTestCase):
 
         copy = self.create(self.flavor(disk=2), image)
         self.assert_root_is_pmem(copy)
+        self.assertEqual([], churn.lost(copy, acknowledged))
         with copy.agent() as agent:
-            found = agent.run(
-                f'probe generations /root/churn {moving.CHURN_MIB}',
-                check=True).stdout.split()
             agent.run(f'probe fsync {KEEP} 3', check=True)
-        # No block is torn, and what was acknowledged before is there.
-        self.assertNotIn('-', found)
-        for _ack, block, generation, _looked_at in churn.lines[:acknowledged]:
-            self.assertGreaterEqual(int(found[int(block)]), int(generation))
 
     def test_of_a_guest_that_is_off_and_one_that_is_paused(self) -> None:
         server = self.create(self.flavor(), self.image())

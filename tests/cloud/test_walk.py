@@ -18,10 +18,12 @@ from lab.deploy import host
 from lab.deploy import servers
 from lab import wait
 from tests.cloud import base
+from tests.cloud import volumes
 from tests import walk
 
 _FILE = '/root/walk'
 _BLOCKS = 4
+_DATA = '/run/data'
 _REBUILD_SECONDS = 120
 
 #: Steps of one call, and the status after them.
@@ -48,19 +50,34 @@ class WalkTest(base.CloudTestCase):
         walk.walk(_Walker(self), *walk.length(8))
 
 
+class VolumeWalkTest(volumes.VolumeTestCase):
+
+    # One whose snapshots are Cinder's own.
+    backend = 'block'
+
+    @volumes.on_demand
+    def test_walk(self) -> None:
+        # Nova rescues a server from a volume only with another image.
+        walk.walk(_VolumeWalker(self), *walk.length(20), ('rescue',))
+
+
 class _Walker:
     """A server on its walk, as tests/walk.py wants it."""
 
-    def __init__(self, test: WalkTest) -> None:
+    def __init__(self, test: base.CloudTestCase) -> None:
         self._test = test
         self._image = test.image()
+        self._before = 'ACTIVE'
+        self._create()
+
+    def _create(self) -> None:
+        test = self._test
         #: One with the memmap on the device and one without, so that a resize
         #: converts the image.
         self._flavors = [
             test.flavor(base.ROOT | {'fakedax:memmap': memmap}, disk=1)
             for memmap in ('device', 'guest')]
         self._server = test.create(self._flavors[0], self._image)
-        self._before = 'ACTIVE'
 
     @property
     def _status(self) -> str:
@@ -149,3 +166,58 @@ class _Walker:
             if model.content else f'test ! -e {_FILE}')
         with self._server.agent() as agent:
             agent.run(wanted, check=True)
+
+
+class _VolumeWalker(_Walker):
+    """A server that boots from a volume, with a data volume.
+
+    The data volume has what was stored last, whatever becomes of the root.
+    """
+
+    _test: volumes.VolumeTestCase
+
+    def _create(self) -> None:
+        test = self._test
+        self._stored = 0
+        self._volumes = [test.boot_volume(), test.volume()]
+        self._flavors = [
+            test.flavor({'fakedax:volumes': 'all',
+                         'trait:CUSTOM_FAKEDAX': 'required'}, ram=ram)
+            for ram in (320, 352)]
+        self._server = test.boot(self._flavors[0], *self._volumes)
+        test.make_file_system(self._server, 'pmem1', _DATA)
+
+    def _refused_rebuild(self) -> None:
+        self._rebuild(self._test.image(fakedax_guest=''))
+
+    def _snapshot(self) -> None:
+        image = self._test.cloud.compute.create_server_image(
+            self._server.id, self._test.name())
+        for volume in self._volumes:
+            for made in self._test.cinder.snapshots(volume_id=volume.id):
+                self._test.wait_snapshot(made.id)
+                self._test.delete_snapshot(made.id)
+        self._test.cloud.image.delete_image(image.id)
+
+    def store(self, number: int) -> bool:
+        if not super().store(number):
+            return False
+        self._mount()
+        self._test.run_in(
+            self._server,
+            f'probe write {_DATA}/walk {_BLOCKS} {number}')
+        self._stored = number
+        return True
+
+    def check(self, model: walk.Model) -> None:
+        super().check(model)
+        if model.status == 'ACTIVE' and self._stored:
+            self._mount()
+            self._test.run_in(
+                self._server,
+                f'probe verify {_DATA}/walk {_BLOCKS} {self._stored}')
+
+    def _mount(self) -> None:
+        """Mount the data volume, unless the guest has not booted since."""
+        if _DATA not in self._test.mounts(self._server):
+            self._test.mount(self._server, 'pmem1', _DATA)
