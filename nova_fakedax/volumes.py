@@ -217,7 +217,8 @@ def of_disk_config(
     try:
         layout.of_head(device.source_path, size, block)
     except layout.InvalidLayout as exc:
-        _refuse(device.serial, str(exc))
+        # The path may be all that fits a fault.
+        _refuse(device.serial, str(exc).replace(device.source_path, 'it'))
     if not size or size % layout.ALIGNMENT:
         # The guest's kernel needs whole sections. Less would cut off what an
         # ordinary server has stored there, more would be outside of it.
