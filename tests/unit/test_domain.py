@@ -119,7 +119,7 @@ class BootViewBusTest(ConvertTestCase):
     """The bus of an ordinary root disk is that of the image."""
 
     scenarios = [
-        (bus, {'bus': bus, 'dev': dev, 'view': view})
+        (f'{bus} {dev}', {'bus': bus, 'dev': dev, 'view': view})
         for bus, dev, view in (
             ('virtio', 'vda', ('virtio', 'vda')),
             ('virtio', 'vdb', ('virtio', 'vdb')),
