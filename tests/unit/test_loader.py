@@ -243,4 +243,6 @@ class InstalledTest(base.BaseTestCase):
             group='oslo.config.opts', name='nova_fakedax')
         [(group, options)] = entry.load()()
         self.assertEqual('fakedax', group.name)
-        self.assertEqual(['emulator'], [option.name for option in options])
+        self.assertEqual(
+            ['emulator', 'quiesce_timeout', 'spare_volumes',
+             'spare_volumes_gib'], sorted(option.name for option in options))
