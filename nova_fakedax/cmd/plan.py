@@ -73,6 +73,10 @@ _OPTIONS: Mapping[str, _Option] = {
     'cpus': _Option(
         question.Field(0.01, default=math.inf), 'N',
         'CPUs of each host for guests, as their "cpus" count them.'),
+    'miss-cpu-ms': _Option(
+        question.Field(0, default=0), 'MS',
+        'What each page that is read from the storage or from swap takes of a '
+        'CPU, making room for it included.'),
     'miss-ms': _Option(
         question.Field(1e-3, default=0.2), 'MS',
         'What one miss takes when a host reads it from its storage, '
@@ -183,7 +187,8 @@ class Plan(common.HostLister):
             for name, option in _OPTIONS.items()}
         hosts = [host.Host(mib - options['reserved'] * 1024, host.Storage(
             options['miss-ms'] / 1000, options['storage-reads'],
-            options['storage-mib']), options['cpus']) for mib in memory]
+            options['storage-mib']), options['cpus'],
+            options['miss-cpu-ms'] / 1000) for mib in memory]
         rows: list[tuple[ty.Any, ...]] = []
         ordinary: list[int] = []
         for title, disk, swap in _kinds(options):

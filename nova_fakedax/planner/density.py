@@ -57,7 +57,7 @@ _SWAP_MIB, _ZRAM_LEFT = 6144.0, 0.33
 #: CPUs that a guest of the bench uses, at rest and for each read that it makes
 #: a second; and for each page that is read from the storage or from swap. All
 #: without KVM, which takes more.
-_REST_CPUS, _READ_CPU, _MISS_CPU_MS = 0.025, 0.0002, 0.6
+_REST_CPUS, _READ_CPU, _MISS_CPU_MS = 0.025, 0.0005, 0.35
 
 #: The share of the bench's file data that is the same in all guests.
 _SAME = 0.25

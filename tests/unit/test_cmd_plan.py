@@ -123,6 +123,13 @@ class PlanTest(PlanTestCase):
                              WEB + ',cpus=0.5'):
             self.assertEqual((8, 'CPU'), (row['Guests'], row['Limit']))
 
+    def test_cpus_that_misses_take(self):
+        limits = {taken: [row['Limit'] for row in self.plan(
+            '--host-memory', '64', '--cpus', '1', '--misses', '100',
+            '--miss-cpu-ms', taken, '--guest', WEB)] for taken in '05'}
+        self.assertNotIn('CPU', limits['0'])
+        self.assertEqual('CPU', limits['5'][-1])
+
     def test_swap_adds_rows(self):
         rows = {row['Disks']: row for row in self.plan(
             '--host-memory', '64', '--swap', '32', '--guest',

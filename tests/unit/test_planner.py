@@ -275,11 +275,11 @@ class HostTest(base.BaseTestCase):
     """What guests find on a host."""
 
     def judge(self, memory, count, storage=SSD, limits=ANYTHING,
-              host_cpus=math.inf, **changes):
+              host_cpus=math.inf, miss_cpu=0.0, **changes):
         of = dataclasses.replace(guest.Guest(
             'a', 512, 50, (lru.Stratum(200, 100),), qemu=50), **changes)
         load = guest.load(of, guest.Disk.FAKE_DAX, 128)
-        return host.judge(host.Host(memory, storage, host_cpus),
+        return host.judge(host.Host(memory, storage, host_cpus, miss_cpu),
                           [(load, count)], limits)
 
     def test_memory(self):
@@ -291,6 +291,22 @@ class HostTest(base.BaseTestCase):
         self.assertEqual(
             host.Limit.CPU,
             self.judge(3000, 10, host_cpus=4.9, cpus=0.5).limit)
+
+    def test_misses_take_cpus(self):
+        # 1000 reads, of which half are misses of 1 ms.
+        for cpus, limit in ((5.51, None), (5.49, host.Limit.CPU)):
+            self.assertEqual(limit, self.judge(
+                2000, 10, INSTANT, host_cpus=cpus, miss_cpu=0.001,
+                cpus=0.5).limit)
+
+    def test_zram_takes_cpus(self):
+        load = guest.load(
+            guest.Guest('a', 512, 50, (lru.Stratum(400, 100),), qemu=50),
+            guest.Disk.WRITEBACK, swap=lru.Swap(9999, 0.25, 0.0))
+        for cpus, limit in ((0.9, None), (0.1, host.Limit.CPU)):
+            self.assertEqual(limit, host.judge(
+                host.Host(2000, SSD, cpus, 0.001), [(load, 8)],
+                ANYTHING).limit)
 
     def test_a_guest_that_always_works_loses_what_it_waits(self):
         [service] = self.judge(2000, 10, host.Storage(0.002)).services
