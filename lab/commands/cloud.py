@@ -61,9 +61,10 @@ def _one_or_one_each(_context: click.Context, _parameter: click.Parameter,
 def main() -> None:
     """A one-machine OpenStack with two compute hosts.
 
-    MariaDB, RabbitMQ, Keystone, Placement, Glance, Neutron's API, Nova and
-    Cinder, with a libvirt, a GlusterFS mount and a nova-compute for each
-    host. All of it listens only on loopback and keeps its state in .lab/.
+    MariaDB, RabbitMQ, Keystone, Placement, Glance, Neutron's API and Nova,
+    with a libvirt, a GlusterFS mount and a nova-compute for each host; and
+    Cinder, if FAKEDAX_VOLUMES is in the environment. All of it listens only on
+    loopback and keeps its state in .lab/.
 
     "lab/cloud --cold COMMAND" starts from nothing: no state, no cache.
     """

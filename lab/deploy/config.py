@@ -61,11 +61,29 @@ _APIS = {
 #: and volumes that are block devices of a host.
 BACKENDS = ('file', 'block')
 
+_WITH_VOLUMES = paths.STATE / 'cinder.on'
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent
                                    / 'templates'),
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     keep_trailing_newline=True)
+
+
+def with_volumes() -> bool:
+    """Whether the lab has Cinder, until it is down.
+
+    Not everybody who brings it up waits for that.
+    """
+    if 'FAKEDAX_VOLUMES' in os.environ:
+        paths.STATE.mkdir(exist_ok=True)
+        _WITH_VOLUMES.touch()
+    return _WITH_VOLUMES.exists()
+
+
+def forget_volumes() -> None:
+    """Have the next lab without Cinder."""
+    _WITH_VOLUMES.unlink(missing_ok=True)
 
 
 def database_url(name: str, directory: pathlib.Path = host.RUN) -> str:
@@ -97,6 +115,7 @@ def values(run: pathlib.Path = host.RUN, kvm: bool = False,
         'state': paths.STATE,
         'virt_type': 'kvm' if kvm else 'qemu',
         'volumes': host.VOLUMES.name,
+        'with_volumes': with_volumes(),
     }
 
 

@@ -133,7 +133,8 @@ def up(kvm: bool = False,
                 catalog.fill()
         _start(supervisor, table, table)
         _discover_hosts()
-        _make_volume_types()
+        if config.with_volumes():
+            _make_volume_types()
 
 
 def down(wipe: bool = False) -> list[str]:
@@ -148,6 +149,7 @@ def down(wipe: bool = False) -> list[str]:
     with _alone():
         leftovers.check_owner()
         killed = _stop(supervision.Supervisor())
+        config.forget_volumes()
         if wipe:
             _forget()
     return killed

@@ -394,5 +394,6 @@ def table() -> dict[str, Service]:
     ]
     for node in host.HOSTS:
         services += _host(node, package)
-    services += _block_storage()
+    if config.with_volumes():
+        services += _block_storage()
     return {service.name: service for service in services}

@@ -22,9 +22,9 @@ from lab import guest
 
 _NAME = 'fakedax-tempest'
 
-#: Also of tempest's own tests of volumes.
-_EXTRA_SPECS = {'fakedax:disks': 'root', 'fakedax:volumes': 'all',
-                'trait:CUSTOM_FAKEDAX': 'required'}
+_EXTRA_SPECS = {'fakedax:disks': 'root', 'trait:CUSTOM_FAKEDAX': 'required'}
+#: For tempest's own tests of volumes.
+_VOLUMES = {'fakedax:volumes': 'all'}
 
 
 def configure() -> pathlib.Path:
@@ -42,8 +42,9 @@ def configure() -> pathlib.Path:
     images = [servers.image(cloud, name, built, hw_cdrom_bus='scsi',
                             hw_scsi_model='virtio-scsi').id
               for name in (_NAME, f'{_NAME}-alt')]
+    extra_specs = _EXTRA_SPECS | (_VOLUMES if config.with_volumes() else {})
     flavors = [servers.flavor(cloud, name, ram=ram,
-                              extra_specs=_EXTRA_SPECS).id
+                              extra_specs=extra_specs).id
                for name, ram in ((_NAME, 256), (f'{_NAME}-alt', 320))]
     path = config.ETC / 'tempest/tempest.conf'
     config.render('tempest.conf.j2', path, config.values() | {

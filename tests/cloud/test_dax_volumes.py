@@ -328,7 +328,6 @@ class VerbTest(testscenarios.WithScenarios, DaxVolumeTestCase):
         self.mount(server, 'pmem1', DATA)
         self.assert_kept(server)
 
-    @volumes.on_demand
     def test_paused_server_moves_paused(self) -> None:
         server = self.begin()
         self.write(server)
@@ -340,7 +339,6 @@ class VerbTest(testscenarios.WithScenarios, DaxVolumeTestCase):
         self.act(server, 'ACTIVE', 'unpause_server')
         self.assert_kept(server)
 
-    @volumes.on_demand
     def test_suspend_and_reimage(self) -> None:
         server = self.begin()
         self.write(server)
@@ -360,7 +358,6 @@ class EvacuateTest(testscenarios.WithScenarios, DaxVolumeTestCase,
 
     scenarios = volumes.BACKENDS
 
-    @volumes.on_demand
     def test_guest_of_a_host_that_died(self) -> None:
         server = DaxVolumeTestCase.begin(self)
         self.find_hosts(server)

@@ -55,7 +55,6 @@ class VolumeWalkTest(volumes.VolumeTestCase):
     # One whose snapshots are Cinder's own.
     backend = 'block'
 
-    @volumes.on_demand
     def test_walk(self) -> None:
         # Nova rescues a server from a volume only with another image.
         walk.walk(_VolumeWalker(self), *walk.length(20), ('rescue',))

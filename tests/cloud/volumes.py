@@ -13,8 +13,8 @@
 
 """What tests of volumes share: Cinder's volumes, and servers with them.
 
-They run with a file backend and with one of block devices. What takes too long
-for CI is run with ``FAKEDAX_VOLUMES`` in the environment.
+They run with a file backend and with one of block devices, and with
+``FAKEDAX_VOLUMES`` in the environment, by which the lab has Cinder.
 """
 
 import os
@@ -38,9 +38,11 @@ _SECONDS = 120
 
 on_demand = testtools.skipUnless(
     'FAKEDAX_VOLUMES' in os.environ,
-    'takes too long for CI; set FAKEDAX_VOLUMES in the environment to run it')
+    'takes too long for CI; set FAKEDAX_VOLUMES in the environment to have '
+    'the lab with Cinder')
 
 
+@on_demand
 class VolumeTestCase(moving.MigrationTestCase):
 
     #: Of config.BACKENDS.
