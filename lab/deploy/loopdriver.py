@@ -116,6 +116,16 @@ class LoopDriver(driver.VolumeDriver):
         volume_utils.upload_volume(context, image_service, image_meta,
                                    self.local_path(volume), volume)
 
+    def ensure_export(self, context: Any, volume: Any) -> None:
+        """Do nothing: to connect a volume is all that it takes."""
+
+    def create_export(self, context: Any, volume: Any,
+                      connector: Any) -> None:
+        """Do nothing, as :meth:`ensure_export`."""
+
+    def remove_export(self, context: Any, volume: Any) -> None:
+        """Do nothing, as :meth:`ensure_export`."""
+
     def initialize_connection(self, volume: Any, connector: Any,
                               **_kwargs: Any) -> dict[str, Any]:
         path = loops.attach(_node(connector), volume.name)

@@ -170,6 +170,9 @@ class DriverTest(LoopTestCase):
         self.driver.create_volume(self.volume)
         paths = []
         for node in self.nodes:
+            # As cinder.volume.manager.VolumeManager._connection_create().
+            self.assertIsNone(self.driver.create_export(
+                None, self.volume, {'host': node.name}))
             info = self.driver.initialize_connection(
                 self.volume, {'host': node.name})
             self.assertEqual('local', info['driver_volume_type'])
@@ -181,8 +184,16 @@ class DriverTest(LoopTestCase):
         # As for a force detach.
         self.driver.terminate_connection(self.volume, None)
         self.assertEqual([], loops.devices())
+        self.driver.remove_export(None, self.volume)
         self.driver.delete_volume(self.volume)
         self.assertFalse(self.path(self.volume).exists())
+
+    def test_its_service_starts_with_a_volume_that_is_connected(self):
+        self.driver.create_volume(self.volume)
+        self.driver.initialize_connection(
+            self.volume, {'host': self.nodes[0].name})
+        self.driver.ensure_export(None, self.volume)
+        self.assertEqual(1, len(loops.devices()))
 
     def test_a_device_stays_for_a_second_server_of_the_host(self):
         name = self.nodes[0].name
