@@ -63,6 +63,26 @@ def _spec(instance: objects.Instance) -> spec.FakeDaxSpec:
     return spec.FakeDaxSpec.from_instance(instance)
 
 
+def _volume_spec(instance: objects.Instance) -> spec.FakeDaxSpec:
+    """As :func:`_spec`; nothing of an instance whose flavor is not known.
+
+    Nova's own code and tests know no more than the ID of some, where volumes
+    are connected and disconnected, or Cinder takes snapshots.
+    """
+    try:
+        known = getattr(instance, 'flavor', None)
+    except exception.OrphanedObjectError:
+        known = None
+    return _spec(instance) if known else spec.FakeDaxSpec()
+
+
+def _attached(
+    flavor: objects.Flavor, block_device_info: ty.Any,
+) -> list[volumes.Volume]:
+    """The volumes of an instance, if the flavor is one for fake DAX."""
+    return volumes.attached(block_device_info) if spec.given(flavor) else []
+
+
 class FakeDaxDriver(driver.LibvirtDriver):
     """A LibvirtDriver whose flavors can have disks on fake DAX."""
 
@@ -158,7 +178,8 @@ class FakeDaxDriver(driver.LibvirtDriver):
         admission.check_build(
             instance, self._reasons_against,
             self._check_addresses(instance, block_device_info),
-            volumes.attached(block_device_info), self._encryption(context))
+            _attached(instance.flavor, block_device_info),
+            self._encryption(context))
 
     def _encryption(
         self, context: nova_context.RequestContext,
@@ -323,7 +344,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
 
         Nova would take these for the use of the root volume.
         """
-        if _spec(instance) and diagnostics.is_boot_view(
+        if _volume_spec(instance) and diagnostics.is_boot_view(
                 self._host, instance, disk_id):
             return None
         return super().block_stats(instance, disk_id)
@@ -378,24 +399,22 @@ class FakeDaxDriver(driver.LibvirtDriver):
     def _connect_volume(
         self, context: nova_context.RequestContext,
         connection_info: dict[str, ty.Any], instance: objects.Instance,
-        encryption: ty.Any = None,
+        *args: ty.Any, **kwargs: ty.Any,
     ) -> None:
         super()._connect_volume(
-            context, connection_info, instance, encryption)
-        if _spec(instance).wants_volume(root=True):
+            context, connection_info, instance, *args, **kwargs)
+        if _volume_spec(instance).wants_volume(root=True):
             hotplug.forget(connection_info)
 
     def _disconnect_volume(
         self, context: nova_context.RequestContext,
         connection_info: dict[str, ty.Any], instance: objects.Instance,
-        encryption: ty.Any = None, destroy_secrets: bool = True,
-        force: bool = False,
+        *args: ty.Any, **kwargs: ty.Any,
     ) -> None:
-        if _spec(instance).wants_volume(root=True):
+        if _volume_spec(instance).wants_volume(root=True):
             hotplug.give_up(connection_info, instance)
         super()._disconnect_volume(
-            context, connection_info, instance, encryption, destroy_secrets,
-            force)
+            context, connection_info, instance, *args, **kwargs)
 
     def attach_volume(
         self, context: nova_context.RequestContext,
@@ -403,7 +422,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         mountpoint: str, disk_bus: str | None = None,
         device_type: str | None = None, encryption: ty.Any = None,
     ) -> None:
-        if _spec(instance).wants_volume(root=False):
+        if _volume_spec(instance).wants_volume(root=False):
             hotplug.attach(
                 self, context, connection_info, instance, mountpoint,
                 disk_bus, device_type, encryption)
@@ -427,7 +446,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         connection_info: dict[str, ty.Any], instance: objects.Instance,
         mountpoint: str, encryption: ty.Any = None,
     ) -> None:
-        if _spec(instance):
+        if _volume_spec(instance):
             hotplug.refuse_detach(
                 self._host, instance,
                 block_device.get_volume_id(connection_info))
@@ -462,7 +481,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         self, operation: str, instance: objects.Instance,
         connection_info: dict[str, ty.Any],
     ) -> None:
-        if _spec(instance):
+        if _volume_spec(instance):
             hotplug.refuse(operation, self._host, instance,
                            block_device.get_volume_id(connection_info))
 
@@ -472,7 +491,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         volume_id: str, new_file: str,
     ) -> None:
         """Refuse to turn a volume into qcow2; the caller tells Cinder."""
-        if _spec(instance):
+        if _volume_spec(instance):
             hotplug.refuse(hotplug.SNAPSHOT, self._host, instance, volume_id,
                            also_off=True)
         super()._volume_snapshot_create(
@@ -480,14 +499,14 @@ class FakeDaxDriver(driver.LibvirtDriver):
 
     def _volume_snapshot_delete(
         self, context: nova_context.RequestContext,
-        instance: objects.Instance, volume_id: str, snapshot_id: str,
-        delete_info: ty.Any = None,
+        instance: objects.Instance, volume_id: str, *args: ty.Any,
+        **kwargs: ty.Any,
     ) -> None:
-        if _spec(instance):
+        if _volume_spec(instance):
             hotplug.refuse(hotplug.SNAPSHOT, self._host, instance, volume_id,
                            also_off=True)
         super()._volume_snapshot_delete(
-            context, instance, volume_id, snapshot_id, delete_info)
+            context, instance, volume_id, *args, **kwargs)
 
     # Moving it while it runs.
 
@@ -582,7 +601,7 @@ class FakeDaxDriver(driver.LibvirtDriver):
         admission.check_resize(
             instance, flavor, [info['path'] for info in disks],
             self._check_addresses(instance, block_device_info),
-            volumes.attached(block_device_info), self._encryption(context))
+            _attached(flavor, block_device_info), self._encryption(context))
         with resize.copies(instance, flavor, disks):
             return super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,

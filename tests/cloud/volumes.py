@@ -121,6 +121,8 @@ class VolumeTestCase(moving.MigrationTestCase):
 
     def attach(self, server: servers.Server, volume: Any) -> None:
         """Attach a volume, and wait until it is."""
+        # Also a volume that was made after the server is deleted after it.
+        self.addCleanup(self.delete, server.id)
         self.cloud.compute.create_volume_attachment(server.show(), volume)
         servers.wait_volume(self.cloud, volume.id, 'in-use')
         self.assertEqual('Success', self.ended(server, 'attach_volume'))
