@@ -405,7 +405,7 @@ class RefusalTest(DaxVolumeTestCase):
                 (self.encrypted(), '(LUKS)'),
                 (self.volume(backend=self.volume_type(
                     'block', multiattach='<is> True').name),
-                 'attached to several servers'),
+                 'several servers can attach it'),
                 (self.limited(), 'limits for the front end'),
                 (self.with_a_snapshot(), "its format is 'qcow2'"),
                 (self.volume(64), "the flavor's RAM is 320 MiB")):
