@@ -400,7 +400,6 @@ class MoveTestCase(test_migration.MigrationTestCase):
         other = self.directory / 'other'
         other.write_bytes(b'Z' * base.SIZE)
         mounted = backing.BackingFile(other, self.directory / 'wrong')
-        self._backings.append(mounted)
         self.addCleanup(mounted.close)
         destination = self.incoming(
             self.attach(mounted.path), 'destination',
@@ -414,7 +413,6 @@ class MoveTestCase(test_migration.MigrationTestCase):
         larger = self.directory / 'larger'
         larger.write_bytes(b'A' * base.SIZE + bytes(base.MIB))
         mounted = backing.BackingFile(larger, self.directory / 'round')
-        self._backings.append(mounted)
         self.addCleanup(mounted.close)
         destination = self.incoming(
             self.attach(mounted.path), 'destination',
