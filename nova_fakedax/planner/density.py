@@ -17,8 +17,8 @@ budget of memory, more and more of them, until one is killed, gets less than
 half of the reads that one alone gets, or the host stalls.
 
 Besides what the bench writes, a row may say ``programs_mib``, ``qemu_mib``,
-``idle_mib``, ``busy``, ``busy_s``, ``swap_mib``, ``swap_left``, ``swap_ms``
-and ``merged_mib``.
+``idle_mib``, ``busy``, ``busy_s``, ``swap_mib``, ``swap_left``, ``swap_ms``,
+``miss_cpu_ms`` and ``merged_mib``. One without ``cpus`` has no limit of them.
 """
 
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ _SWAP_MIB, _ZRAM_LEFT = 6144.0, 0.33
 
 #: CPUs that a guest of the bench uses, at rest and for each read that it makes
 #: a second; and for each page that is read from the storage or from swap. All
-#: without KVM, which takes more.
+#: as seen without KVM; with it they are less.
 _REST_CPUS, _READ_CPU, _MISS_CPU_MS = 0.025, 0.0005, 0.35
 
 #: The share of the bench's file data that is the same in all guests.
