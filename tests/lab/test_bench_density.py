@@ -254,7 +254,8 @@ class SearchTestCase(base.BaseTestCase):
         self.assertEqual([(1, 'rate')], [
             (each.guests, each.stopped_by) for each in search.points])
 
-    def watched(self, *stopped_by: str) -> how_many.Point:
+    def watched(self, *stopped_by: str, rate: float = 100
+                ) -> how_many.Point:
         """What is noted of a fleet that is too large for these reasons."""
         host = FakeFleet(9)
         host.guests = [fleet.Guest(pathlib.Path('0'), None, None)]
@@ -265,7 +266,7 @@ class SearchTestCase(base.BaseTestCase):
         class Search(how_many._Search):
 
             def _watch(self, guests: int, busy: object) -> how_many.Point:
-                return point(guests, 100, stopped_by=next(reasons))
+                return point(guests, rate, stopped_by=next(reasons))
 
         search = Search(host, modes.MODES['pmem'],
                         how_many.VARIANTS['same'], None, 2048, 9)
@@ -281,6 +282,9 @@ class SearchTestCase(base.BaseTestCase):
 
     def test_a_guest_that_was_killed_does_not_come_back(self):
         self.assertEqual('killed', self.watched('killed').stopped_by)
+
+    def test_one_whose_guest_does_not_answer_is_watched_once(self):
+        self.assertEqual('rate', self.watched('rate', rate=0).stopped_by)
 
     def test_a_host_whose_guests_take_all_again_is_full(self):
         host = FakeFleet(9)
@@ -433,11 +437,16 @@ class ResumeTestCase(base.BaseTestCase):
         run.resume()
         run.part('one-guest')
         run.part('how-many')
-        self.assertEqual(['one-guest', 'cut', 'mixed', 'same', 'large',
-                          'least'],
+        self.assertEqual(['one-guest', 'cut', 'mixed', 'same', 'least',
+                          'large'],
                          self.measured)
         self.assertEqual(run.rows, results.load('density'))
         self.assertEqual(6, len(run.rows))
+
+    def test_variants_with_as_much_data_share_images(self):
+        self.run_of().part('how-many')
+        self.assertEqual([256, 556], [
+            call.args[0] for call in command.disks.Disks.call_args_list])
 
     def test_a_run_of_another_kind_is_refused_and_its_rows_stay(self):
         self.run_of().part('one-guest')

@@ -14,6 +14,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
+import itertools
 import os
 import pathlib
 import subprocess
@@ -111,18 +112,14 @@ class _Run:
         if self._quick:
             sets = sets[:2]
         made = disks.Disks(sets[-1], stack)
-        samples: dict[str, list[dict[int, results.Sample]]] = {}
-        for number in range(self._rounds):
-            names = results.in_turn(self._names, number)
-            for group in one_guest.side_by_side(names):
-                with progress.step(f'one-guest, {" and ".join(group)}, round '
-                                   f'{number + 1} of {self._rounds}'):
-                    for name, found in one_guest.samples(
-                            group, made, sets).items():
-                        samples.setdefault(name, []).append(found)
+        samples: dict[str, dict[int, results.Sample]] = {}
+        # The rounds of these figures of memory hardly differ: one is enough.
+        for group in one_guest.side_by_side(self._names):
+            with progress.step(f'one-guest, {" and ".join(group)}'):
+                samples |= one_guest.samples(group, made, sets)
         return [{'part': 'one-guest', 'mode': name, 'working_set_mib': mib,
-                 'ram_mib': one_guest.RAM_MIB, 'rounds': self._rounds,
-                 **results.summary([run[mib] for run in samples[name]],
+                 'ram_mib': one_guest.RAM_MIB, 'rounds': 1,
+                 **results.summary([samples[name][mib]],
                                    one_guest.FIGURES, 1)}
                 for name in self._names for mib in sets]
 
@@ -132,14 +129,16 @@ class _Run:
             if not self._has('how-many', name)]
         if not variants:
             return
-        for variant in variants:
+        # Variants with as much data are next to each other, and share images.
+        for data_mib, same in itertools.groupby(
+                variants, lambda name: how_many.VARIANTS[name].hot_mib + 56):
             with contextlib.ExitStack() as stack:
-                made = disks.Disks(how_many.VARIANTS[variant].hot_mib + 56,
-                                   stack)
+                made = disks.Disks(data_mib, stack)
                 with progress.step('how fast the storage is'):
                     storage = host.storage(made.image(modes.MODES['pmem']))
-                self._add(row | storage
-                          for row in self._fleets(variant, made))
+                for variant in same:
+                    self._add(row | storage
+                              for row in self._fleets(variant, made))
 
     def _fleets(self, variant: str, made: disks.Disks) -> list[results.Row]:
         chosen = how_many.VARIANTS[variant]
@@ -187,7 +186,7 @@ class _Run:
 @click.command()
 @click.option('--rounds', default=2, show_default=True,
               type=click.IntRange(min=1),
-              help='Of each part but how-many and after-work.')
+              help='Of frozen and costs.')
 @click.option('--fleet-rounds', default=1, show_default=True,
               type=click.IntRange(min=1),
               help='Of how-many; one takes more than an hour.')
@@ -245,8 +244,8 @@ def density(rounds: int, fleet_rounds: int, quick: bool,
                 cut    the RAM that the mode needs for the hot set
                 mixed  512 MiB; all have read their set, three work at a time
                 same   512 MiB of RAM each
-                large  as cut, but a hot set of 500 MiB, read 25 times a second
                 least  112 MiB or less: guests cache next to nothing
+                large  as cut, but a hot set of 500 MiB, read 25 times a second
     frozen      the vCPUs are stopped, 500 MiB of clean cache: what the host
                 takes back, in what time, and what it writes to do so. And
                 150 MiB from a guest that works: by the balloon where only the

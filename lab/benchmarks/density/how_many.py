@@ -81,20 +81,21 @@ class Variant:
     modes: tuple[str, ...] = modes.FLEETS
 
 
+#: Those with as much data one after the other, for they share their images.
 VARIANTS = {
     'cut': Variant('RAM cut to the hot set', lambda mode: mode.cut_mib),
     'mixed': Variant('the same RAM, most of them idle', lambda mode: RAM_MIB,
                      mixed=True, modes=modes.MIXED_FLEETS),
     'same': Variant('the same RAM', lambda mode: RAM_MIB,
                     modes=modes.SAME_FLEETS),
+    'least': Variant('the least RAM, most reads missed',
+                     lambda mode: min(mode.cut_mib, _LEAST_MIB),
+                     modes=modes.SMALL_FLEETS),
     'large': Variant('a larger hot set, RAM cut to it',
                      lambda mode: mode.cut_mib + (
                          0 if mode.fake_dax else _LARGE_MIB - HOT_MIB),
                      hot_mib=_LARGE_MIB, rate=_LARGE_RATE,
                      modes=modes.LARGE_FLEETS),
-    'least': Variant('the least RAM, most reads missed',
-                     lambda mode: min(mode.cut_mib, _LEAST_MIB),
-                     modes=modes.SMALL_FLEETS),
 }
 
 
@@ -264,7 +265,9 @@ class _Search:
         time.sleep(_SETTLE)
         for _window in range(_WINDOWS):
             point = self._watch(guests, busy)
-            if point.stopped_by == 'killed' or self._well(point):
+            # One that did nothing has not answered for 30 s either.
+            if (point.stopped_by == 'killed' or not point.least_rate
+                    or self._well(point)):
                 break
         if self._variant.mixed:
             for machine in busy:
