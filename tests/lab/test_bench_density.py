@@ -283,7 +283,7 @@ class SearchTestCase(base.BaseTestCase):
     def test_a_guest_that_was_killed_does_not_come_back(self):
         self.assertEqual('killed', self.watched('killed').stopped_by)
 
-    def test_one_whose_guest_does_not_answer_is_watched_once(self):
+    def test_one_whose_guest_does_nothing_is_watched_once(self):
         self.assertEqual('rate', self.watched('rate', rate=0).stopped_by)
 
     def test_a_host_whose_guests_take_all_again_is_full(self):

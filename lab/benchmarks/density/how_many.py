@@ -265,7 +265,8 @@ class _Search:
         time.sleep(_SETTLE)
         for _window in range(_WINDOWS):
             point = self._watch(guests, busy)
-            # One that did nothing has not answered for 30 s either.
+            # Where a guest did nothing at all, or does not answer, the host
+            # is full; to ask all of them takes up to half a minute.
             if (point.stopped_by == 'killed' or not point.least_rate
                     or self._well(point)):
                 break
