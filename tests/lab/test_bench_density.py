@@ -15,7 +15,6 @@
 from collections.abc import Sequence
 from concurrent import futures
 import contextlib
-import dataclasses
 import itertools
 import pathlib
 import tempfile
@@ -38,6 +37,10 @@ from lab.benchmarks.density import report
 from lab.benchmarks import results
 from lab import errors
 from nova_fakedax.planner import density
+
+
+STORAGE = {'miss_ms': 0.2, 'read_ahead_kib': 4, 'storage_reads_per_s': 10000,
+           'storage_mib_per_s': 500}
 
 
 def point(guests: int, rate: float = 100, stopped_by: str = ''
@@ -85,9 +88,7 @@ class ConclusionTestCase(base.BaseTestCase):
     def test_row_is_one_that_the_planner_checks(self):
         row = how_many.row('pmem', 'cut', 2048, 16, [
             [point(1), point(9), point(11, stopped_by='rate'), point(10)]])
-        row |= {'miss_ms': 0.2, 'read_ahead_kib': 4,
-                'storage_reads_per_s': 10000,
-                'storage_mib_per_s': 500}
+        row |= STORAGE
         found = {each.key: each.measured for each in density.compare([row])}
         self.assertEqual({'guests': 10, 'guests_95': 10}, found)
 
@@ -131,7 +132,7 @@ class FakeGroup:
 class SearchTestCase(base.BaseTestCase):
 
     def search(self, fits: int, most: int = 9, all_well_below: int = 99,
-               slow_from: int = 99, anonymous_mib: int = 300,
+               slow_from: int = 99, plan: int = 6,
                mode: str = 'pmem') -> list[how_many.Point]:
         host = FakeFleet(fits)
 
@@ -143,9 +144,8 @@ class SearchTestCase(base.BaseTestCase):
             def _measure(self) -> str:
                 guests = len(host.guests)
                 why = 'rate' if guests >= all_well_below else ''
-                self.points.append(dataclasses.replace(point(
-                    guests, 90 if guests >= slow_from else 100,
-                    stopped_by=why), anonymous_mib=anonymous_mib))
+                self.points.append(point(
+                    guests, 90 if guests >= slow_from else 100, why))
                 return why
 
         class Images:
@@ -154,7 +154,8 @@ class SearchTestCase(base.BaseTestCase):
                 return pathlib.Path(str(number))
 
         running = Search(host, modes.MODES[mode],
-                         how_many.VARIANTS['same'], Images(), 2048, most)
+                         how_many.VARIANTS['same'], Images(), most,
+                         lambda lone: plan)
         running.run()
         names = [each.image for each in host.guests]
         self.assertEqual(len(names), len(set(names)))
@@ -163,15 +164,13 @@ class SearchTestCase(base.BaseTestCase):
     def sizes(self, *args: int, **options: Any) -> list[int]:
         return [each.guests for each in self.search(*args, **options)]
 
-    def test_every_limit_is_found_whatever_the_guess(self):
-        for limit, guess in itertools.product(range(1, 9), (1, 300, 2000)):
+    def test_every_limit_is_found_whatever_the_plan(self):
+        for limit, plan in itertools.product(range(1, 9), (0, 6, 40)):
             self.assertEqual(limit, how_many.sample(
-                self.search(limit, anonymous_mib=guess), 9)['guests'],
-                (limit, guess))
+                self.search(limit, plan=plan), 9)['guests'], (limit, plan))
             self.assertEqual(limit, how_many.sample(
-                self.search(99, all_well_below=limit + 1,
-                            anonymous_mib=guess), 9)['guests'],
-                (limit, guess))
+                self.search(99, all_well_below=limit + 1, plan=plan),
+                9)['guests'], (limit, plan))
 
     def test_the_most_with_little_lost_is_found_as_well(self):
         for slow in range(2, 8):
@@ -180,23 +179,17 @@ class SearchTestCase(base.BaseTestCase):
             self.assertEqual((7, slow - 1),
                              (found['guests'], found['guests_95']))
 
-    def test_from_a_guess_up_one_at_a_time(self):
-        # 2048 / (300 + 200 / 4) are 5.
+    def test_from_nine_tenths_of_the_plan_up_one_at_a_time(self):
         self.assertEqual([1, 5, 6, 7], self.sizes(6))
 
-    def test_from_a_guess_down(self):
+    def test_from_nine_tenths_of_the_plan_down(self):
         self.assertEqual([1, 5, 4, 3, 2], self.sizes(99, all_well_below=3))
 
     def test_with_swap_two_at_a_time(self):
         self.assertEqual([1, 6, 8, 9], self.sizes(
-            8, anonymous_mib=1000, mode='blk-none-swap'))
+            8, plan=7, mode='blk-none-swap'))
         self.assertEqual([1, 6, 8, 7], self.sizes(
-            7, anonymous_mib=1000, mode='blk-none-swap'))
-
-    def test_from_a_larger_guess_with_swap(self):
-        self.assertEqual([1, 9, 8, 7], self.sizes(7, mode='blk-none-zram'))
-        self.assertEqual([1, 12, 11, 10], self.sizes(
-            10, most=48, anonymous_mib=500, mode='blk-none-swap'))
+            7, plan=7, mode='blk-none-swap'))
 
     def test_those_in_between_that_lose_some_work(self):
         self.assertEqual([1, 5, 6, 7, 4, 3, 2],
@@ -204,21 +197,42 @@ class SearchTestCase(base.BaseTestCase):
 
     def test_a_large_fleet_grows_and_shrinks_in_larger_steps(self):
         self.assertEqual([1, 16, 18, 20, 22, 24, 23], self.sizes(
-            22, most=48, anonymous_mib=372, mode='blk-none-swap'))
+            22, most=48, plan=18, mode='blk-none-swap'))
         self.assertEqual([1, 24, 21, 19, 17, 15, 16], self.sizes(
-            99, most=48, all_well_below=17, anonymous_mib=255,
-            mode='blk-none-swap'))
+            99, most=48, all_well_below=17, plan=27, mode='blk-none-swap'))
 
     def test_both_limits_of_a_large_fleet_are_found(self):
         for fits, slow in itertools.product(range(18, 40), range(12, 41, 4)):
             found = how_many.sample(self.search(
-                fits, most=48, slow_from=slow, anonymous_mib=85,
-                mode='pmem-zram'), 48)
+                fits, most=48, slow_from=slow, plan=30, mode='pmem-zram'), 48)
             self.assertEqual((fits, min(fits, slow - 1)),
                              (found['guests'], found['guests_95']))
 
     def test_it_ends_at_the_most(self):
         self.assertEqual([1, 5, 6, 7, 8], self.sizes(99, most=8))
+        self.assertEqual([1, 8], self.sizes(99, most=8, plan=30))
+
+    def test_it_begins_with_what_the_planner_says_of_a_lone_one(self):
+        plans = []
+
+        class Search:
+            """Takes the place of the search."""
+
+            points: list[how_many.Point] = []
+
+            def __init__(self, *args: Any) -> None:
+                self._plan = args[-1]
+
+            def run(self) -> None:
+                plans.append(self._plan(point(1)))
+
+        self.useFixture(fixtures.MockPatchObject(how_many, '_Search', Search))
+        self.useFixture(fixtures.MockPatchObject(fleet, 'Fleet'))
+        for budget in (2048, 4096):
+            how_many.search('pmem', 'cut', None, budget, 48, STORAGE)
+        # A guest holds 170 MiB, and the host caches some of its 200 MiB.
+        self.assertTrue(6 <= plans[0] <= 12, plans)
+        self.assertTrue(1.8 < plans[1] / plans[0] < 2.2, plans)
 
     def test_one_that_cannot_begin_again_is_not_judged_by_its_past(self):
         host = FakeFleet(9)
@@ -234,7 +248,7 @@ class SearchTestCase(base.BaseTestCase):
                 raise AssertionError('measured')
 
         search = Search(host, modes.MODES['pmem'],
-                        how_many.VARIANTS['same'], None, 2048, 9)
+                        how_many.VARIANTS['same'], None, 9, None)
         search._resize(3)
         self.assertEqual([(3, 'boot')], [
             (each.guests, each.stopped_by) for each in search.points])
@@ -249,7 +263,7 @@ class SearchTestCase(base.BaseTestCase):
                 raise errors.LabError('no answer')
 
         search = Search(host, modes.MODES['pmem'],
-                        how_many.VARIANTS['mixed'], None, 2048, 9)
+                        how_many.VARIANTS['mixed'], None, 9, None)
         self.assertEqual('rate', search._measure())
         self.assertEqual([(1, 'rate')], [
             (each.guests, each.stopped_by) for each in search.points])
@@ -269,7 +283,7 @@ class SearchTestCase(base.BaseTestCase):
                 return point(guests, rate, stopped_by=next(reasons))
 
         search = Search(host, modes.MODES['pmem'],
-                        how_many.VARIANTS['same'], None, 2048, 9)
+                        how_many.VARIANTS['same'], None, 9, None)
         search._measure()
         self.assertEqual([], [*reasons])
         return search.points[-1]
@@ -292,7 +306,7 @@ class SearchTestCase(base.BaseTestCase):
         host.balance = lambda: False
         search = how_many._Search(
             host, modes.MODES['blk-none-zram'], how_many.VARIANTS['same'],
-            None, 2048, 9)
+            None, 9, None)
         self.assertEqual('stall', search._measure())
         self.assertEqual([(1, 'stall')], [
             (each.guests, each.stopped_by) for each in search.points])
@@ -303,7 +317,7 @@ class SearchTestCase(base.BaseTestCase):
         search = how_many._Search(
             fleet_, modes.MODES['pmem'], how_many.VARIANTS['same'],
             mock.Mock(**{'image.side_effect': lambda mode, number: number}),
-            2048, 9)
+            9, None)
         self.assertRaises(errors.LabError, search.run)
 
     def test_it_says_what_it_has_seen(self):
@@ -422,7 +436,7 @@ class ResumeTestCase(base.BaseTestCase):
             return [{'mode': 'pmem-fpr'} | row]
 
         run._one_guest = lambda stack: measure('one-guest', part='one-guest')
-        run._fleets = lambda variant, made: measure(
+        run._fleets = lambda variant, made, storage: measure(
             variant, part='how-many', variant=variant)
         self.useFixture(fixtures.MockPatchObject(
             command.disks, 'Disks', mock.Mock()))

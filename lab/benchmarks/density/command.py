@@ -137,10 +137,10 @@ class _Run:
                 with progress.step('how fast the storage is'):
                     storage = host.storage(made.image(modes.MODES['pmem']))
                 for variant in same:
-                    self._add(row | storage
-                              for row in self._fleets(variant, made))
+                    self._add(self._fleets(variant, made, storage))
 
-    def _fleets(self, variant: str, made: disks.Disks) -> list[results.Row]:
+    def _fleets(self, variant: str, made: disks.Disks,
+                storage: results.Row) -> list[results.Row]:
         chosen = how_many.VARIANTS[variant]
         names = [name for name in self._names if name in chosen.modes]
         rounds = self._fleet_rounds
@@ -150,10 +150,11 @@ class _Run:
                 with progress.step(f'how-many, {variant}, {name}, round '
                                    f'{number + 1} of {rounds}'):
                     runs.setdefault(name, []).append(how_many.search(
-                        name, variant, made, self._budget_mib, self._most))
+                        name, variant, made, self._budget_mib, self._most,
+                        self.about | storage))
                 progress.say('    ' + how_many.sentence(runs[name][-1]))
         return [how_many.row(name, variant, self._budget_mib, self._most,
-                             runs[name]) for name in names]
+                             runs[name]) | storage for name in names]
 
     def _frozen(self, stack: contextlib.ExitStack) -> list[results.Row]:
         made = disks.Disks(frozen.CLEAN_MIB, stack)

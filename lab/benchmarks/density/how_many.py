@@ -12,13 +12,14 @@
 
 """How many guests fit into a host's memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
 import pathlib
 import statistics
 import time
+from typing import Any
 
 from lab.benchmarks.density import disks
 from lab.benchmarks.density import fleet
@@ -28,6 +29,7 @@ from lab.benchmarks.density import one_guest
 from lab.benchmarks import results
 from lab import errors
 from lab.machine import qemu
+from nova_fakedax.planner import density
 
 HOT_MIB = 200
 RATE = 100
@@ -51,8 +53,8 @@ _BUSY = 3
 #: Seconds in which a guest has booted, and in which it has read its hot set:
 #: more than ten times what both take on a host with enough memory.
 _BEGIN_SECONDS = 45
-#: How far a kind of swap makes memory go, at least.
-_STRETCH = {'zram': 2, 'file': 3}
+#: Of the guests that are planned: a fleet that is too large takes longest.
+_FIRST = 0.9
 #: With which all kinds of disk boot, with some room.
 _LEAST_MIB = 112
 #: A hot set that is large next to what QEMU and a kernel take; so few reads
@@ -133,18 +135,19 @@ class _Search:
     """Adds guests to a host until it is full."""
 
     def __init__(self, found: fleet.Fleet, mode: modes.Mode, variant: Variant,
-                 made: disks.Disks, budget_mib: int, most: int) -> None:
+                 made: disks.Disks, most: int,
+                 plan: Callable[[Point], int]) -> None:
         self._fleet = found
         self._mode = mode
         self._variant = variant
         self._disks = made
-        self._budget_mib = budget_mib
         self._most = most
+        self._plan = plan
         self._turn = 0
         self.points: list[Point] = []
 
     def run(self) -> None:
-        """A lone one; as many as ought to fit; more, until it is full.
+        """A lone one; nearly as many as are planned; more, until it is full.
 
         Then those in between that are not known to do well or badly. In small
         steps, for a host that is far too full takes minutes to say so. How
@@ -155,7 +158,8 @@ class _Search:
         lone = self.points[0]
         if lone.stopped_by:
             return
-        if self._grow_to(min(self._guess(lone), self._most)):
+        first = max(2, int(_FIRST * self._plan(lone)))
+        if self._grow_to(min(first, self._most)):
             while (guests := len(self._fleet.guests)) < self._most and (
                     self._grow_to(min(guests + max(step, _step(guests)),
                                       self._most))):
@@ -164,16 +168,6 @@ class _Search:
             while (bad := self._least_bad(well)) - (
                     good := self._most_well(well)) > 1:
                 self._resize(max((bad + good) // 2, bad - _step(bad)))
-
-    def _guess(self, lone: Point) -> int:
-        """Guests of which the host's memory ought to be full."""
-        hot = self._variant.hot_mib if self._mode.fake_dax else 0
-        # Guests can do with a part of their data in the cache of the host.
-        room, each = float(self._budget_mib), lone.anonymous_mib + hot / 4
-        if self._variant.mixed:
-            room -= min(_BUSY * hot, self._budget_mib / 2)
-            each = lone.anonymous_mib
-        return max(2, int(room / each * _STRETCH.get(self._mode.swap, 1)))
 
     def _well(self, point: Point) -> bool:
         return _runs(point) and (
@@ -315,12 +309,23 @@ class _Search:
 
 
 def search(name: str, variant: str, made: disks.Disks, budget_mib: int,
-           most: int) -> list[Point]:
-    """Fleets of growing size, the largest not always last."""
+           most: int, about: Mapping[str, Any]) -> list[Point]:
+    """Fleets of growing size, the largest not always last.
+
+    :param about: the storage, processors and readahead of this machine, as
+        the planner reads them from a row
+    """
     mode = modes.MODES[name]
+
+    def plan(lone: Point) -> int:
+        """Guests that lose little. Only where the search begins."""
+        planned = density.compare([
+            {**about, **row(name, variant, budget_mib, most, [[lone]])}])
+        return next(each.planned for each in planned
+                    if each.key == 'guests_95')
+
     with fleet.Fleet(mode, budget_mib, _BEGIN_SECONDS) as found:
-        running = _Search(found, mode, VARIANTS[variant], made, budget_mib,
-                          most)
+        running = _Search(found, mode, VARIANTS[variant], made, most, plan)
         running.run()
     return running.points
 
