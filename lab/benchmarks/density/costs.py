@@ -12,7 +12,6 @@
 
 """What fake DAX costs: reads, writes, processors, and making a disk."""
 
-import os
 import pathlib
 import re
 import shutil
@@ -54,12 +53,12 @@ def sample(name: str, image: pathlib.Path) -> results.Sample:
         found: results.Sample = {'boot_s': time.monotonic() - started}
         pagecache.evict(image)
         # The second part of the data, so that the first stays cold.
-        processor = _processor_seconds(machine)
+        processor = fleet.processor_seconds(machine)
         taken = _read_seconds(
             machine, f'skip={_READ_MIB} count={_READ_MIB}')
         found['cold_mib_s'] = _READ_MIB / taken
         found['cold_cpu_ms_mib'] = (
-            (_processor_seconds(machine) - processor) * 1000 / _READ_MIB)
+            (fleet.processor_seconds(machine) - processor) * 1000 / _READ_MIB)
         found['cold_reads_s'] = _reads(machine, _READS, 'read')
         machine.agent.run(f'dd if={disks.DATA} of=/dev/null bs=1M '
                           f'count={_READ_MIB}', check=True, timeout=600)
@@ -91,13 +90,6 @@ def _read_seconds(machine: qemu.Machine, options: str) -> float:
         '2> /dev/null && cat /proc/uptime', check=True,
         timeout=900).stdout.splitlines()
     return float(after.split()[0]) - float(before.split()[0])
-
-
-def _processor_seconds(machine: qemu.Machine) -> float:
-    """Of QEMU, its guest included: fields 14 and 15 of proc_pid_stat(5)."""
-    fields = pathlib.Path(f'/proc/{machine.pid}/stat').read_text()
-    return sum(int(field) for field in fields.rpartition(')')[2].split()
-               [11:13]) / os.sysconf('SC_CLK_TCK')
 
 
 def creation(kind: str, base: pathlib.Path) -> results.Sample:

@@ -98,6 +98,13 @@ def boot(mode: modes.Mode, image: pathlib.Path, ram_mib: int,
         yield machine
 
 
+def processor_seconds(machine: qemu.Machine) -> float:
+    """Of QEMU, its guest included: fields 14 and 15 of proc_pid_stat(5)."""
+    fields = pathlib.Path(f'/proc/{machine.pid}/stat').read_text()
+    return sum(int(field) for field in fields.rpartition(')')[2].split()
+               [11:13]) / os.sysconf('SC_CLK_TCK')
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What guests did for some seconds.
@@ -119,14 +126,20 @@ def start_work(machine: qemu.Machine, data: str, mib: int,
                rate: int) -> None:
     """Have a guest read at random from the first MiB of a file."""
     machine.agent.run(
-        f'rm -f {_LOG}; setsid probe work {data} {mib} {rate} {_LOG} '
+        f'{_STOP_WORK} {_LOG}; setsid probe work {data} {mib} {rate} {_LOG} '
         '< /dev/null > /dev/null 2>&1 & echo $! > /run/worker', check=True,
         timeout=_ANSWER_SECONDS)
 
 
-def stop_work(machine: qemu.Machine) -> None:
-    """Also where none runs."""
-    machine.agent.run(_STOP_WORK, timeout=_ANSWER_SECONDS)
+def rest(machines: Sequence[qemu.Machine]) -> None:
+    """Stop the work of all, but for those that do not answer."""
+    def stop(machine: qemu.Machine) -> None:
+        with contextlib.suppress(errors.LabError):
+            machine.agent.run(_STOP_WORK, timeout=_ANSWER_SECONDS)
+
+    with futures.ThreadPoolExecutor(max(len(machines), 1)) as pool:
+        list(pool.map(stop, [machine for machine in machines
+                             if machine.runs]))
 
 
 def done_work(machine: qemu.Machine, seconds: int) -> list[list[int]]:

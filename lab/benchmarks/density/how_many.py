@@ -13,7 +13,6 @@
 """How many guests fit into a host's memory."""
 
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -54,13 +53,13 @@ _BUSY = 3
 #: more than ten times what both take on a host with enough memory.
 _BEGIN_SECONDS = 45
 #: Of the guests that are planned: a fleet that is too large takes longest.
-_FIRST = 0.9
+_FIRST = 0.8
 #: With which all kinds of disk boot, with some room.
 _LEAST_MIB = 112
 #: A hot set that is large next to what QEMU and a kernel take; so few reads
 #: that the processors do not decide how many fit.
 _LARGE_MIB, _LARGE_RATE = 500, 25
-#: A fleet grows and shrinks by such a part of its guests.
+#: A fleet that is too large shrinks by such a part of its guests.
 _STEPS = 8
 
 
@@ -108,6 +107,7 @@ class Point:
     :ivar anonymous_mib: the mean of their QEMUs; the host cannot take it back
         without swap
     :ivar rate: the mean of the guests that had to work, in reads a second
+    :ivar cpus: processors that all of their QEMUs use
     :ivar stopped_by: why it is too large, or nothing. ``killed``; ``boot``:
         one does not boot, or read its hot set, in 45 s; ``rate``; ``stall``
     """
@@ -120,15 +120,11 @@ class Point:
     longest_ms: float
     stalled: float | None
     stopped_by: str
+    cpus: float = 0.0
 
 
 def _runs(point: Point) -> bool:
     return not point.stopped_by
-
-
-def _step(guests: int) -> int:
-    """How many more or fewer guests the next fleet has at least."""
-    return max(1, guests // _STEPS)
 
 
 class _Search:
@@ -144,30 +140,28 @@ class _Search:
         self._most = most
         self._plan = plan
         self._turn = 0
+        self._working: Sequence[qemu.Machine] = ()
         self.points: list[Point] = []
 
     def run(self) -> None:
-        """A lone one; nearly as many as are planned; more, until it is full.
+        """A lone one; most of those that are planned; one more at a time.
 
-        Then those in between that are not known to do well or badly. In small
-        steps, for a host that is far too full takes minutes to say so. How
-        far swap stretches is not known well, so there it is two at least.
+        Until the host is full, which takes minutes to say so, so it is made
+        too full by as little as can be. Then those in between that are not
+        known to do well or badly.
         """
-        step = 2 if self._mode.swap else 1
         self._grow_to(1)
         lone = self.points[0]
         if lone.stopped_by:
             return
-        first = max(2, int(_FIRST * self._plan(lone)))
-        if self._grow_to(min(first, self._most)):
-            while (guests := len(self._fleet.guests)) < self._most and (
-                    self._grow_to(min(guests + max(step, _step(guests)),
-                                      self._most))):
-                pass
+        guests = min(max(2, int(_FIRST * self._plan(lone))), self._most)
+        while guests <= self._most and self._grow_to(guests):
+            guests += 1
         for well in (_runs, self._well):
             while (bad := self._least_bad(well)) - (
                     good := self._most_well(well)) > 1:
-                self._resize(max((bad + good) // 2, bad - _step(bad)))
+                self._resize(max((bad + good) // 2,
+                                 bad - max(1, bad // _STEPS)))
 
     def _well(self, point: Point) -> bool:
         return _runs(point) and (
@@ -199,11 +193,13 @@ class _Search:
         :raises errors.LabError: not even a lone one boots
         """
         now, killed = len(self._fleet.guests), self._fleet.group.killed()
+        # Next to guests that work, to boot and to read takes minutes.
+        fleet.rest(self._working)
         failed = self._fleet.add(self._free_images(guests - now),
                                  self._variant.ram_mib(self._mode))
         if failed and guests == 1 and not self._fleet.group.killed():
             raise failed[0]
-        failed += self._begin_all(
+        failed += self._read_all(
             self._fleet.guests[now if first is None else first:])
         if failed or self._fleet.killed():
             self._give_up('killed' if self._fleet.group.killed() > killed
@@ -218,9 +214,9 @@ class _Search:
         self._bury()
         return why
 
-    def _begin_all(self, found: Sequence[fleet.Guest]
-                   ) -> list[errors.LabError]:
-        failed = fleet.for_each(lambda one: self._begin(one.machine), found)
+    def _read_all(self, found: Sequence[fleet.Guest]
+                  ) -> list[errors.LabError]:
+        failed = fleet.for_each(lambda one: self._read(one.machine), found)
         if self._mode.ksm:
             host.wait_merged(20)
         return failed
@@ -237,21 +233,16 @@ class _Search:
         return list(itertools.islice(
             (image for image in made if image not in used), count))
 
-    def _begin(self, machine: qemu.Machine) -> None:
-        fleet.stop_work(machine)
+    def _read(self, machine: qemu.Machine) -> None:
         machine.agent.run(f'dd if={disks.DATA} of=/dev/null bs=1M '
                           f'count={self._variant.hot_mib}', check=True,
                           timeout=_BEGIN_SECONDS)
-        if not self._variant.mixed:
-            fleet.start_work(machine, disks.DATA, self._variant.hot_mib,
-                             self._variant.rate)
 
     def _measure(self) -> str:
         """Measure the fleet as it is; return why it is too large."""
         guests = len(self._fleet.guests)
-        try:
-            busy = self._busy()
-        except errors.LabError:
+        busy = self._working = self._next_busy()
+        if fleet.for_each(self._start, busy):
             # One does not even begin to work.
             return self._give_up('rate')
         if not self._fleet.balance():
@@ -264,19 +255,15 @@ class _Search:
             if (point.stopped_by == 'killed' or not point.least_rate
                     or self._well(point)):
                 break
-        if self._variant.mixed:
-            for machine in busy:
-                with contextlib.suppress(errors.LabError):
-                    fleet.stop_work(machine)
         self.points.append(point)
         self._bury()
         return point.stopped_by
 
     def _watch(self, guests: int, busy: Sequence[qemu.Machine]) -> Point:
         """What a fleet does for some seconds."""
-        before = self._fleet.group.stalled_seconds()
+        before, cpu = self._fleet.group.stalled_seconds(), self._cpu()
         time.sleep(_WINDOW)
-        after = self._fleet.group.stalled_seconds()
+        after, cpu = self._fleet.group.stalled_seconds(), self._cpu() - cpu
         done = fleet.work(busy, _WINDOW, None if before is None
                           or after is None else after - before)
         why = (self._fleet.killed() and 'killed'
@@ -284,7 +271,13 @@ class _Search:
                or (done.stalled or 0) > _MOST_STALLED and 'stall' or '')
         return Point(
             guests, self._anonymous_mib(), statistics.mean(done.rates),
-            min(done.rates), done.p99_ms, done.longest_ms, done.stalled, why)
+            min(done.rates), done.p99_ms, done.longest_ms, done.stalled, why,
+            max(cpu, 0) / _WINDOW)
+
+    def _cpu(self) -> float:
+        """The seconds of processors that the QEMUs have had."""
+        return sum(fleet.processor_seconds(each.machine)
+                   for each in self._fleet.guests if each.machine.runs)
 
     @property
     def _lone_rate(self) -> float:
@@ -295,17 +288,18 @@ class _Search:
             one_guest.anonymous_mib(each.machine.pid)
             for each in self._fleet.guests if each.machine.runs] or [0])
 
-    def _busy(self) -> list[qemu.Machine]:
+    def _next_busy(self) -> list[qemu.Machine]:
         machines = [each.machine for each in self._fleet.guests]
         if not self._variant.mixed:
             return machines
         busy = list(itertools.islice(itertools.cycle(machines), self._turn,
                                      self._turn + min(_BUSY, len(machines))))
         self._turn += _BUSY
-        for machine in busy:
-            fleet.start_work(machine, disks.DATA, self._variant.hot_mib,
-                             self._variant.rate)
         return busy
+
+    def _start(self, machine: qemu.Machine) -> None:
+        fleet.start_work(machine, disks.DATA, self._variant.hot_mib,
+                         self._variant.rate)
 
 
 def search(name: str, variant: str, made: disks.Disks, budget_mib: int,
@@ -357,6 +351,8 @@ def row(name: str, variant: str, budget_mib: int, most: int,
                 points[0].anonymous_mib for points in runs), 1),
             'hot_mib': VARIANTS[variant].hot_mib,
             'reads_per_s': VARIANTS[variant].rate,
+            'guest_cpus': round(statistics.median(
+                points[0].cpus for points in runs), 4),
             'most': most, **({'swap_mib': host.SWAP_MIB} if mode.swap else {}),
             **results.summary(samples, ('guests', 'guests_95'), 1),
             'stopped_by': max(first_bad, key=first_bad.count),
