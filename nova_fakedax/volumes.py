@@ -38,6 +38,7 @@ from nova import utils
 from nova.virt import block_device
 from nova.virt import driver
 from nova.virt.libvirt import config as vconfig
+from os_brick import encryptors
 from oslo_log import log as logging
 from oslo_utils import units
 
@@ -142,7 +143,7 @@ def check_connection(
         _refuse(volume_id, _(
             'QEMU reads it over the network (librbd); allowed: a backend with '
             'files or block devices'))
-    if (encryption or {}).get('provider') == 'luks':
+    if _qemu_decrypts(encryption or {}):
         _refuse(volume_id, _LUKS)
     if connection_info.get('multiattach'):
         _refuse(volume_id, _MULTIATTACH)
@@ -152,6 +153,18 @@ def check_connection(
         _refuse(volume_id, _not_raw(data['format']))
     if data.get('qos_specs'):
         _refuse(volume_id, _LIMITS)
+
+
+def _qemu_decrypts(encryption: Mapping[str, ty.Any]) -> bool:
+    """Whether QEMU would decrypt a volume, and not dm-crypt of the host.
+
+    Follows nova.virt.libvirt.driver.LibvirtDriver._allow_native_luksv1; volume
+    types may still name classes that are gone.
+    """
+    provider = encryption.get('provider')
+    return bool(encryptors.LUKS == (
+        encryptors.LEGACY_PROVIDER_CLASS_TO_FORMAT_MAP.get(
+            provider, provider)))
 
 
 # Short: a fault has 255 characters, of which 130 are before these.

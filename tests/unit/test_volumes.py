@@ -21,6 +21,8 @@ from nova import exception
 from nova import objects
 from nova.virt import block_device as driver_block_device
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import driver as libvirt_driver
+from os_brick import encryptors
 from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
@@ -115,6 +117,8 @@ class RefusedConnectionTest(RefusedTestCase):
                  for name, said, why, others in (
         ('librbd', {'driver_volume_type': 'rbd'}, 'librbd', {}),
         ('LUKS', {}, 'LUKS', {'encryption': {'provider': 'luks'}}),
+        ('LUKS, by the name of old volume types', {}, 'LUKS', {'encryption': {
+            'provider': 'nova.volume.encryptors.luks.LuksEncryptor'}}),
         ('multiattach', {'multiattach': True}, 'several servers', {}),
         ('read-only', {'data': {'access_mode': 'ro'}}, 'read-only', {}),
         ('qcow2', {'data': {'format': 'qcow2'}}, "format is 'qcow2'", {}),
@@ -150,9 +154,23 @@ class ConnectionTest(base.BaseTestCase):
             volumes.check_connection(uuids.volume, said, {})
 
     def test_what_dm_crypt_decrypts(self):
-        volumes.check_connection(
-            uuids.volume, {'driver_volume_type': 'iscsi'},
-            {'provider': 'plain'})
+        for provider in (
+            'plain', 'luks2', 'os_brick.encryptors.nop.NoopEncryptor',
+            'nova.volume.encryptors.cryptsetup.CryptsetupEncryptor',
+        ):
+            volumes.check_connection(
+                uuids.volume, {'driver_volume_type': 'iscsi'},
+                {'provider': provider})
+
+    def test_it_agrees_with_nova(self):
+        for provider in (None, 'vendor.Encryptor', *(
+                encryptors.FORMAT_TO_FRONTEND_ENCRYPTOR_MAP),
+                *encryptors.LEGACY_PROVIDER_CLASS_TO_FORMAT_MAP):
+            encryption = {'provider': provider}
+            self.assertEqual(
+                libvirt_driver.LibvirtDriver._allow_native_luksv1(
+                    None, encryption),
+                volumes._qemu_decrypts(encryption), provider)
 
 
 class DiskTestCase(base.BaseTestCase):
