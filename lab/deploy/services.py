@@ -308,7 +308,9 @@ def _block_storage() -> list[Service]:
             volume,
             # What it mounts goes with it.
             command=f'unshare --mount -- {volume.command}',
-            after=(*volume.after, 'cinder-mount'),
+            # A backend tells the schedulers that listen what it can do, and
+            # then not for a minute.
+            after=(*volume.after, 'cinder-mount', 'cinder-scheduler'),
             reads=(*volume.reads, package / 'loopdriver.py',
                    package / 'loops.py'),
             environment={'PATH': f'{config.PROGRAMS}:{_PATH}',

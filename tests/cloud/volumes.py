@@ -28,6 +28,7 @@ from lab.deploy import config
 from lab.deploy import host
 from lab.deploy import loops
 from lab.deploy import servers
+from lab.machine import agent
 from lab import wait
 from tests.cloud import moving
 
@@ -183,5 +184,10 @@ class VolumeTestCase(moving.MigrationTestCase):
             server, "ls /sys/block | grep '^pmem' || true").split())
 
     def run_in(self, server: servers.Server, command: str) -> str:
-        with server.agent() as agent:
-            return str(agent.run(command, check=True).stdout)
+        with server.agent() as guest:
+            try:
+                return str(guest.run(command, check=True).stdout)
+            except agent.CommandError:
+                self.addDetail('dmesg', testtools.content.text_content(
+                    guest.run('dmesg | tail -n 40').stdout))
+                raise

@@ -239,8 +239,9 @@ def density(rounds: int, fleet_rounds: int, quick: bool,
     how-many    guests are added until one is killed, one does not boot or
                 read its hot set in 45 s, one reads less than half as often as
                 a lone one, or some process waits for memory for more than
-                20 % of the time (PSI). Each reads 4 KiB at random in 200 MiB,
-                100 times a second. "guests_95" is the most at which no more
+                20 % of the time (PSI). The others rest while one boots and
+                reads. Each reads 4 KiB at random in 200 MiB, 100 times a
+                second. "guests_95" is the most at which no more
                 than 5 % of the reads are lost.
                 cut    the RAM that the mode needs for the hot set
                 mixed  512 MiB; all have read their set, three work at a time
