@@ -19,7 +19,6 @@ half of the reads that one alone gets, or the host stalls.
 Besides what the bench writes, a row may say ``programs_mib``, ``qemu_mib``,
 ``idle_mib``, ``busy``, ``busy_s``, ``swap_mib``, ``swap_left``, ``swap_ms``,
 ``miss_cpu_ms`` and ``merged_mib``. One without ``cpus`` has no limit of them.
-How fast these are shows in ``guest_cpus``: what a guest alone takes of them.
 """
 
 from collections.abc import Iterable
@@ -128,7 +127,7 @@ def _compare(row: Mapping[str, ty.Any]) -> Iterable[Comparison]:
     where = host.Host(row['budget_mib'], host.Storage(
         row['miss_ms'] / 1000, row.get('storage_reads_per_s', math.inf),
         row.get('storage_mib_per_s', math.inf)), row.get('cpus', math.inf),
-        row.get('miss_cpu_ms', _slower(row) * _MISS_CPU_MS) / 1000)
+        row.get('miss_cpu_ms', _MISS_CPU_MS) / 1000)
 
     def guests(number: int) -> host.Guests:
         return [(_load(row, number), number)]
@@ -158,8 +157,7 @@ def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
         touched=max(0.0, row['unreclaimable_mib'] - qemu - programs),
         qemu=qemu, idle=row.get(
             'idle_mib', min(_IDLE_MIB, qemu + programs)),
-        cpus=_slower(row) * (
-            _REST_CPUS + _READ_CPU * spells.share * row['reads_per_s']),
+        cpus=_REST_CPUS + _READ_CPU * spells.share * row['reads_per_s'],
         spells=spells, work=0.0), disk,
         row['read_ahead_kib'] if mode in _READ_AHEAD else lru.PAGE_KIB, swap)
     # What was measured of one guest.
@@ -168,13 +166,6 @@ def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
     # Of what Linux has merged there is one copy for all.
     held -= _merged(row) * (1 - 1 / number)
     return dataclasses.replace(load, held=max(0.0, held))
-
-
-def _slower(row: Mapping[str, ty.Any]) -> float:
-    """How much more of a CPU all takes on the bench's machine."""
-    usual = _REST_CPUS + _READ_CPU * row['reads_per_s']
-    found: float = row.get('guest_cpus', usual) / usual
-    return found
 
 
 def _spells(row: Mapping[str, ty.Any], number: int) -> lru.Spells:

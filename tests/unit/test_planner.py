@@ -557,13 +557,9 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
             'changes': {'mode': 'pmem-zram', 'unreclaimable_mib': 172,
                         'idle_mib': 120, 'miss_ms': 0.01},
             'planned': (22, 22)}),
-        ('on processors of the usual speed', {
+        ('until the processors are full', {
             'changes': {'mode': 'pmem', 'unreclaimable_mib': 150,
                         'miss_ms': 0.01, 'cpus': 0.7},
-            'planned': (7, 7)}),
-        ('on processors of half that speed', {
-            'changes': {'mode': 'pmem', 'unreclaimable_mib': 150,
-                        'miss_ms': 0.01, 'cpus': 1.4, 'guest_cpus': 0.15},
             'planned': (7, 7)}),
         ("on QEMU's device, with readahead", {
             'changes': {'mode': 'pmem-stock', 'unreclaimable_mib': 150,

@@ -351,8 +351,6 @@ def row(name: str, variant: str, budget_mib: int, most: int,
                 points[0].anonymous_mib for points in runs), 1),
             'hot_mib': VARIANTS[variant].hot_mib,
             'reads_per_s': VARIANTS[variant].rate,
-            'guest_cpus': round(statistics.median(
-                points[0].cpus for points in runs), 4),
             'most': most, **({'swap_mib': host.SWAP_MIB} if mode.swap else {}),
             **results.summary(samples, ('guests', 'guests_95'), 1),
             'stopped_by': max(first_bad, key=first_bad.count),
