@@ -365,8 +365,8 @@ class EvacuateTest(testscenarios.WithScenarios, DaxVolumeTestCase,
         for node in (self.destination, self.source):
             self.assertEqual(node.name, self.migrate(server))
         self.write(server)
-        # The data volume's file system has no journal: what fsync leaves out
-        # is a bitmap that has the file's inode as free.
+        # The data volume's ext4 has no journal, and fsync does not write the
+        # bitmap of inodes: after a power cut the file's would be free there.
         self.run_in(server, 'sync')
         emulator = self.emulator(server, self.source)
         self.fail_compute()

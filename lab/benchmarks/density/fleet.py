@@ -23,6 +23,8 @@ import statistics
 import threading
 from typing import TypeVar
 
+import psutil
+
 from lab.benchmarks.density import host
 from lab.benchmarks.density import modes
 from lab.benchmarks import results
@@ -99,10 +101,9 @@ def boot(mode: modes.Mode, image: pathlib.Path, ram_mib: int,
 
 
 def processor_seconds(machine: qemu.Machine) -> float:
-    """Of QEMU, its guest included: fields 14 and 15 of proc_pid_stat(5)."""
-    fields = pathlib.Path(f'/proc/{machine.pid}/stat').read_text()
-    return sum(int(field) for field in fields.rpartition(')')[2].split()
-               [11:13]) / os.sysconf('SC_CLK_TCK')
+    """Of QEMU, its guest included."""
+    times = psutil.Process(machine.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,8 @@ def start_work(machine: qemu.Machine, data: str, mib: int,
                rate: int) -> None:
     """Have a guest read at random from the first MiB of a file."""
     machine.agent.run(
-        f'{_STOP_WORK} {_LOG}; setsid probe work {data} {mib} {rate} {_LOG} '
+        f'{_STOP_WORK}; rm -f {_LOG}; '
+        f'setsid probe work {data} {mib} {rate} {_LOG} '
         '< /dev/null > /dev/null 2>&1 & echo $! > /run/worker', check=True,
         timeout=_ANSWER_SECONDS)
 
