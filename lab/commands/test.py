@@ -202,10 +202,12 @@ def _counted(name: str, results: pathlib.Path, command: Sequence[str],
         # No test was run: not one that can be counted, so not green.
         return Count(failed=1, failures=[
             (name, 'no test was run: see above')])
+    stestr = [sys.executable, '-m', 'stestr', '--repo-url', str(results)]
     count = _count(subprocess.run(
-        [sys.executable, '-m', 'stestr', '--repo-url', str(results), 'last',
-         '--subunit'], cwd=directory, env=environment, capture_output=True,
-    ).stdout)
+        [*stestr, 'last', '--subunit'], cwd=directory, env=environment,
+        capture_output=True).stdout)
+    # Where the time goes: CI's log is all that is left of its run.
+    subprocess.run([*stestr, 'slowest'], cwd=directory, env=environment)
     if status and not count.failed:
         count.failed = 1
         count.failures.append(
@@ -280,8 +282,8 @@ PARTS: dict[str, Part] = {
 #: one core busy.
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (('style', 'unit', 'lab', 'device'),),
-    (('guest', 'image', 'package', 'bench', 'functional', 'regression'),
-     ('paravirt', 'libvirt', 'cloud', 'tempest')),
+    (('guest', 'image', 'package', 'bench', 'functional'),
+     ('paravirt', 'libvirt', 'cloud', 'tempest', 'regression')),
 )
 
 

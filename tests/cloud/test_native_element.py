@@ -152,6 +152,7 @@ class NativeElementTest(base.CloudTestCase):
         self.assert_flushes(here)
         self.run_in_guest(here, 'probe verify /root/data 8 2')
 
+    @base.on_demand
     def test_destination_that_cannot_drop_its_cache_is_refused(self) -> None:
         """libvirt reports why, and the guest runs on at the source."""
         here, there = host.HOSTS

@@ -214,6 +214,7 @@ class UserTest(RecoveryTestCase):
 
 class AutoConvergeTest(RecoveryTestCase):
 
+    @base.on_demand
     def test_auto_converge(self) -> None:
         """A guest that writes to its RAM faster than it can be sent."""
         self.configure({'libvirt': {
@@ -239,6 +240,7 @@ class FaultTest(RecoveryTestCase):
         cut(self.emulator(server, self.source), self.destination.address)
         self.assert_stays(server, 'failed')
 
+    @base.on_demand
     def test_qemu_is_killed_at_the_destination(self) -> None:
         """As by the kernel when memory runs out."""
         server = self.begin()
@@ -246,6 +248,7 @@ class FaultTest(RecoveryTestCase):
         self.emulator(server, self.destination).kill()
         self.assert_stays(server, 'failed')
 
+    @base.on_demand
     def test_libvirt_is_killed_at_the_destination(self) -> None:
         server = self.begin()
         self.depart(server)
@@ -269,6 +272,7 @@ class FaultTest(RecoveryTestCase):
         self.assertEqual(self.destination.name, self.migrate(server))
         self.assert_runs_on(server, self.destination)
 
+    @base.on_demand
     def test_nova_compute_is_killed_at_the_destination(self) -> None:
         """The guest moves, and Nova does its part later."""
         server = self.begin()
@@ -279,6 +283,7 @@ class FaultTest(RecoveryTestCase):
         self.revive()
         self.assert_moved(server)
 
+    @base.on_demand
     def test_nova_compute_is_killed_at_the_source(self) -> None:
         """If it is back while the guest is on its way, the guest stays."""
         server = self.begin()

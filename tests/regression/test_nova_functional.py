@@ -30,25 +30,25 @@ from tests import regression
 
 PACKAGE = 'nova.tests.functional.libvirt'
 
-#: What our driver overrides: how guests and their disks are made, moved,
-#: rescued and reported.
+#: What our driver overrides: how guests and their disks are made, moved and
+#: rescued.
 ALWAYS = (
-    'test_device_bus_migration',
     'test_evacuate',
     'test_live_migration',
     'test_machine_type',
     'test_migration_addr',
     'test_numa_live_migration',
     'test_rescue_deleted_base',
-    'test_reshape',
-    'test_server_shares',
     'test_vpmem',
 )
 
 #: What it only passes through: run if FAKEDAX_REGRESSION is in the
 #: environment, because they take long.
 ON_DEMAND = (
+    'test_device_bus_migration',
     'test_numa_servers',
+    'test_reshape',
+    'test_server_shares',
     'test_stateless_firmware',
     'test_uefi',
     'test_vtpm',
