@@ -72,6 +72,7 @@ class LayoutTestCase(moving.MigrationTestCase):
 class EachLayoutTest(LayoutTestCase):
     """One server of each layout, through all that can be done with it."""
 
+    @on_demand
     def test_memmap_on_the_device(self) -> None:
         self.walk('device')
 
