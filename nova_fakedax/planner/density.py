@@ -22,9 +22,13 @@ Besides what the bench writes, a row may say ``programs_mib``, ``qemu_mib``,
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
 import dataclasses
 import math
+import statistics
 import typing as ty
 
 from nova_fakedax.planner import guest
@@ -54,10 +58,9 @@ _BUSY, _BUSY_SECONDS = 3, 7.0
 #: MiB of swap, and what of a page of the bench stays in memory in zram.
 _SWAP_MIB, _ZRAM_LEFT = 6144.0, 0.33
 
-#: CPUs that a guest of the bench uses, at rest and for each read that it makes
-#: a second; and for each page that is read from the storage or from swap. All
-#: as seen without KVM; with it they are less.
-_REST_CPUS, _READ_CPU, _MISS_CPU_MS = 0.025, 0.0005, 0.35
+#: Of a CPU for each page that is read from the storage or from swap, as seen
+#: without KVM.
+_MISS_CPU_MS = 0.35
 
 #: The share of the bench's file data that is the same in all guests.
 _SAME = 0.25
@@ -75,6 +78,22 @@ _READ_AHEAD = ('pmem-stock',)
 #: that each may have lost. That the host stalls is not planned: it does where
 #: readahead has guests wait for the storage, too.
 _MEASURED = {'guests': 0.5, 'guests_95': 0.05}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Processors:
+    """The CPUs that a guest of the bench takes.
+
+    :ivar rest: at rest
+    :ivar read: for each read that it makes a second
+    """
+
+    rest: float
+    read: float
+
+
+#: As seen without KVM; with it they are less.
+_USUAL = _Processors(0.025, 0.0005)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,29 +127,71 @@ class Comparison:
 def compare(rows: Iterable[Mapping[str, ty.Any]]) -> list[Comparison]:
     """Plan each row of the part, and compare.
 
+    :param rows: also say how fast the processors were, where there are enough
     :raises ValueError: a row cannot be planned; says which and why
     """
+    numbered = [(number, row) for number, row in enumerate(rows)
+                if row.get('part') == PART]
     found: list[Comparison] = []
-    for number, row in enumerate(rows):
-        if row.get('part') != PART:
-            continue
-        try:
-            found += _compare(row)
-        except KeyError as exc:
-            raise ValueError(f'row {number} has no {exc}') from exc
-        except (TypeError, ValueError) as exc:
-            raise ValueError(f'row {number}: {exc}') from exc
+    seen: list[tuple[float, float]] = []
+    # First all that tells of the processors.
+    for number, row in numbered:
+        with _named(number):
+            seen += _seen(row)
+    processors = _fitted(seen)
+    for number, row in numbered:
+        with _named(number):
+            found += _compare(row, processors)
     return found
 
 
-def _compare(row: Mapping[str, ty.Any]) -> Iterable[Comparison]:
+@contextlib.contextmanager
+def _named(number: int) -> Iterator[None]:
+    """Have what is wrong with a row name it."""
+    try:
+        yield
+    except KeyError as exc:
+        raise ValueError(f'row {number} has no {exc}') from exc
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f'row {number}: {exc}') from exc
+
+
+def _seen(row: Mapping[str, ty.Any]) -> Iterable[tuple[float, float]]:
+    """The reads a second of a guest, and the CPUs that it takes.
+
+    Of fleets whose guests cache all that they read, so that the reads alone
+    take the processors.
+    """
+    if (_disk(row['mode']) is guest.Disk.FAKE_DAX or _swap(row)
+            or row['ram_mib'] < _PROGRAMS_MIB + row['hot_mib']):
+        return
+    for point in row.get('points', ()):
+        number = point['guests']
+        # One alone has the caches of the processors to itself.
+        if number > 1 and not point['stopped_by'] and point.get('cpus'):
+            # What was asked for: the same rate, if it was meant to be.
+            yield (row['reads_per_s'] * _spells(row, number).share,
+                   point['cpus'] / number)
+
+
+def _fitted(seen: Sequence[tuple[float, float]]) -> _Processors:
+    """What is usual, if a line through what was seen tells nothing."""
+    if len({rate for rate, _cpus in seen}) > 1:
+        read, rest = statistics.linear_regression(*zip(*seen, strict=True))
+        if read > 0 and rest > 0:
+            return _Processors(rest, read)
+    return _USUAL
+
+
+def _compare(row: Mapping[str, ty.Any],
+             processors: _Processors) -> Iterable[Comparison]:
     where = host.Host(row['budget_mib'], host.Storage(
         row['miss_ms'] / 1000, row.get('storage_reads_per_s', math.inf),
         row.get('storage_mib_per_s', math.inf)), row.get('cpus', math.inf),
         row.get('miss_cpu_ms', _MISS_CPU_MS) / 1000)
 
     def guests(number: int) -> host.Guests:
-        return [(_load(row, number), number)]
+        return [(_load(row, number, processors), number)]
 
     # The bench compares with a guest alone, which may lose something, too.
     alone = host.judge(where, guests(1), host.Limits(lost=1))
@@ -143,7 +204,8 @@ def _compare(row: Mapping[str, ty.Any]) -> Iterable[Comparison]:
             and row[key] == row['guests'])
 
 
-def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
+def _load(row: Mapping[str, ty.Any], number: int,
+          processors: _Processors) -> guest.Load:
     """One of so many guests of a row."""
     mode = row['mode']
     disk = _disk(mode)
@@ -157,7 +219,8 @@ def _load(row: Mapping[str, ty.Any], number: int) -> guest.Load:
         touched=max(0.0, row['unreclaimable_mib'] - qemu - programs),
         qemu=qemu, idle=row.get(
             'idle_mib', min(_IDLE_MIB, qemu + programs)),
-        cpus=_REST_CPUS + _READ_CPU * spells.share * row['reads_per_s'],
+        cpus=processors.rest + (
+            processors.read * spells.share * row['reads_per_s']),
         spells=spells, work=0.0), disk,
         row['read_ahead_kib'] if mode in _READ_AHEAD else lru.PAGE_KIB, swap)
     # What was measured of one guest.

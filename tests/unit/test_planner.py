@@ -572,6 +572,46 @@ class DensityTest(testscenarios.WithScenarios, base.BaseTestCase):
             of.planned for of in density.compare([row(**self.changes)])))
 
 
+class ProcessorsTest(base.BaseTestCase):
+    """Rows say how fast the processors are that they were measured on."""
+
+    LIMITED = {'mode': 'pmem', 'unreclaimable_mib': 150, 'miss_ms': 0.01,
+               'cpus': 0.7}
+
+    def planned(self, *others):
+        return density.compare([row(**self.LIMITED), *others])[0].planned
+
+    def fleet(self, cpus, reads_per_s=100, **changes):
+        return row(reads_per_s=reads_per_s, points=[
+            {'guests': 5, 'rate': reads_per_s, 'cpus': cpus,
+             'stopped_by': ''}]) | changes
+
+    def test_of_fleets_that_cache_all_they_read(self):
+        # As usual: 0.025 CPUs at rest, and 0.0005 for each read.
+        self.assertEqual(7, self.planned())
+        self.assertEqual(7, self.planned(
+            self.fleet(5 * 0.075), self.fleet(5 * 0.050, reads_per_s=50)))
+        # Twice that.
+        self.assertEqual(4, self.planned(
+            self.fleet(5 * 0.15), self.fleet(5 * 0.1, reads_per_s=50)))
+
+    def test_fleets_that_tell_nothing(self):
+        slow = self.fleet(5 * 0.1, reads_per_s=50)
+        point = self.fleet(5 * 0.15)['points'][0]
+        for other in (
+                self.fleet(5 * 0.1, reads_per_s=50),
+                self.fleet(5 * 0.15, mode='pmem'),
+                self.fleet(5 * 0.15, mode='blk-none-zram'),
+                self.fleet(5 * 0.15, ram_mib=289),
+                row(points=[point | {'guests': 1}]),
+                row(points=[point | {'stopped_by': 'rate'}]),
+                # Of an older run.
+                row(points=[{'guests': 5, 'rate': 100, 'stopped_by': ''}]),
+                # Less for more reads.
+                self.fleet(5 * 0.05)):
+            self.assertEqual(7, self.planned(slow, other), other)
+
+
 class ComparisonTest(base.BaseTestCase):
     """Against made-up rows."""
 
