@@ -190,7 +190,7 @@ class _Run:
               help='Of frozen and costs.')
 @click.option('--fleet-rounds', default=1, show_default=True,
               type=click.IntRange(min=1),
-              help='Of how-many; one takes more than an hour.')
+              help='Of how-many; one takes one to one and a half hours.')
 @click.option('--quick', is_flag=True,
               help='One round of three modes, with a budget of 1 GiB and '
                    'guests of the variant "cut", and without after-work: to '
