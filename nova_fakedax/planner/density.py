@@ -169,7 +169,7 @@ def _seen(row: Mapping[str, ty.Any]) -> Iterable[tuple[float, float]]:
         number = point['guests']
         # One alone has the caches of the processors to itself.
         if number > 1 and not point['stopped_by'] and point.get('cpus'):
-            # What was asked for: the same rate, if it was meant to be.
+            # The rate asked for: what was measured differs by chance.
             yield (row['reads_per_s'] * _spells(row, number).share,
                    point['cpus'] / number)
 
