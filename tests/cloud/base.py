@@ -31,7 +31,8 @@ from lab import guest
 from lab import paths
 from lab import wait
 
-#: Tests that CI leaves out: another one holds most of what they hold.
+#: Tests that CI leaves out for their time. Most end as another one does; for
+#: auto-converge there is no other.
 on_demand = testtools.skipUnless(
     'FAKEDAX_LONG' in os.environ,
     'takes too long for CI; set FAKEDAX_LONG in the environment to run it')

@@ -19,7 +19,6 @@ from lab.deploy import host
 from lab.deploy import lifecycle
 from lab.deploy import servers
 from lab.machine import emulators
-from tests.cloud import base
 from tests.cloud import moving
 
 
@@ -70,7 +69,6 @@ class MixedHostsTestCase(moving.MigrationTestCase):
 
 class ReleasesTest(MixedHostsTestCase):
 
-    @base.on_demand
     def test_as_far_as_machine_types_go(self) -> None:
         old, new = host.HOSTS
         self.use('7.2', '10.0')

@@ -30,8 +30,8 @@ from tests import regression
 
 PACKAGE = 'nova.tests.functional.libvirt'
 
-#: What our driver overrides: how guests and their disks are made, moved and
-#: rescued.
+#: What our driver overrides: how guests and their disks are made, moved,
+#: rescued and reported.
 ALWAYS = (
     'test_evacuate',
     'test_live_migration',
@@ -39,6 +39,7 @@ ALWAYS = (
     'test_migration_addr',
     'test_numa_live_migration',
     'test_rescue_deleted_base',
+    'test_reshape',
     'test_vpmem',
 )
 
@@ -47,7 +48,6 @@ ALWAYS = (
 ON_DEMAND = (
     'test_device_bus_migration',
     'test_numa_servers',
-    'test_reshape',
     'test_server_shares',
     'test_stateless_firmware',
     'test_uefi',
